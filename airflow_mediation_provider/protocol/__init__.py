@@ -1,0 +1,1 @@
+"""What Zuora Mediation says and what it proves, without I/O: no Airflow, no sockets, no clock of its own."""

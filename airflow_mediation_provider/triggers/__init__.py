@@ -1,0 +1,1 @@
+"""Triggers that wait for meter sessions in the triggerer."""
