@@ -1,0 +1,60 @@
+# Two commands matter: `make demo` and `make test`. Each sets up .venv by itself.
+#   PYTHON=/path/to/python3.13        the interpreter of .venv
+#   CONSTRAINTS=constraints/...txt    the pinned versions (Airflow 3.3 by default)
+#   KEEP=1                            demo: leave Airflow's UI up until Ctrl-C
+
+SHELL := /bin/bash
+.DEFAULT_GOAL := help
+CONSTRAINTS ?= constraints/airflow-3.3.txt
+VENV := .venv
+BIN := $(VENV)/bin
+export PYTHON CONSTRAINTS VENV KEEP
+# Bytecode halves the time that each of Airflow's processes takes to start.
+unexport PYTHONDONTWRITEBYTECODE
+# Tests and demo write here alone; removed when they end.
+SCRATCH := $(CURDIR)/.scratch
+PYTEST = rm -rf $(SCRATCH) && mkdir -p $(SCRATCH) && trap 'rm -rf $(SCRATCH)' EXIT && \
+	TMPDIR=$(SCRATCH) AIRFLOW_HOME=$(SCRATCH)/airflow $(BIN)/python -m pytest
+
+.PHONY: help setup demo test lint unit integration format constraints clean
+
+help:  ## this list
+	@grep -hE '^[a-z]+:.*##' $(firstword $(MAKEFILE_LIST)) | sed -E 's/^([a-z]+):.*## */\1|/' | \
+		while IFS='|' read -r name what; do printf 'make %-12s %s\n' "$$name" "$$what"; done
+
+setup:  ## make .venv (with uv where there is one), or bring it up to date
+	@.ci/setup
+
+demo: setup  ## run the example DAGs on a private Airflow against a simulated Zuora Mediation (KEEP=1: leave the UI up)
+	@exec $(BIN)/python -m demo $(if $(filter-out 0,$(KEEP)),--keep)
+
+test: lint  ## everything: lint, types, unit tests, and the integration tests on a real Airflow
+	@$(PYTEST) tests/unit tests/integration
+
+lint: setup  ## ruff (rules and format) and mypy
+	@$(BIN)/ruff check --quiet .
+	@$(BIN)/ruff format --quiet --check .
+	@$(BIN)/mypy --no-error-summary
+
+unit: setup  ## unit tests, less than a minute
+	@$(PYTEST) tests/unit
+
+integration: setup  ## tests on a real Airflow
+	@$(PYTEST) tests/integration
+
+format: setup  ## write the code in ruff's format
+	@$(BIN)/ruff check --quiet --fix .
+	@$(BIN)/ruff format --quiet .
+
+# Names and versions alone, valid for every supported Python. Airflow 3.2 has no upper bounds and does not start with
+# libraries newer than June 2026.
+constraints:  ## resolve the pinned versions again (needs uv)
+	uv pip compile --quiet --universal --python-version 3.11 --extra dev --no-header --no-annotate --no-emit-index-url \
+		--no-emit-find-links --upgrade pyproject.toml <(echo 'apache-airflow==3.3.*') -o constraints/airflow-3.3.txt
+	uv pip compile --quiet --universal --python-version 3.11 --extra dev --no-header --no-annotate --no-emit-index-url \
+		--no-emit-find-links --upgrade --exclude-newer 2026-06-15 pyproject.toml <(echo 'apache-airflow==3.2.*') \
+		-o constraints/airflow-3.2.txt
+
+clean:  ## remove .venv and everything else that was made
+	rm -rf $(VENV) .demo .scratch .pytest_cache .mypy_cache .ruff_cache .hypothesis build dist *.egg-info
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
