@@ -48,12 +48,11 @@ format: setup  ## write the code in ruff's format
 
 # Names and versions alone, valid for every supported Python. Airflow 3.2 has no upper bounds and does not start with
 # libraries newer than June 2026.
+RESOLVE = uv pip compile --quiet --universal --python-version 3.11 --extra dev --extra bench --upgrade \
+	--no-header --no-annotate --no-emit-index-url --no-emit-find-links pyproject.toml
 constraints:  ## resolve the pinned versions again (needs uv)
-	uv pip compile --quiet --universal --python-version 3.11 --extra dev --no-header --no-annotate --no-emit-index-url \
-		--no-emit-find-links --upgrade pyproject.toml <(echo 'apache-airflow==3.3.*') -o constraints/airflow-3.3.txt
-	uv pip compile --quiet --universal --python-version 3.11 --extra dev --no-header --no-annotate --no-emit-index-url \
-		--no-emit-find-links --upgrade --exclude-newer 2026-06-15 pyproject.toml <(echo 'apache-airflow==3.2.*') \
-		-o constraints/airflow-3.2.txt
+	$(RESOLVE) <(echo 'apache-airflow==3.3.*') -o constraints/airflow-3.3.txt
+	$(RESOLVE) <(echo 'apache-airflow==3.2.*') -o constraints/airflow-3.2.txt --exclude-newer 2026-06-15
 
 clean:  ## remove .venv and everything else that was made
 	rm -rf $(VENV) .demo .scratch .pytest_cache .mypy_cache .ruff_cache .hypothesis build dist *.egg-info

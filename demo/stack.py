@@ -1,0 +1,166 @@
+"""A private, real Airflow: each component a process of its own, on free ports of 127.0.0.1, in one directory."""
+
+from __future__ import annotations
+
+import base64
+import os
+import secrets
+import signal
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Self
+
+from demo.client import AirflowClient
+from demo.processes import NotInTimeError, Processes, free_ports, kill_processes_in, wait_until
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+COMPONENTS = ("api-server", "scheduler", "dag-processor", "triggerer")
+# By the names that Airflow's health report uses.
+HEALTHY = {"metadatabase", "scheduler", "dag_processor", "triggerer"}
+
+
+class AirflowStack(AirflowClient):
+    """A private Airflow; a context manager that starts it and leaves neither process nor file behind.
+
+    :param root: private directory, made by :meth:`start`; Airflow's home, database, logs and temporary files are in it
+    :param dags: directory of the DAG files
+    :param env: further environment variables of all components: connections (``AIRFLOW_CONN_...``), settings
+        (``AIRFLOW__SECTION__KEY``); they win over the settings made here
+    """
+
+    def __init__(self, root: Path, dags: Path, env: Mapping[str, str] | None = None) -> None:
+        (port,) = free_ports(1)
+        super().__init__(f"http://127.0.0.1:{port}")
+        self.root = root.resolve()
+        self.home = self.root / "airflow"
+        self.processes = Processes(self.root, {**_environment(self.root, dags.resolve(), port), **(env or {})})
+
+    def __enter__(self) -> Self:
+        try:
+            self.start()
+        except BaseException:
+            self.close()
+            raise
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self.close()
+
+    def start(self, component: str | None = None, *, timeout: float = 120) -> None:
+        """Start one component (``api-server``, ``scheduler``, ``dag-processor``, ``triggerer``), or all of them.
+
+        All: makes the database first, and returns when every component reports that it is healthy.
+
+        :param timeout: seconds that all may take
+        :raises NotInTimeError: a component ended or did not get healthy; the message holds the tail of its log
+        """
+        if component is not None:
+            self.processes.start(component, [sys.executable, "-m", "airflow", component, *_flags(component)])
+            return
+        kill_processes_in(self.root)
+        for directory in (self.home, self.root / "tmp"):
+            directory.mkdir(parents=True, exist_ok=True)
+        self.processes.run("migrate", [sys.executable, "-m", "airflow", "db", "migrate"], timeout=timeout)
+        for each in COMPONENTS:
+            self.start(each)
+        self.wait_healthy(timeout=timeout)
+
+    def wait_healthy(self, *, timeout: float = 120) -> None:
+        """Wait until every component reports that it is healthy.
+
+        :raises NotInTimeError: a component ended, or the time is over; the message holds the tail of its log
+        """
+
+        def healthy() -> bool:
+            for each in COMPONENTS:
+                if not self.processes.running(each):
+                    raise NotInTimeError(f"{each} ended; the end of its log:\n{self.processes.tail(each)}")
+            health = self.health()
+            return all(health.get(each) == "healthy" for each in HEALTHY)
+
+        try:
+            wait_until(healthy, timeout=timeout, what="Airflow to be healthy")
+        except NotInTimeError as error:
+            health = self.health()
+            ill = [each for each in COMPONENTS if health.get(each.replace("-", "_")) != "healthy"]
+            tails = "\n".join(f"--- {each}\n{self.processes.tail(each)}" for each in ill)
+            raise NotInTimeError(f"{error}\nhealth: {health}\n{tails}") from None
+
+    def stop(self, component: str, *, sig: int = signal.SIGTERM) -> None:
+        """Stop a component; with ``SIGKILL`` it and all its children at once, as when its machine is lost."""
+        self.processes.stop(component, sig=sig)
+
+    def pids(self, component: str) -> list[int]:
+        """Return the processes of a component, its main process first."""
+        return self.processes.pids(component)
+
+    def close(self) -> None:
+        """Stop everything. Files stay: they are the root directory's."""
+        self.disconnect()
+        self.processes.close()
+
+
+def _flags(component: str) -> list[str]:
+    # All components share the log directory, so nobody needs to serve logs over the network.
+    return ["--skip-serve-logs"] if component in {"scheduler", "triggerer"} else []
+
+
+def _environment(root: Path, dags: Path, port: int) -> dict[str, str]:
+    """Return the environment of all components: the user's without any Airflow setting, plus the private ones."""
+    inherited = {
+        name: value
+        for name, value in os.environ.items()
+        # PYTHONDONTWRITEBYTECODE doubles the time each process takes to start.
+        if not name.startswith(("AIRFLOW", "_AIRFLOW", "PYTHONDONTWRITEBYTECODE"))
+    }
+    url = f"http://127.0.0.1:{port}"
+    settings: dict[str, dict[str, object]] = {
+        "core": {
+            "dags_folder": dags,
+            "load_examples": False,
+            "executor": "LocalExecutor",
+            "parallelism": 8,
+            "dags_are_paused_at_creation": False,
+            "simple_auth_manager_all_admins": True,
+            "execution_api_server_url": f"{url}/execution/",
+            "fernet_key": base64.urlsafe_b64encode(secrets.token_bytes(32)).decode(),
+            # The default asks the name server, which a machine without network waits for.
+            "hostname_callable": "socket.gethostname",
+            "test_connection": "Enabled",
+        },
+        "api": {
+            "host": "127.0.0.1",
+            "port": port,
+            "base_url": url,
+            "secret_key": secrets.token_hex(16),
+        },
+        "api_auth": {"jwt_secret": secrets.token_hex(32)},
+        "scheduler": {
+            "scheduler_idle_sleep_time": 0.2,
+            "job_heartbeat_sec": 2,
+            "scheduler_heartbeat_sec": 2,
+            "trigger_timeout_check_interval": 2,
+            "task_instance_heartbeat_timeout": 60,
+        },
+        "triggerer": {"job_heartbeat_sec": 2},
+        "dag_processor": {
+            "refresh_interval": 5,
+            "bundle_refresh_check_interval": 2,
+            # A changed file is parsed at once; this is about the unchanged ones.
+            "min_file_process_interval": 120,
+            "stale_dag_threshold": 600,
+        },
+    }
+    return {
+        **inherited,
+        **{f"AIRFLOW__{s.upper()}__{k.upper()}": str(v) for s, keys in settings.items() for k, v in keys.items()},
+        "AIRFLOW_HOME": str(root / "airflow"),
+        "TMPDIR": str(root / "tmp"),
+        "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)]),
+        # Airflow's own addresses must not go through a proxy.
+        "NO_PROXY": "127.0.0.1,localhost",
+        "no_proxy": "127.0.0.1,localhost",
+        "PYTHONUNBUFFERED": "1",
+    }
