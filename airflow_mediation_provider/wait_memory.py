@@ -1,0 +1,122 @@
+"""What a wait has learned, kept from one process to the next: retries, reschedules and crashed triggers forget nothing.
+
+Kept in Airflow's task state store (Airflow 3.3), which also survives Clear; so the record names its *generation*,
+``ti.max_tries``, which Airflow changes when a user clears the task and never on a plain retry. Without a store
+(Airflow 3.2) nothing is kept, and a new process begins with a new baseline.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any, Final, Protocol
+
+from airflow_mediation_provider.protocol.wait import SessionWait
+
+if TYPE_CHECKING:
+    from airflow.sdk import Context
+
+log = logging.getLogger(__name__)
+
+KEY: Final = "mediation_session_wait"
+VERSION: Final = 1
+
+
+class Store(Protocol):
+    """What this module needs of ``context["task_state_store"]``."""
+
+    def get(self, key: str) -> Any:
+        """Return the value kept under the key, or ``None``."""
+
+    def set(self, key: str, value: Any) -> None:
+        """Keep the value under the key."""
+
+
+class WaitMemory:
+    """The kept wait of one task instance.
+
+    :param store: ``context["task_state_store"]``, or ``None`` where Airflow has none
+    :param generation: ``ti.max_tries``
+    :param try_number: ``ti.try_number``: a deadline belongs to a try, all else to the generation
+    """
+
+    def __init__(self, store: Store | None, *, generation: int, try_number: int) -> None:
+        self._store = store
+        self._generation = generation
+        self._try_number = try_number
+        record = store.get(KEY) if store is not None else None
+        if not isinstance(record, Mapping) or record.get("generation") != generation:
+            record = {}
+        self._wait: dict[str, Any] | None = record.get("wait")
+        self._same_try = record.get("try_number") == try_number
+        self.crashes: int = record.get("crashes", 0) if self._same_try else 0
+
+    @classmethod
+    def of(cls, context: Context) -> WaitMemory:
+        """Return the memory of the running task."""
+        ti = context["ti"]
+        return cls(context.get("task_state_store"), generation=ti.max_tries, try_number=ti.try_number)
+
+    def recall(self, fresh: SessionWait) -> SessionWait:
+        """Return the kept wait where it asks the same as ``fresh``, else ``fresh``.
+
+        A new try gets its own deadline and a new patience with Zuora, and keeps what is known about the session.
+        """
+        kept = self.last()
+        if kept is None or _question(kept) != _question(fresh):
+            return fresh
+        if self._same_try:
+            return kept
+        return kept.renewed(until=fresh.condition.until, at=datetime.now(UTC))
+
+    def last(self) -> SessionWait | None:
+        """Return the wait as it was kept last, or ``None``; a record that this version cannot read counts as none."""
+        if self._wait is None:
+            return None
+        try:
+            return SessionWait.from_dict(self._wait)
+        except (KeyError, TypeError, ValueError):
+            log.warning("The kept state of the wait cannot be read; the wait begins anew.", exc_info=True)
+            return None
+
+    def keep(self, wait: SessionWait, *, required: bool = False) -> None:
+        """Keep the wait for the next process.
+
+        :param required: the next process cannot go on without it, so an error of the store ends this one
+        :raises RuntimeError: required, and this Airflow has no task state store
+        """
+        self._wait = wait.to_dict()
+        self._same_try = True
+        self._write(required=required)
+
+    def count_crash(self) -> int:
+        """Note that a trigger of this try crashed, and return how many did so far."""
+        self.crashes += 1
+        self._write(required=False)
+        return self.crashes
+
+    def _write(self, *, required: bool) -> None:
+        if self._store is None:
+            if required:
+                raise RuntimeError("this Airflow has no task state store, which a rescheduled wait needs (Airflow 3.3)")
+            return
+        record = {
+            "version": VERSION,
+            "generation": self._generation,
+            "try_number": self._try_number,
+            "crashes": self.crashes,
+            "wait": self._wait,
+        }
+        try:
+            self._store.set(KEY, {key: value for key, value in record.items() if value is not None})
+        except Exception:
+            # Anything may come from a custom state backend. Without the record only a later crash costs the baseline.
+            if required:
+                raise
+            log.warning("The state of the wait could not be kept; the wait goes on.", exc_info=True)
+
+
+def _question(wait: SessionWait) -> dict[str, Any]:
+    """Return what is waited for, without the deadline."""
+    return {key: value for key, value in wait.condition.to_dict().items() if key != "until"}

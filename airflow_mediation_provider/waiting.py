@@ -1,0 +1,276 @@
+"""Waiting for a session, alike in every mode: on the worker, by reschedule, or deferred to the triggerer.
+
+An operator builds a ``SessionWait`` and hands it to ``_await_session``; it gets a ``WaitResult`` back, now or, after a
+deferral, in its ``execute_complete(context, event)``. What the wait has learned survives a retry, a reschedule and a
+crashed trigger in Airflow's task state store (3.3), so that a baseline is never lost.
+
+Kept light: a DAG file imports this module through the sensors and operators.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from contextlib import suppress
+from datetime import UTC, datetime, timedelta
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, Final, NoReturn
+
+from airflow.sdk import BaseOperator
+from airflow.sdk.exceptions import AirflowRescheduleException, TaskDeferralError, TaskDeferralTimeout
+
+from airflow_mediation_provider.protocol.errors import MediationError
+from airflow_mediation_provider.protocol.wait import PollReading, SessionWait, WaitEnd, WaitResult, WaitUpdate
+from airflow_mediation_provider.wait_memory import WaitMemory
+
+if TYPE_CHECKING:
+    from airflow.sdk import Context
+
+    from airflow_mediation_provider.hooks.mediation import MediationHook
+
+    _Operator = BaseOperator
+else:
+    _Operator = object
+
+HEARTBEAT_SECONDS: Final = 300.0
+"""A wait in which nothing changes says so this often."""
+BACKSTOP: Final = timedelta(seconds=60)
+"""Airflow's own timeout of a deferral comes this much after the wait's deadline, which knows the session's status."""
+MAX_TRIGGER_CRASHES: Final = 3
+"""After so many crashed triggers in one try the wait stays on the worker."""
+_OWN_XCOM_BACKEND: Final = "airflow.sdk.execution_time.xcom.BaseXCom"
+
+
+class SessionWaitMixin(_Operator):
+    """What every operator that waits for a session shares.
+
+    A class that uses it stands before ``BaseOperator`` in the bases, sets the attributes below in its ``__init__``, and
+    has an ``execute_complete(context, event)``.
+
+    :param mediation_conn_id: Airflow connection of type ``mediation``
+    :param poke_interval: seconds between two looks at the meter's status; the triggerer never looks more often
+    :param timeout: seconds that one try may wait, from its first start, across reschedules and deferrals
+    :param deferrable: wait in the triggerer instead of on a worker
+    :param mode: ``poke`` or ``reschedule``; of no meaning when deferrable
+    :param max_unreachable: seconds without any good answer from Zuora after which the wait ends, to be retried
+    :param require_certain: end as failed where only a poll that another run could have masked says how the session ended
+    :param exclusive: the user's promise that nothing else starts this meter meanwhile: a poll's answer is then certain
+    """
+
+    mediation_conn_id: str = "mediation_default"
+    poke_interval: float = 60.0
+    timeout: float = 7 * 24 * 3600.0
+    deferrable: bool = False
+    mode: str = "poke"
+    max_unreachable: float = 3600.0
+    require_certain: bool = False
+    exclusive: bool = False
+
+    @cached_property
+    def hook(self) -> MediationHook:
+        """The hook for calls of this task: it retries by itself, and names the task to Zuora as ``Zuora-Track-Id``."""
+        return self._make_hook()
+
+    def _make_hook(self, **options: Any) -> MediationHook:
+        from airflow_mediation_provider.hooks.mediation import MediationHook
+
+        return MediationHook(self.mediation_conn_id, track_id=_track_id(), **options)
+
+    def _wait_until(self, context: Context) -> datetime:
+        """Return the deadline of this try: ``timeout`` after its first start, which a deferral does not move."""
+        started = context["ti"].start_date or datetime.now(UTC)
+        return started.astimezone(UTC) + timedelta(seconds=self.timeout)
+
+    def _await_session(
+        self,
+        context: Context,
+        wait: SessionWait,
+        method_name: str = "execute_complete",
+        *,
+        may_end_in_trigger: bool = False,
+        stop_on_kill: bool = False,
+    ) -> WaitResult:
+        """Wait until the session is where it is waited for; look once at once, in every mode.
+
+        :param wait: the wait, with its deadline in ``condition.until`` (see ``_wait_until``)
+        :param method_name: method that gets the trigger's event, a ``WaitResult`` as a dict
+        :param may_end_in_trigger: the operator does nothing with a met condition but return the session, so that the
+            trigger may end the task by itself where Airflow then loses nothing
+        :param stop_on_kill: when a user ends the deferred task, the trigger stops the meter (Airflow 3.3)
+        :return: how the wait ended
+        :raises TaskDeferred: when deferrable; the result then comes as the event
+        :raises AirflowRescheduleException: in ``reschedule`` mode
+        """
+        memory = WaitMemory.of(context)
+        wait = memory.recall(wait)
+        poller = self._make_hook(attempts=1)
+        said_at = time.monotonic()
+        while True:
+            update, retry_after = self._look(wait, poller)
+            for line in update.lines:
+                self.log.info(line)
+            if update.result is not None:
+                return update.result
+            stays = memory.crashes >= MAX_TRIGGER_CRASHES
+            if self.deferrable and not stays:
+                memory.keep(wait)
+                self._defer_wait(context, wait, method_name, may_end_in_trigger, stop_on_kill)
+            pause = self._pause(wait, retry_after)
+            if self.mode == "reschedule" and not self.deferrable:
+                memory.keep(wait, required=True)
+                raise AirflowRescheduleException(datetime.now(UTC) + timedelta(seconds=pause))
+            if update.lines:
+                memory.keep(wait)
+                said_at = time.monotonic()
+            elif time.monotonic() - said_at >= HEARTBEAT_SECONDS:
+                self.log.info(wait.heartbeat(datetime.now(UTC)))
+                said_at = time.monotonic()
+            time.sleep(pause)
+
+    def _look(self, wait: SessionWait, poller: MediationHook) -> tuple[WaitUpdate, float]:
+        """Ask Zuora once and tell the wait; also return the seconds that Zuora asked us to keep away."""
+        retry_after = 0.0
+        # The answer describes a moment after the question was sent; only this side of it is known for certain.
+        asked_at = datetime.now(UTC)
+        try:
+            status = poller.run_status(wait.condition.meter_id, wait.condition.version)
+        except MediationError as error:
+            update = wait.fault(error, datetime.now(UTC))
+            retry_after = getattr(error, "retry_after", None) or 0.0
+        else:
+            update = wait.observe(PollReading(status=status, read_at=asked_at))
+        if update.result is None:
+            late = wait.tick(datetime.now(UTC))
+            update = WaitUpdate(lines=(*update.lines, *late.lines), result=late.result)
+        return update, retry_after
+
+    def _pause(self, wait: SessionWait, retry_after: float) -> float:
+        """Return the seconds to the next look: never beyond the instant at which time itself ends the wait."""
+        pause = max(self.poke_interval, retry_after)
+        if wait.deadline is not None:
+            pause = min(pause, (wait.deadline - datetime.now(UTC)).total_seconds())
+        return max(pause, 0.1)
+
+    def _defer_wait(
+        self, context: Context, wait: SessionWait, method_name: str, may_end_in_trigger: bool, stop_on_kill: bool
+    ) -> NoReturn:
+        from airflow_mediation_provider.triggers.meter_session import MeterSessionTrigger
+
+        until = wait.condition.until
+        self.defer(
+            trigger=MeterSessionTrigger(
+                mediation_conn_id=self.mediation_conn_id,
+                wait=wait.to_dict(),
+                poll_interval=self.poke_interval,
+                end_from_trigger=may_end_in_trigger and may_end_without_worker(self, context),
+                stop_on_kill=stop_on_kill,
+            ),
+            method_name=method_name,
+            timeout=None if until is None else max(until - datetime.now(UTC), timedelta()) + BACKSTOP,
+        )
+
+    def resume_execution(self, next_method: str, next_kwargs: dict[str, Any] | None, context: Context) -> Any:
+        """Go on after a deferral; a trigger that crashed or stayed silent is no answer, so Zuora is asked again."""
+        try:
+            # Not super(): a sensor's own version turns every error into a skip under soft_fail.
+            return BaseOperator.resume_execution(self, next_method, next_kwargs, context)
+        except TaskDeferralTimeout:
+            result = self._last_look(context)
+            return self.execute_complete(context, event=result.to_dict())
+        except TaskDeferralError as error:
+            crashes = WaitMemory.of(context).count_crash()
+            self.log.warning("The trigger ended without an answer (%s): asking Zuora again and waiting on.", error)
+            if crashes == MAX_TRIGGER_CRASHES:
+                self.log.warning("It did so %d times in this try: the wait stays on the worker now.", crashes)
+            return self.execute(context)
+
+    def execute_complete(self, context: Context, event: Any = None) -> Any:
+        """Go on with the trigger's event; to be overridden."""
+        raise NotImplementedError(f"{type(self).__name__} needs an execute_complete(context, event)")
+
+    def _last_look(self, context: Context) -> WaitResult:
+        """Return the result after Airflow's own timeout, of which the trigger can say nothing any more."""
+        wait = WaitMemory.of(context).last()
+        if wait is not None:
+            update, _ = self._look(wait, self._make_hook(attempts=1))
+            for line in update.lines:
+                self.log.info(line)
+            if update.result is not None:
+                return update.result
+        return WaitResult(
+            end=WaitEnd.TIMED_OUT,
+            message="Airflow's timeout of the deferred task passed before the triggerer reported a result.",
+            session=None,
+            last_status=None,
+            last_status_since=None,
+        )
+
+    @staticmethod
+    def read_event(event: Any) -> WaitResult | None:
+        """Return the result in a trigger's event, or ``None`` where it holds none: then ask again, as after a crash."""
+        if isinstance(event, Mapping):
+            with suppress(KeyError, TypeError, ValueError):
+                return WaitResult.from_dict(event)
+        return None
+
+    @staticmethod
+    def raise_for(result: WaitResult) -> None:
+        """Raise what ends the task, for any end but a met condition.
+
+        :raises MeterSessionFailed: the session reached a status of ``fail_on``; not retried
+        :raises MeterSessionTimeout: the deadline passed; not retried
+        :raises MeterSessionUncertain: ``require_certain``, and nothing certain was learned; not retried
+        :raises MediationMisconfigured: credentials, permission, host or meter; not retried
+        :raises MediationUnreachable: Zuora gave no good answer for ``max_unreachable``; retried
+        """
+        from airflow_mediation_provider import exceptions
+
+        if result.end is WaitEnd.MET:
+            return
+        error = {
+            WaitEnd.FAILED: exceptions.MeterSessionFailed,
+            WaitEnd.TIMED_OUT: exceptions.MeterSessionTimeout,
+            WaitEnd.UNCERTAIN: exceptions.MeterSessionUncertain,
+            WaitEnd.MISCONFIGURED: exceptions.MediationMisconfigured,
+            WaitEnd.UNREACHABLE: exceptions.MediationUnreachable,
+        }[result.end]
+        raise error(result.message)
+
+
+def may_end_without_worker(task: Any, context: Context) -> bool:
+    """Say whether Airflow would lose nothing if the trigger ended this task by itself, as a success.
+
+    A task that ends in the triggerer emits no outlet events, runs no callback, hook or listener, records no length for
+    tasks mapped over it, and writes its XCom past a custom backend.
+
+    :param task: the operator, as parsed on the worker
+    :param context: the running task's context
+    """
+    from airflow.sdk.configuration import conf
+    from airflow.sdk.listener import get_listener_manager
+
+    if context["ti"].is_mapped or next(task.iter_mapped_dependants(), None) is not None:
+        return False
+    callbacks = (task.on_success_callback, task.on_skipped_callback)
+    hooks = (task._post_execute_hook, type(task).post_execute is not BaseOperator.post_execute)
+    return (
+        task.do_xcom_push
+        and not task.multiple_outputs
+        and not task.outlets
+        and not any(callbacks)
+        and not any(hooks)
+        and context.get("map_index_template") is None
+        and conf.get("core", "xcom_backend") == _OWN_XCOM_BACKEND
+        and not get_listener_manager().has_listeners
+    )
+
+
+def _track_id() -> str | None:
+    """Return what names the running task to Zuora, or ``None`` outside of a task."""
+    from airflow.sdk import get_current_context
+
+    try:
+        ti = get_current_context()["ti"]
+    except RuntimeError:
+        return None
+    return f"{ti.dag_id}.{ti.task_id}.{ti.run_id}.{ti.try_number}"
