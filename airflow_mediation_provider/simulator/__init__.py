@@ -1,1 +1,42 @@
-"""A stand-in for Zuora Mediation that anybody can run: tests, demos, the CI of users."""
+"""A stand-in for Zuora Mediation that anybody can run: tests, demos, the CI of users.
+
+From a shell: ``python -m airflow_mediation_provider.simulator --help``. From Python::
+
+    from airflow_mediation_provider.simulator import SimulatorConfig, running_simulator
+
+    with running_simulator(SimulatorConfig(time_scale=0.1)) as sim:
+        ...  # point a connection at sim.url
+        assert sim.log(kind="start")
+
+It speaks the documented API and nothing else; what Zuora leaves open is a setting. No product code knows it.
+"""
+
+from __future__ import annotations
+
+from airflow_mediation_provider.simulator.config import (
+    MeterConfig,
+    RunPlan,
+    SimulatorConfig,
+    completes,
+    debug_ends,
+    demo_meters,
+    ends,
+    streams,
+)
+from airflow_mediation_provider.simulator.running import Simulator, running_simulator
+from airflow_mediation_provider.simulator.sessions import Refusal, SessionChange
+
+__all__ = [
+    "MeterConfig",
+    "Refusal",
+    "RunPlan",
+    "SessionChange",
+    "Simulator",
+    "SimulatorConfig",
+    "completes",
+    "debug_ends",
+    "demo_meters",
+    "ends",
+    "running_simulator",
+    "streams",
+]

@@ -1,0 +1,85 @@
+"""What ``--help`` says below the options: the simulator's manual."""
+
+from __future__ import annotations
+
+from typing import Final
+
+MANUAL: Final = """\
+When it listens it prints one line of JSON to stdout: {"event": "ready", "url": ..., "pid": ..., "meters": [...]}.
+SIGTERM or SIGINT ends it. Exit code: 0 after a signal, 1 when it cannot listen, 2 for wrong settings.
+
+ZUORA'S API (base URL as of Zuora: no /v1)
+  POST /oauth/token                              client credentials -> bearer token
+  POST /meters/run/{meter}/{version}             start a NORMAL run; uniqueKey, runtimeSourceConfigs ...
+  POST /meters/debug/{meter}/{version}           start a DEBUG run (flat reply)
+  POST /meters/stop/{meter}/{version}?forceStop  stop all NORMAL runs of the version
+  GET  /meters/{meter}/{version}/runStatus       status of the version; names no session
+  POST /meters/{meter}/summary                   counts, grouped by sessionId, processorId, errorCode
+  GET  /meters/{meter}/auditTrail/entries        records, paged by cursor
+  POST /meters/{meter}/auditTrail/export         create an export job (csv; none or gzip); GET lists them
+  GET  /meters/auditTrail/presignedUrl?fileKey   URL of an exported file, and the file itself
+  Refused as documented: 70002103 unknown meter (404 for runStatus), 70002104 unknown version, 70002122 not running,
+  70003043 stop in progress, 70002004 no Mediation, 70002006 no permission, 70002001 no entity id; a duplicate uniqueKey
+  and a sixth running meter are 400 with a message, for which Zuora documents no code.
+  A run's reply always has the first step of its script; the other steps follow by the clock.
+
+DEMO METERS (without --config, or with --demo)
+  1001 ends COMPLETED, 1002 FAILED (80 records, 12 errors), 1003 CANCELED, 1004 streams until it is stopped,
+  1005 to 1009 end COMPLETED after 4, 6, 8, 10, 12 s, 1010 passes its DEBUG run (then COMPLETED), 1011 fails it.
+  Seconds are before --time-scale. The DEBUG run of every other meter passes.
+
+FILE (--config, YAML or JSON): the settings of SimulatorConfig, and meters. Example:
+  time_scale: 0.5
+  error_shape: error              # or errors, reasons, message
+  meters:
+    - {id: "7001", script: [[INITIALIZING, 1], [RUNNING, 3], [COMPLETED, null]], records: 50, errors: 2}
+    - id: "7002"
+      runs:                       # one after the other; the last one repeats
+        - {script: [[INITIALIZING, 1], [RUNNING, 2], [FAILED, null]]}
+        - {script: [[INITIALIZING, 1], [RUNNING, 2], [COMPLETED, null]]}
+      debug_script: [[TESTING, 1], [TESTING_PASSED, null]]
+      stale_for: 2                # runStatus shows the status before a start for 2 s more
+    - {id: "7003", streaming: true, script: [[INITIALIZING, 1], [RUNNING, null]], stopping_for: 3,
+       stop_results: [RUNNING, PAUSED], resume: same}
+  A script is a list of [status, seconds]; the last step lasts. A status is a name, or a code Zuora does not document.
+  More of a meter: name, versions, overlap, status_of (newest, oldest_live, latest_change), debug_visible,
+  initial_status, force_result, stop_cancels_debug. More settings: required_entity, permissions, rate_limit_window,
+  null_page, debug_enveloped, stopping_code, undocumented_code, export_seconds, sample_limit, first_run_id.
+
+CONTROL API (JSON; errors are 400 or 404 with {"error": ...})
+  GET    /_simulator/health                    meters with their status, counts, connections open now and at most
+  GET    /_simulator/log?kind=&since=&meter=   everything that happened, in order of `seq`; kinds (several with commas):
+         request     method, path, query, body, track_id, token, connection, open_connections, carried_out, faults,
+                     status and outcome (null until it ends): answered, hung, reset, lost_reply, truncated, client gone
+         token       granted, number, client_id     start       meter_id, session_id, run_type, unique_key, foreign
+         transition  session_id, status, previous   refused     reason: duplicate_key, capacity, already_running
+         stop        force, sessions, refused       fault, export, control
+  POST   /_simulator/sessions                  start a foreign session: {"meter": "1001", "run_type": "NORMAL",
+                                               "script": [...], "records": 5, "errors": 0, "unique_key": ...}
+  GET    /_simulator/sessions?meter=           all sessions with their true status
+  POST   /_simulator/sessions/{sessionId}      {"script": [["FAILED", null]]}: what becomes of a session from now on
+  POST   /_simulator/meters/{id}               add or change a meter: the fields of the file
+  POST   /_simulator/config                    change settings: {"mediation_enabled": false, "client_secret": "new"}
+  POST   /_simulator/faults                    put a fault in force -> {"id": 1}
+  GET    /_simulator/faults                    what is in force, and how often it struck
+  DELETE /_simulator/faults?id=                lift one or all; cuts off the requests that hang
+  POST   /_simulator/advance                   {"seconds": 5}, where the file says clock: manual
+  POST   /_simulator/reset                     back to the start: no sessions, keys, tokens, faults, no log
+
+FAULTS  {"kind": ..., "path": regex (^/meters/), "method": ..., "meter": ..., "after": n, "count": n, "seconds": s}
+  Without count and seconds a fault lasts until it is lifted. Seconds of faults are real ones.
+  status        answers `status` (503), `headers`, `body`       html      200 with an HTML page
+  badjson       200 with a body that is no JSON                  reset     RST, nothing carried out
+  truncated     half of the reply, then closed                   hang      never answers
+  latency       the reply is held for `delay` s                  slow      the reply trickles in over `delay` s
+  delay_before  carried out only after `delay` s                 lost_reply  carried out, then RST
+  unknown_status  runStatus has the code `code` (99)             reject_auth  401, whatever the token
+  expire_tokens   all tokens are void, at once
+  "carried_out": true carries the request out all the same: {"kind": "status", "status": 504, "carried_out": true}.
+  Delays combine with one other fault; of several others the oldest strikes.
+
+EXAMPLE
+  python -m airflow_mediation_provider.simulator --port 8099 --time-scale 0.2 &
+  curl -s -X POST localhost:8099/_simulator/faults -d '{"kind": "status", "status": 503, "seconds": 6}'
+  curl -s 'localhost:8099/_simulator/log?kind=request,start'
+"""
