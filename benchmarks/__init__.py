@@ -1,0 +1,1 @@
+"""What waiting costs and what it survives, measured side by side with other providers' triggers."""

@@ -1,0 +1,97 @@
+"""What both programs say and take: tables on the terminal, Markdown and JSON, and their common options."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import time
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+PACKAGES = (
+    "airflow-mediation-provider",
+    "apache-airflow",
+    "apache-airflow-providers-databricks",
+    "apache-airflow-providers-dbt-cloud",
+    "apache-airflow-providers-http",
+)
+
+
+def environment() -> dict[str, str]:
+    """Return what the numbers depend on: date, machine, versions."""
+    versions = {package: version(package) for package in PACKAGES}
+    return {
+        "date": time.strftime("%Y-%m-%d"),
+        "cores": str(os.cpu_count()),
+        "python": platform.python_version(),
+        "system": f"{platform.system()} {platform.machine()}",
+    } | versions
+
+
+@dataclass
+class Table:
+    """A result as people read it: a title, columns, rows of text, and what to know before reading them."""
+
+    title: str
+    columns: Sequence[str]
+    rows: list[Sequence[str]]
+    notes: Sequence[str]
+
+    def show(self) -> None:
+        """Print it to the terminal."""
+        from rich import box
+        from rich.console import Console
+        from rich.table import Table as RichTable
+
+        table = RichTable(*self.columns, title=self.title, title_justify="left", box=box.SIMPLE_HEAD)
+        for row in self.rows:
+            table.add_row(*row)
+        console = Console()
+        console = console if console.is_terminal else Console(width=220)
+        console.print(table)
+        for note in self.notes:
+            console.print(note, style="dim", highlight=False, markup=False)
+
+    def markdown(self) -> str:
+        """Return it as Markdown, with where and when it was measured."""
+        lines = [f"### {self.title}", "", f"| {' | '.join(self.columns)} |", "|" + " --- |" * len(self.columns)]
+        lines += [f"| {' | '.join(row)} |" for row in self.rows]
+        where = ", ".join(f"{name} {value}" for name, value in environment().items())
+        return "\n".join([*lines, "", *(f"- {note}" for note in self.notes), f"- Measured: {where}.", ""])
+
+
+def common_arguments(description: str) -> argparse.ArgumentParser:
+    """Return a parser with what both programs take."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--only", nargs="+", metavar="KIND", help="measure these kinds of trigger alone")
+    parser.add_argument("--check", action="store_true", help="exit with 1 unless our trigger keeps what we claim")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write all numbers there")
+    parser.add_argument("--markdown", type=Path, metavar="FILE", help="write the table there")
+    return parser
+
+
+def publish(arguments: argparse.Namespace, table: Table, numbers: object, broken: Sequence[str]) -> int:
+    """Print the table, write the files asked for, and return the program's exit code.
+
+    :param numbers: what goes into the JSON file
+    :param broken: the claims that did not hold, one sentence each; they count with `--check` alone
+    """
+    table.show()
+    if arguments.json:
+        arguments.json.write_text(json.dumps({"environment": environment(), "results": numbers}, indent=2) + "\n")
+    if arguments.markdown:
+        arguments.markdown.write_text(table.markdown())
+    if not arguments.check:
+        return 0
+    for sentence in broken:
+        print(f"NOT KEPT: {sentence}")
+    if not broken:
+        print("every claim kept")
+    return 1 if broken else 0
