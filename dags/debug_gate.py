@@ -1,0 +1,43 @@
+"""Test a meter before it runs live: a DEBUG run as the gate in front of the NORMAL one.
+
+A DEBUG run processes test data and writes nothing downstream. When it ends TESTING_FAILED, the task fails, and the live
+run is never started.
+"""
+
+from __future__ import annotations
+
+from airflow.providers.standard.operators.trigger_dagrun import TriggerDagRunOperator
+from airflow.sdk import Param, dag
+
+from airflow_mediation_provider.operators.meter import RunMeterOperator
+
+
+@dag(
+    schedule=None,
+    params={"meter_id": Param("1010", type="string", description="The meter to test, then to run")},
+    tags=["mediation", "example"],
+    doc_md=__doc__,
+)
+def debug_gate() -> None:
+    """Test, run, load."""
+    test_run = RunMeterOperator(
+        task_id="test_run",
+        meter_id="{{ params.meter_id }}",
+        run_type="DEBUG",
+        source_options=[{"testData": [{"AccountNumber": "A-00010001", "Quantity": 1}]}],
+        deferrable=True,
+        poke_interval=2,
+    )
+    live_run = RunMeterOperator(task_id="live_run", meter_id="{{ params.meter_id }}", deferrable=True, poke_interval=2)
+    load_usage = TriggerDagRunOperator(
+        task_id="load_usage",
+        trigger_dag_id="usage_batch",
+        trigger_run_id="session-{{ ti.xcom_pull('live_run')['session_id'] }}",
+        reset_dag_run=True,
+        conf=live_run.output,
+    )
+
+    test_run >> live_run >> load_usage
+
+
+debug_gate()

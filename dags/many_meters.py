@@ -1,0 +1,46 @@
+"""Many meters at once, each waited for and branched on by itself: a task group, mapped.
+
+The list of meters could as well come from another task. Zuora runs five meters of a tenant at a time; a sixth waits
+until there is room.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from airflow.providers.standard.operators.trigger_dagrun import TriggerDagRunOperator
+from airflow.sdk import dag, task, task_group
+
+from airflow_mediation_provider.operators.branch import MeterSessionBranchOperator
+from airflow_mediation_provider.operators.meter import RunMeterOperator
+
+METERS = ["1005", "1006", "1007", "1008", "1009"]
+
+
+@dag(schedule=None, tags=["mediation", "example"], doc_md=__doc__)
+def many_meters() -> None:
+    """Run and branch, for each meter."""
+
+    @task_group
+    def one_meter(meter_id: str) -> None:
+        run_meter = RunMeterOperator(
+            task_id="run_meter", meter_id=meter_id, deferrable=True, poke_interval=2, fail_on=()
+        )
+        how_it_ended = MeterSessionBranchOperator(
+            task_id="how_it_ended",
+            session=run_meter.output,
+            on_completed="one_meter.load_usage",
+            on_failed="one_meter.note_failure",
+        )
+        load_usage = TriggerDagRunOperator(task_id="load_usage", trigger_dag_id="usage_batch", conf=run_meter.output)
+
+        @task
+        def note_failure(session: dict[str, Any]) -> str:
+            return f"session {session['session_id']} of meter {session['meter_id']} is {session['status']}"
+
+        run_meter >> how_it_ended >> [load_usage, note_failure(run_meter.output)]
+
+    one_meter.expand(meter_id=METERS)
+
+
+many_meters()

@@ -1,0 +1,78 @@
+"""Run a meter, wait for its session, and branch on how it ended.
+
+COMPLETED triggers the downstream batch job for this very session. FAILED collects the counts and the first error
+records, and raises an alert: a task that fails, so that the run is red and the notifications of your Airflow go out.
+CANCELED skips all that follows.
+
+The task that waits holds no worker: it is deferred, and the triggerer asks for the meter's status.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from airflow.providers.standard.operators.trigger_dagrun import TriggerDagRunOperator
+from airflow.sdk import Param, dag, task
+from airflow.sdk.exceptions import AirflowFailException
+from airflow_mediation_provider.operators.audit import FirstErrorRecordsOperator, MeterSummaryOperator
+
+from airflow_mediation_provider.operators.branch import MeterSessionBranchOperator
+from airflow_mediation_provider.operators.meter import RunMeterOperator
+
+
+@dag(
+    schedule=None,
+    params={"meter_id": Param("1001", type="string", description="The meter to run: the number in its page's URL")},
+    tags=["mediation", "example"],
+    doc_md=__doc__,
+)
+def run_and_branch() -> None:
+    """Run, wait, branch."""
+    run_meter = RunMeterOperator(
+        task_id="run_meter",
+        meter_id="{{ params.meter_id }}",
+        deferrable=True,
+        poke_interval=2,  # seconds; 60 suits a real tenant, whose calls are counted
+        fail_on=(),  # each end is an answer, and the branch decides what it means
+    )
+    session_id = "{{ ti.xcom_pull('run_meter')['session_id'] }}"
+
+    how_it_ended = MeterSessionBranchOperator(
+        task_id="how_it_ended",
+        session=run_meter.output,
+        on_completed="load_usage",
+        on_failed="summary",
+        on_canceled=[],  # follows none: all that comes after is skipped
+    )
+
+    load_usage = TriggerDagRunOperator(
+        task_id="load_usage",
+        trigger_dag_id="usage_batch",
+        # One run for each session: clearing this task runs the same one again.
+        trigger_run_id=f"session-{session_id}",
+        reset_dag_run=True,
+        conf=run_meter.output,
+    )
+
+    summary = MeterSummaryOperator(
+        task_id="summary", meter_id="{{ params.meter_id }}", session_ids=[session_id], group_by=["errorCode"]
+    )
+    first_errors = FirstErrorRecordsOperator(
+        task_id="first_errors", meter_id="{{ params.meter_id }}", session_id=session_id, limit=5
+    )
+
+    @task
+    def alert(session: dict[str, Any], summary: dict[str, Any], first_errors: list[dict[str, Any]]) -> None:
+        """Fail with a message that says what to look at: this is where a pager call or a ticket would go."""
+        records = sum(int(each["totalErrorCount"]) for each in summary["output"])
+        reasons = sorted({f"{each['errorCode']} {each['errorMessage']}" for each in first_errors})
+        raise AirflowFailException(
+            f"Session {session['session_id']} of meter {session['meter_id']} FAILED with {records} error records:"
+            f" {'; '.join(reasons)}"
+        )
+
+    run_meter >> how_it_ended >> [load_usage, summary]
+    summary >> first_errors >> alert(run_meter.output, summary.output, first_errors.output)
+
+
+run_and_branch()

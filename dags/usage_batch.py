@@ -1,0 +1,89 @@
+"""The batch job downstream: load what a session put out into a database, whatever triggered it.
+
+The run's configuration is the session, as the operators of this provider push it: ``meter_id``, ``session_id``,
+``started_at``. The counts come from the meter's summary, the records from its audit trail. The database is any that an
+Airflow connection names (``usage_db``; SQLite here). It is written in one transaction, which first removes what an
+earlier load of the same session left: running it again leaves the same rows.
+"""
+
+from __future__ import annotations
+
+import json
+from contextlib import closing
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+from airflow.sdk import BaseHook, Param, dag, task
+from airflow_mediation_provider.operators.audit import MeterSummaryOperator
+
+TABLES = (
+    """CREATE TABLE IF NOT EXISTS usage_session (
+        session_id VARCHAR(64) PRIMARY KEY, meter_id VARCHAR(64) NOT NULL,
+        output_count BIGINT NOT NULL, error_count BIGINT NOT NULL, loaded_at VARCHAR(40) NOT NULL)""",
+    """CREATE TABLE IF NOT EXISTS usage_record (
+        session_id VARCHAR(64) NOT NULL, kind VARCHAR(8) NOT NULL, event_id VARCHAR(200),
+        error_code VARCHAR(40), error_message VARCHAR(1000), payload TEXT NOT NULL)""",
+)
+COLUMNS = ("eventId", "errorCode", "errorMessage")
+
+
+@dag(
+    schedule=None,
+    params={
+        "meter_id": Param("1001", type="string"),
+        "session_id": Param("R-00000000", type="string"),
+        "started_at": Param(None, type=["null", "string"], format="date-time"),
+    },
+    # SQLite has one writer at a time; a real database takes more.
+    max_active_runs=2,
+    tags=["mediation", "example"],
+    doc_md=__doc__,
+)
+def usage_batch() -> None:
+    """Count, then load."""
+    counts = MeterSummaryOperator(
+        task_id="counts",
+        meter_id="{{ params.meter_id }}",
+        session_ids=["{{ params.session_id }}"],
+        query_from="{{ params.started_at }}",
+    )
+
+    @task
+    def load(summary: dict[str, Any], *, params: dict[str, Any] = {}) -> int:  # noqa: B006 - Airflow fills it
+        """Replace the session's rows; return how many records there are now."""
+        from airflow_mediation_provider.hooks.mediation import MediationHook
+
+        meter_id, session_id, now = params["meter_id"], params["session_id"], datetime.now(UTC)
+        counted = next((each for each in summary["output"] if each["dimensions"]["sessionId"] == session_id), {})
+        session = (session_id, meter_id, counted.get("output", 0), counted.get("totalErrorCount", 0), now.isoformat())
+        mediation = MediationHook("mediation_default")
+        records = [
+            (session_id, kind, *(each[name] for name in COLUMNS), json.dumps(each["payload"]))
+            for kind in ("SAMPLE", "ERROR")
+            for each in mediation.audit_trail_entries(
+                meter_id,
+                export_type=kind,
+                run_type="NORMAL",
+                session_id=session_id,
+                query_from=params["started_at"] or now - timedelta(days=7),
+                query_to=now + timedelta(minutes=1),
+                page_size=500,
+            )
+        ]
+        # Any connection whose hook speaks Python's database API: SQLite, PostgreSQL, Snowflake ...
+        database = BaseHook.get_hook("usage_db")
+        one = database.placeholder
+        with closing(database.get_conn()) as connection, closing(connection.cursor()) as cursor:
+            for table in TABLES:
+                cursor.execute(table)
+            cursor.execute(f"DELETE FROM usage_record WHERE session_id = {one}", (session_id,))  # noqa: S608
+            cursor.execute(f"DELETE FROM usage_session WHERE session_id = {one}", (session_id,))  # noqa: S608
+            cursor.execute(f"INSERT INTO usage_session VALUES ({', '.join([one] * 5)})", session)  # noqa: S608
+            cursor.executemany(f"INSERT INTO usage_record VALUES ({', '.join([one] * 6)})", records)  # noqa: S608
+            connection.commit()
+        return len(records)
+
+    load(counts.output)
+
+
+usage_batch()

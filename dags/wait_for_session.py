@@ -1,0 +1,51 @@
+"""Wait for a session that something else started: Zuora's own schedule, a colleague, another system.
+
+Each day the sensor waits for the first session of the meter that starts from then on. It holds no worker: it is
+deferred. A poll of the meter's status names no session, so the sessions of that time are then looked up in the meter's
+summary, and the batch job is triggered for each.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pendulum
+from airflow.providers.standard.operators.trigger_dagrun import TriggerDagRunOperator
+from airflow.sdk import dag, task
+from airflow_mediation_provider.operators.audit import MeterSummaryOperator
+from airflow_mediation_provider.sensors.meter_session import MeterSessionSensor
+
+METER = "1012"
+
+
+@dag(
+    schedule="@daily",
+    start_date=pendulum.datetime(2026, 1, 1, tz="UTC"),
+    catchup=False,
+    tags=["mediation", "example"],
+    doc_md=__doc__,
+)
+def wait_for_session() -> None:
+    """Wait, look up, load."""
+    wait = MeterSessionSensor(task_id="wait", meter_id=METER, deferrable=True, poke_interval=2, timeout=12 * 60 * 60)
+    sessions = MeterSummaryOperator(
+        task_id="sessions", meter_id=METER, group_by=["sessionId"], query_from="{{ dag_run.run_after }}"
+    )
+
+    @task
+    def each_session(summary: dict[str, Any]) -> list[dict[str, Any]]:
+        started_at = summary["query"]["queryFromTime"]
+        return [
+            {"meter_id": METER, "session_id": each["dimensions"]["sessionId"], "started_at": started_at}
+            for each in summary["output"]
+        ]
+
+    load_usage = TriggerDagRunOperator.partial(task_id="load_usage", trigger_dag_id="usage_batch").expand(
+        conf=each_session(sessions.output)
+    )
+
+    wait >> sessions
+    sessions >> load_usage
+
+
+wait_for_session()

@@ -1,0 +1,169 @@
+"""Play scenes on a stage and hold what happened against what must happen."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from demo.client import RUN_ENDS
+from demo.processes import NotInTimeError, wait_until
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from demo.scenes import Row, Scene
+    from demo.stage import Stage
+
+DOWNSTREAM = "usage_batch"
+
+
+@dataclass(kw_only=True)
+class Played:
+    """A scene that is being played, and in the end what came out.
+
+    :param run_id: the DAG run
+    :param began: when it was triggered, by the monotonic clock
+    :param tasks: the state of each of its tasks, a mapped one as ``task_id[map_index]``
+    :param run: the run's state
+    :param foreign_started: whether the session that something else starts has been started
+    """
+
+    scene: Scene
+    run_id: str
+    began: float
+    tasks: dict[str, str | None] = field(default_factory=dict)
+    run: str = "queued"
+    foreign_started: bool = False
+    results: list[Result] = field(default_factory=list)
+    seconds: float = 0.0
+
+    @property
+    def over(self) -> bool:
+        """Whether it has been played to its end and checked."""
+        return bool(self.results)
+
+
+@dataclass(kw_only=True)
+class Result:
+    """What became of one meter of a scene: a line of the table.
+
+    :param problems: what is not as it must be; empty when all is well
+    """
+
+    row: Row
+    session: str = "none"
+    status: str = ""
+    branch: str = ""
+    downstream: str = ""
+    problems: list[str] = field(default_factory=list)
+
+
+def play(
+    stage: Stage, scenes: Sequence[Scene], on_progress: Callable[[list[Played]], None], *, timeout: float = 180
+) -> list[Played]:
+    """Trigger all scenes at once, see them through, and check each.
+
+    :param on_progress: called about twice a second with the state of all
+    :param timeout: seconds that all of them may take together
+    :raises NotInTimeError: they took longer, or a DAG has an import error
+    """
+    airflow, simulator = stage.airflow, stage.simulator
+    airflow.wait_dags({scene.dag_id for scene in scenes} | {DOWNSTREAM})
+    for scene in scenes:
+        for meter, settings in scene.meters.items():
+            simulator.meter(meter, **settings)
+    playing = [
+        Played(scene=scene, run_id=airflow.trigger(scene.dag_id, scene.conf), began=time.monotonic())
+        for scene in scenes
+    ]
+
+    def all_over() -> bool:
+        for each in playing:
+            if not each.over:
+                _look(stage, each)
+        on_progress(playing)
+        return all(each.over for each in playing)
+
+    try:
+        wait_until(all_over, timeout=timeout, what="the DAG runs to end", every=0.5)
+    except NotInTimeError as error:
+        left = "\n".join(f"{each.scene.dag_id}: {each.run}, {each.tasks}" for each in playing if not each.over)
+        raise NotInTimeError(f"{error}\n{left}") from None
+    return playing
+
+
+def _look(stage: Stage, played: Played) -> None:
+    airflow, scene = stage.airflow, played.scene
+    played.tasks = airflow.task_states(scene.dag_id, played.run_id)
+    played.run = airflow.run(scene.dag_id, played.run_id)["state"]
+    played.seconds = time.monotonic() - played.began
+    if scene.foreign and not played.foreign_started:
+        task_id, meter = scene.foreign
+        # Only now: a session that is over before the first look at the meter leaves nothing that a poll could see.
+        if played.tasks.get(task_id) == "deferred":
+            stage.simulator.start_session(meter)
+            played.foreign_started = True
+    if played.run in RUN_ENDS:
+        sessions = [_only_session(stage, row) for row in scene.rows]
+        batches = {run["conf"].get("session_id"): run for run in airflow.runs(DOWNSTREAM)}
+        due = [batches.get(each["session_id"]) for each in sessions if each]
+        if all(run is None or run["state"] in RUN_ENDS for run in due):
+            played.results = [
+                _check(stage, played, row, session, batches) for row, session in zip(scene.rows, sessions, strict=True)
+            ]
+
+
+def _only_session(stage: Stage, row: Row) -> dict[str, Any] | None:
+    normal = [each for each in stage.simulator.sessions(row.meter) if each["run_type"] == "NORMAL"]
+    return normal[-1] if normal else None
+
+
+def _check(
+    stage: Stage, played: Played, row: Row, session: dict[str, Any] | None, batches: dict[str, dict[str, Any]]
+) -> Result:
+    result = Result(row=row)
+    must = _Must(result.problems)
+    must(f"the run of {played.scene.dag_id}", played.run, played.scene.run)
+    suffix = "" if row.map_index < 0 else f"[{row.map_index}]"
+    for task_id, state in {**row.taken, **dict.fromkeys(row.not_taken, "skipped")}.items():
+        must(f"task {task_id}{suffix} of {played.scene.dag_id}", played.tasks.get(f"{task_id}{suffix}"), state)
+    branch = {**row.taken, **dict.fromkeys(row.not_taken, "")}
+    done = [task_id for task_id in branch if played.tasks.get(f"{task_id}{suffix}") not in {"skipped", None}]
+    result.branch = " > ".join(task_id.rpartition(".")[2] for task_id in done) or "skipped"
+    started = [each for each in stage.simulator.sessions(row.meter) if each["run_type"] == "NORMAL"]
+    must(f"sessions of meter {row.meter}", len(started), 0 if row.status is None else 1)
+    if session is None:
+        return result
+    result.session, result.status = session["session_id"], session["status"]
+    must(f"the status of session {result.session}", result.status, row.status)
+    batch = batches.get(result.session)
+    result.downstream = f"{batch['dag_run_id']}: {batch['state']}" if batch else ""
+    must(
+        f"the run of {DOWNSTREAM} for session {result.session}",
+        batch and batch["state"],
+        "success" if row.loaded else None,
+    )
+    must(f"the usage of session {result.session} in the database", loaded(stage, result.session), expected(session))
+    return result
+
+
+class _Must:
+    def __init__(self, problems: list[str]) -> None:
+        self._problems = problems
+
+    def __call__(self, what: str, seen: object, wanted: object) -> None:
+        if seen != wanted:
+            self._problems.append(f"{what}: {seen!r}, but it must be {wanted!r}")
+
+
+def expected(session: dict[str, Any]) -> tuple[int, ...]:
+    """Return what the simulator put out in a session: records, errors, and so many rows of each kind."""
+    return (session["records"], session["errors"], session["records"], session["errors"])
+
+
+def loaded(stage: Stage, session_id: str) -> tuple[int, ...]:
+    """Return what the database holds of a session: the counts, and how many rows of each kind; empty for nothing."""
+    counts = stage.rows("SELECT output_count, error_count FROM usage_session WHERE session_id = ?", session_id)
+    kinds = dict(stage.rows("SELECT kind, COUNT(*) FROM usage_record WHERE session_id = ? GROUP BY kind", session_id))
+    return (*counts[0], kinds.get("SAMPLE", 0), kinds.get("ERROR", 0)) if counts else ()

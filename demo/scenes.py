@@ -1,0 +1,147 @@
+"""What the demo plays, and what each run must end as: written down by hand, so that a wrong branch is found out."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """One meter in one DAG run, and how it must end; a line of the demo's table.
+
+    :param meter: the meter
+    :param status: how its newest session must have ended at Zuora; ``None``: no NORMAL session may have been started
+    :param taken: the tasks of the branch that must have run, each with its state
+    :param not_taken: the tasks that must have been skipped
+    :param loaded: whether the usage of the session must be in the database, by a run of ``usage_batch``
+    :param map_index: which instance of the tasks, where they are mapped
+    """
+
+    meter: str
+    status: str | None
+    taken: Mapping[str, str]
+    not_taken: tuple[str, ...] = ()
+    loaded: bool = False
+    map_index: int = -1
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scene:
+    """One DAG run.
+
+    :param dag_id: the DAG
+    :param shows: what it shows, in a few words
+    :param rows: the meters in it
+    :param run: how the run must end
+    :param conf: its configuration
+    :param meters: meters to set up before: settings of the simulator by meter id
+    :param foreign: meter of which something else than Airflow starts a session, once this task waits for it
+    """
+
+    dag_id: str
+    shows: str
+    rows: tuple[Row, ...]
+    run: str = "success"
+    conf: Mapping[str, Any] = field(default_factory=dict)
+    meters: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    foreign: tuple[str, str] | None = None
+
+
+_QUICK = [["INITIALIZING", 2], ["RUNNING", 6], ["COMPLETED", 0]]
+_REGIONS = ("1005", "1006", "1007", "1008", "1009")
+# One region of the five fails, so that each must have taken its own branch.
+_FAILING_REGION = "1007"
+
+FAILURE_BRANCH = {"summary": "success", "first_errors": "success", "alert": "failed"}
+
+SCENES = (
+    Scene(
+        dag_id="run_and_branch",
+        shows="COMPLETED",
+        conf={"meter_id": "1001"},
+        rows=(
+            Row(
+                meter="1001",
+                status="COMPLETED",
+                taken={"load_usage": "success"},
+                not_taken=tuple(FAILURE_BRANCH),
+                loaded=True,
+            ),
+        ),
+    ),
+    Scene(
+        dag_id="run_and_branch",
+        shows="FAILED",
+        conf={"meter_id": "1002"},
+        # The alert is a task that fails: nobody overlooks a red run.
+        run="failed",
+        rows=(Row(meter="1002", status="FAILED", taken=FAILURE_BRANCH, not_taken=("load_usage",)),),
+    ),
+    Scene(
+        dag_id="run_and_branch",
+        shows="CANCELED",
+        conf={"meter_id": "1003"},
+        rows=(Row(meter="1003", status="CANCELED", taken={}, not_taken=("load_usage", *FAILURE_BRANCH)),),
+    ),
+    Scene(
+        dag_id="wait_for_session",
+        shows="started elsewhere",
+        meters={"1012": {"name": "Backups (started by Zuora's own schedule)", "script": _QUICK, "records": 70}},
+        foreign=("wait", "1012"),
+        rows=(Row(meter="1012", status="COMPLETED", taken={"load_usage": "success"}, loaded=True, map_index=0),),
+    ),
+    Scene(
+        dag_id="debug_gate",
+        shows="the test passes",
+        conf={"meter_id": "1010"},
+        rows=(
+            Row(
+                meter="1010",
+                status="COMPLETED",
+                taken={"test_run": "success", "live_run": "success", "load_usage": "success"},
+                loaded=True,
+            ),
+        ),
+    ),
+    Scene(
+        dag_id="debug_gate",
+        shows="the test fails",
+        conf={"meter_id": "1011"},
+        run="failed",
+        rows=(
+            Row(
+                meter="1011",
+                status=None,
+                taken={"test_run": "failed", "live_run": "upstream_failed", "load_usage": "upstream_failed"},
+            ),
+        ),
+    ),
+    Scene(
+        dag_id="many_meters",
+        shows="five at once",
+        meters={_FAILING_REGION: {"script": [["INITIALIZING", 2], ["RUNNING", 6], ["FAILED", 0]], "errors": 9}},
+        rows=tuple(
+            Row(
+                meter=meter,
+                map_index=index,
+                status="FAILED",
+                taken={"one_meter.note_failure": "success"},
+                not_taken=("one_meter.load_usage",),
+            )
+            if meter == _FAILING_REGION
+            else Row(
+                meter=meter,
+                map_index=index,
+                status="COMPLETED",
+                taken={"one_meter.load_usage": "success"},
+                not_taken=("one_meter.note_failure",),
+                loaded=True,
+            )
+            for index, meter in enumerate(_REGIONS)
+        ),
+    ),
+)

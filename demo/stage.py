@@ -1,0 +1,133 @@
+"""Everything that the example DAGs need, in one private directory: simulator, Airflow, and a database for the usage."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+import sqlite3
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Self
+
+import psutil
+
+from demo.processes import NotInTimeError, Processes, free_ports, kill_processes_in, wait_until
+from demo.simulator import SimulatorControl
+from demo.stack import AirflowStack
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+PROJECT = Path(__file__).resolve().parent.parent
+
+
+class StageInUseError(Exception):
+    """Somebody else plays in the same directory."""
+
+
+class Stage:
+    """A context manager: starts the simulator and Airflow, and removes both and the directory at the end.
+
+    :param root: private directory; whatever is in it is removed at start and end
+    :param dags: directory of the DAG files
+    :param time_scale: how many seconds a second of the meters' scripts takes
+    :param env: further environment variables of Airflow's components
+    """
+
+    def __init__(
+        self,
+        root: Path,
+        dags: Path = PROJECT / "dags",
+        *,
+        time_scale: float = 0.5,
+        env: Mapping[str, str] | None = None,
+    ) -> None:
+        (port,) = free_ports(1)
+        self.root = root.resolve()
+        self.dags = dags
+        self.time_scale = time_scale
+        self.simulator = SimulatorControl(f"http://127.0.0.1:{port}")
+        self.usage_db = self.root / "usage.db"
+        connections = {
+            "AIRFLOW_CONN_MEDIATION_DEFAULT": connection(self.simulator.url),
+            "AIRFLOW_CONN_USAGE_DB": json.dumps({"conn_type": "sqlite", "host": str(self.usage_db)}),
+        }
+        self.airflow = AirflowStack(self.root / "stack", dags, {**connections, **(env or {})})
+        self._processes = Processes(self.root / "simulator", self.airflow.processes.env)
+        self._owner = self.root / "owner"
+        self._owned = False
+
+    def __enter__(self) -> Self:
+        try:
+            self.start()
+        except BaseException:
+            self.close()
+            raise
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self.close()
+
+    def start(self) -> None:
+        """Start the simulator and Airflow.
+
+        :raises NotInTimeError: one of them did not get healthy; the message holds the tail of its log
+        :raises StageInUseError: somebody else plays in the directory
+        """
+        if self._owner.exists() and psutil.pid_exists(owner := int(self._owner.read_text())):
+            raise StageInUseError(f"process {owner} uses {self.root} already")
+        self._owned = True
+        self._remove()
+        self._processes.root.mkdir(parents=True)
+        self._owner.write_text(str(os.getpid()))
+        port = self.simulator.url.rpartition(":")[2]
+        command = ["airflow_mediation_provider.simulator", "--port", port, "--time-scale", str(self.time_scale)]
+        self._processes.start("simulator", [sys.executable, "-m", *command])
+        self.airflow.start()
+        try:
+            wait_until(self.simulator.healthy, timeout=20, what="the simulator to answer")
+        except NotInTimeError as error:
+            raise NotInTimeError(f"{error}\n{self._processes.tail('simulator')}") from None
+
+    def rows(self, query: str, *parameters: Any) -> list[tuple[Any, ...]]:
+        """Ask the usage database, which the DAGs load; an empty list as long as nothing was ever loaded."""
+        if not self.usage_db.exists():
+            return []
+        with contextlib.closing(sqlite3.connect(f"file:{self.usage_db}?mode=ro", uri=True)) as database:
+            return database.execute(query, parameters).fetchall()
+
+    def close(self) -> None:
+        """Stop everything and remove the directory."""
+        self.simulator.disconnect()
+        try:
+            self.airflow.close()
+        finally:
+            self._processes.close()
+            if self._owned:
+                self._remove()
+
+    def _remove(self) -> None:
+        for directory in (self.airflow.root, self._processes.root):
+            kill_processes_in(directory)
+        shutil.rmtree(self.root, ignore_errors=True)
+
+
+def connection(url: str, **fields: Any) -> str:
+    """Return the connection to a simulator as the value of an ``AIRFLOW_CONN_...`` variable.
+
+    :param url: the simulator's address
+    :param fields: other fields of the connection (``password``, ``extra`` ...)
+    """
+    template = f"{url}/meters/{{meter_id}}/sessions/{{session_id}}"
+    return json.dumps(
+        {
+            "conn_type": "mediation",
+            "host": url,
+            "login": "simulator-client",
+            "password": "simulator-secret",
+            "extra": {"ui_link_template": template},
+            **fields,
+        }
+    )

@@ -1,0 +1,69 @@
+"""One real Airflow, one simulator and one database for all integration tests of a session.
+
+`stage.airflow` starts, stops and asks Airflow (`trigger`, `wait_run`, `task_instances`, `logs`, `clear`, `pids`, `stop`,
+`start` ...), `stage.simulator` steers the simulated tenant and tells what it was asked for. Tests share the tenant, so each
+takes a meter of its own: the `meter` fixture. DAGs of tests are in `dags/` beside this file, or made by `add_dag`.
+"""
+
+from __future__ import annotations
+
+import itertools
+import shutil
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from demo.stage import PROJECT, Stage
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+_meters = itertools.count(20_001)
+
+
+@pytest.fixture(scope="session")
+def stage(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stage]:
+    """Simulator and Airflow with the example DAGs and those of the tests; removed at the end."""
+    root = tmp_path_factory.mktemp("stage")
+    dags = tmp_path_factory.mktemp("dags")
+    for source in (PROJECT / "dags", Path(__file__).parent / "dags"):
+        for file in source.glob("*.py"):
+            shutil.copy(file, dags)
+    (dags / "wrong_branch.py").write_text(_with_branches_swapped((PROJECT / "dags" / "run_and_branch.py").read_text()))
+    # One meter for each test may run at the same time as those of the examples.
+    with Stage(root, dags) as stage:
+        stage.simulator.call("POST", "/config", json={"max_running_meters": 20})
+        yield stage
+
+
+@pytest.fixture
+def add_dag(stage: Stage) -> Callable[[str, str], None]:
+    """Give Airflow another DAG: `add_dag(dag_id, source)` returns when Airflow knows it."""
+
+    def add(dag_id: str, source: str) -> None:
+        (stage.dags / f"{dag_id}.py").write_text(source)
+        stage.airflow.wait_dags({dag_id})
+
+    return add
+
+
+@pytest.fixture
+def meter(stage: Stage) -> Callable[..., str]:
+    """Make a meter that no other test uses: `meter(script=[["RUNNING", 5], ["COMPLETED", 0]])` returns its id."""
+
+    def make(**settings: Any) -> str:
+        meter_id = str(next(_meters))
+        stage.simulator.meter(meter_id, **settings)
+        return meter_id
+
+    return make
+
+
+def _with_branches_swapped(source: str) -> str:
+    wrong = source.replace("run_and_branch", "wrong_branch")
+    wrong = wrong.replace('on_completed="load_usage"', 'on_completed="summary"')
+    wrong = wrong.replace('on_failed="summary"', 'on_failed="load_usage"')
+    assert wrong.count('"summary"') == source.count('"summary"')
+    assert wrong != source.replace("run_and_branch", "wrong_branch")
+    return wrong

@@ -1,0 +1,61 @@
+"""The example DAGs on a real Airflow: each run ends as the demo says that it must, and a wrong one is found out."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import pytest
+
+from demo.play import expected, loaded, play
+from demo.scenes import SCENES
+
+if TYPE_CHECKING:
+    from demo.play import Played
+    from demo.stage import Stage
+
+
+@pytest.fixture(scope="module")
+def played(stage: Stage) -> dict[int, Played]:
+    """All scenes of the demo, played at once."""
+    return dict(enumerate(play(stage, SCENES, lambda _: None)))
+
+
+@pytest.mark.parametrize("number", range(len(SCENES)), ids=[f"{scene.dag_id}-{scene.shows}" for scene in SCENES])
+def test_each_scene_ends_as_it_must(played: dict[int, Played], number: int) -> None:
+    assert len(played[number].results) == len(SCENES[number].rows)
+    assert [problem for result in played[number].results for problem in result.problems] == []
+
+
+def test_a_wrong_branch_is_found_out(stage: Stage, played: dict[int, Played]) -> None:
+    del played  # not at the same time as the right ones: it uses their meters
+    scene = next(each for each in SCENES if each.dag_id == "run_and_branch" and each.shows == "COMPLETED")
+    meter = "20000"
+    settings = {"script": [["RUNNING", 4], ["COMPLETED", 0]]}
+    rows = tuple(replace(row, meter=meter) for row in scene.rows)
+    wrong = replace(scene, dag_id="wrong_branch", conf={"meter_id": meter}, meters={meter: settings}, rows=rows)
+    (result,) = play(stage, [wrong], lambda _: None)[0].results
+    assert any("task load_usage" in problem and "'skipped'" in problem for problem in result.problems)
+    assert any("in the database" in problem for problem in result.problems)
+
+
+def test_loading_a_session_again_leaves_the_same_rows(stage: Stage, played: dict[int, Played]) -> None:
+    result = played[0].results[0]
+    session = next(each for each in stage.simulator.sessions("1001") if each["session_id"] == result.session)
+    before = stage.rows("SELECT * FROM usage_record WHERE session_id = ? ORDER BY kind, event_id", result.session)
+    assert len(before) == session["records"] + session["errors"] > 0
+
+    airflow = stage.airflow
+    cleared = airflow.clear("run_and_branch", played[0].run_id, ["load_usage"])
+    assert cleared == ["load_usage"]
+    airflow.wait_run("run_and_branch", played[0].run_id)
+    runs = [run for run in airflow.runs("usage_batch") if run["conf"]["session_id"] == result.session]
+    assert len(runs) == 1
+    again = airflow.wait_run("usage_batch", runs[0]["dag_run_id"])
+    assert again["state"] == "success"
+    by_hand = airflow.trigger("usage_batch", runs[0]["conf"])
+    assert airflow.wait_run("usage_batch", by_hand)["state"] == "success"
+
+    after = stage.rows("SELECT * FROM usage_record WHERE session_id = ? ORDER BY kind, event_id", result.session)
+    assert after == before
+    assert loaded(stage, result.session) == expected(session)
