@@ -1,0 +1,217 @@
+"""What an Airflow connection of type ``mediation`` says, checked: every fault is one sentence that names the field."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from string import Formatter
+from typing import TYPE_CHECKING, Any, Final
+from urllib.parse import quote, urlsplit
+
+from airflow_mediation_provider.protocol.data_centers import DataCenter
+from airflow_mediation_provider.protocol.errors import MisconfigurationError
+from airflow_mediation_provider.protocol.exchange import REQUEST_TIMEOUT, Peer, legal_header
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from airflow.sdk import Connection
+
+LINK_FIELDS: Final = ("meter_id", "session_id", "run_id", "ui_base")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HttpOptions:
+    """Options of the HTTP provider's connections that this one takes too, by the same names.
+
+    :param proxies: scheme -> proxy
+    :param verify: check certificates, or the path of a CA bundle to check them with
+    :param cert: client certificate: one file, or certificate and key
+    :param timeout: seconds for one request in all
+    :param trust_env: take proxies from the environment
+    """
+
+    proxies: dict[str, str] = field(default_factory=dict, repr=False)
+    verify: bool | str = True
+    cert: str | tuple[str, str] | None = None
+    timeout: float = REQUEST_TIMEOUT
+    allow_redirects: bool = False
+    max_redirects: int | None = None
+    trust_env: bool = True
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settings:
+    """A checked connection."""
+
+    conn_id: str
+    base_url: str
+    client_id: str
+    client_secret: str = field(repr=False)
+    entity_id: str | None = None
+    org_ids: str | None = None
+    ui_base: str | None = None
+    ui_link_template: str | None = None
+    http: HttpOptions = field(default_factory=HttpOptions)
+
+    def peer(self, track_id: str | None = None) -> Peer:
+        """Return whom to ask, and the headers of every call."""
+        headers = {
+            "Zuora-Entity-Ids": self.entity_id,
+            "Zuora-Org-Ids": self.org_ids,
+            "Zuora-Track-Id": legal_header(track_id) if track_id else None,
+        }
+        return Peer(
+            base_url=self.base_url,
+            client_id=self.client_id,
+            client_secret=self.client_secret,
+            headers={name: value for name, value in headers.items() if value},
+        )
+
+    def session_url(self, meter_id: str, session_id: str | None, run_id: str | None) -> str | None:
+        """Fill the link template; ``None`` where there is none, or where it needs an id that is not known.
+
+        Zuora documents no address of a session's page, so there is no default template.
+
+        :raises MisconfigurationError: the template has an unknown field, or is no template
+        """
+        if not self.ui_link_template:
+            return None
+        ids = {"meter_id": meter_id, "session_id": session_id, "run_id": run_id}
+        values = {name: quote(str(value), safe="") for name, value in ids.items() if value is not None}
+        values |= {"ui_base": self.ui_base} if self.ui_base else {}
+        try:
+            names = {name for _, name, _, _ in Formatter().parse(self.ui_link_template) if name is not None}
+        except ValueError as error:
+            raise _wrong(self.conn_id, f"ui_link_template is no template: {error}") from None
+        if unknown := sorted(names - set(LINK_FIELDS)):
+            raise _wrong(
+                self.conn_id,
+                f"ui_link_template has the unknown field {{{unknown[0]}}}; known are "
+                f"{', '.join(f'{{{name}}}' for name in LINK_FIELDS)}",
+            )
+        if "ui_base" in names - set(values):
+            raise _wrong(
+                self.conn_id,
+                "ui_link_template uses {ui_base}, but Zuora documents no UI address of this data center: "
+                "write the address into the template",
+            )
+        if not names <= set(values):
+            return None
+        try:
+            return self.ui_link_template.format(**values)
+        except (KeyError, ValueError) as error:
+            raise _wrong(self.conn_id, f"ui_link_template cannot be filled: {error}") from None
+
+
+def settings_of(conn_id: str, connection: Connection) -> Settings:
+    """Check a connection.
+
+    :raises MisconfigurationError: one sentence that names the connection, the field and what it takes
+    """
+    extra = _extra(conn_id, connection.extra)
+    center = _data_center(conn_id, extra.get("data_center"))
+    if not connection.host and center is None:
+        raise _wrong(
+            conn_id,
+            f"it has neither a data center nor a host; set data_center to one of {', '.join(DataCenter.__members__)}",
+        )
+    for name, value in (("client ID (login)", connection.login), ("client secret (password)", connection.password)):
+        if not value:
+            raise _wrong(conn_id, f"the {name} is missing")
+    base_url = _base_url(conn_id, connection) if connection.host else center.rest_url  # type: ignore[union-attr]
+    return Settings(
+        conn_id=conn_id,
+        base_url=base_url,
+        client_id=str(connection.login),
+        client_secret=str(connection.password),
+        entity_id=_header(conn_id, "entity_id", extra.get("entity_id")),
+        org_ids=_header(conn_id, "org_ids", extra.get("org_ids")),
+        ui_base=center.ui_url if center else None,
+        ui_link_template=_header(conn_id, "ui_link_template", extra.get("ui_link_template")),
+        http=_http_options(conn_id, extra, urlsplit(base_url).scheme),
+    )
+
+
+def _wrong(conn_id: str, what: str) -> MisconfigurationError:
+    return MisconfigurationError(f"Connection {conn_id!r}: {what}.")
+
+
+def _extra(conn_id: str, extra: str | None) -> dict[str, Any]:
+    try:
+        value = json.loads(extra) if extra and extra.strip() else {}
+    except ValueError:
+        value = None
+    if not isinstance(value, dict):
+        raise _wrong(conn_id, "the extra is not a JSON object")
+    return value
+
+
+def _data_center(conn_id: str, value: object) -> DataCenter | None:
+    if value is None or value == "":
+        return None
+    name = str(value).strip().upper().replace("-", "_")
+    if name not in DataCenter.__members__:
+        raise _wrong(conn_id, f"data_center must be one of {', '.join(DataCenter.__members__)}, not {value!r}")
+    return DataCenter[name]
+
+
+def _base_url(conn_id: str, connection: Connection) -> str:
+    host, schema = str(connection.host).strip().rstrip("/"), connection.schema or "https"
+    url = host if "://" in host else f"{schema}://{host}"
+    try:
+        parts = urlsplit(url)
+        port = parts.port or connection.port
+    except ValueError:
+        parts, port = urlsplit(""), None
+    if parts.scheme not in ("http", "https") or not parts.hostname or parts.query or parts.fragment or parts.username:
+        raise _wrong(conn_id, f"the host must be a REST base URL like {DataCenter.PROD.rest_url}, not {host!r}")
+    if parts.path == "/v1":
+        raise _wrong(
+            conn_id, "the host must be the REST base URL without /v1, which the calls of Mediation do not have"
+        )
+    name = f"[{parts.hostname}]" if ":" in parts.hostname else parts.hostname
+    return f"{parts.scheme}://{name}{f':{port}' if port else ''}{parts.path}"
+
+
+def _header(conn_id: str, name: str, value: object) -> str | None:
+    if isinstance(value, (list, tuple)):
+        value = ",".join(str(item).strip() for item in value)
+    text = "" if value is None else str(value).strip()
+    if not (text.isascii() and (text.isprintable())):
+        raise _wrong(conn_id, f"{name} must be one line of plain ASCII")
+    return text or None
+
+
+def _http_options(conn_id: str, extra: Mapping[str, Any], scheme: str) -> HttpOptions:
+    proxies = extra.get("proxies", extra.get("proxy")) or {}
+    if isinstance(proxies, str):
+        proxies = {"http": proxies, "https": proxies}
+    verify = extra.get("verify", extra.get("verify_ssl"))
+    cert = extra.get("cert")
+    try:
+        timeout = float(extra.get("timeout") or REQUEST_TIMEOUT)
+        max_redirects = int(extra["max_redirects"]) if extra.get("max_redirects") is not None else None
+    except (TypeError, ValueError):
+        raise _wrong(conn_id, "timeout and max_redirects must be numbers") from None
+    if not isinstance(proxies, dict) or timeout <= 0:
+        raise _wrong(conn_id, f"proxies must be an object like {{{scheme!r}: 'http://proxy:3128'}}, timeout above 0")
+    return HttpOptions(
+        proxies={str(name): str(proxy) for name, proxy in proxies.items()},
+        verify=_flag(verify, default=True, or_text=True),
+        cert=(str(cert[0]), str(cert[1])) if isinstance(cert, list) and len(cert) == 2 else cert,
+        timeout=min(timeout, REQUEST_TIMEOUT),
+        allow_redirects=bool(_flag(extra.get("allow_redirects"), default=False)),
+        max_redirects=max_redirects,
+        trust_env=bool(_flag(extra.get("trust_env"), default=True)),
+    )
+
+
+def _flag(value: object, *, default: bool, or_text: bool = False) -> bool | str:
+    """Return a flag that may have come as text, as all extras of a connection written as a URI do."""
+    if value is None or value == "":
+        return default
+    if isinstance(value, str):
+        known = {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}
+        return known.get(value.strip().lower(), value if or_text else default)
+    return bool(value)

@@ -1,0 +1,228 @@
+"""The REST calls for what a session did, as data: counts, entries of the audit trail, exports. Sends nothing itself.
+
+Source: https://developer.zuora.com/v1-api-reference/api/audit-trail/
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from airflow_mediation_provider.protocol.api import Call
+from airflow_mediation_provider.protocol.arguments import (
+    format_time,
+    given,
+    meter_text,
+    one_of,
+    path_part,
+    query_of,
+    run_type_of,
+    texts,
+)
+from airflow_mediation_provider.protocol.errors import PermanentError
+from airflow_mediation_provider.protocol.replies import (
+    Json,
+    Page,
+    envelope,
+    objects,
+    read_page,
+    read_request_id,
+    read_url,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Generator, Iterable
+    from datetime import datetime
+
+    from airflow_mediation_provider.protocol.status import RunType
+
+EXPORT_TYPES = ("SAMPLE", "ERROR")
+EXPORT_FORMATS = ("csv", "parquet", "avro")
+EXPORT_COMPRESSIONS = ("none", "gzip", "lz4", "zstd")
+
+
+def meter_summary(
+    meter_id: str | int,
+    *,
+    run_type: RunType | str,
+    query_from: datetime | str,
+    query_to: datetime | str,
+    session_ids: Iterable[str] = (),
+    operator_ids: Iterable[str] = (),
+    group_by: Iterable[str] = ("sessionId",),
+) -> Call[Json]:
+    """Count output and error records of sessions; a read, although it is a POST.
+
+    :param run_type: NORMAL or DEBUG
+    :param query_from: start of the time window, with its zone
+    :param query_to: end of the time window, with its zone
+    :param group_by: dimensions: ``sessionId``, ``processorId``, ``errorCode``
+    :return: ``{"requestId": ..., "query": ..., "output": [{"dimensions": ..., "output": n, "totalErrorCount": n}]}``
+
+    https://developer.zuora.com/v1-api-reference/api/meters/retrievemetersummarydata
+    """
+    meter = meter_text(meter_id)
+    return Call(
+        what=f"summary of meter {meter}",
+        method="POST",
+        path=f"/meters/{path_part('meter_id', meter)}/summary",
+        body=given(
+            runType=str(run_type_of(run_type)),
+            sessionIds=texts("session_ids", session_ids),
+            operatorIds=texts("operator_ids", operator_ids),
+            groupBy=texts("group_by", group_by),
+            queryFromTime=format_time("query_from", query_from),
+            queryToTime=format_time("query_to", query_to),
+        ),
+        read=envelope,
+    )
+
+
+def audit_trail_entries(
+    meter_id: str | int,
+    *,
+    export_type: str,
+    run_type: RunType | str,
+    query_from: datetime | str,
+    query_to: datetime | str,
+    session_id: str | None = None,
+    operator_id: str | None = None,
+    page_size: int = 30,
+) -> Generator[Call[Page], Page, None]:
+    """Ask for audit-trail entries page by page: yields the call of a page, takes the page, ends after the last.
+
+    The entries hold customers' usage: do not log them.
+
+    :param export_type: ``SAMPLE`` (records that passed) or ``ERROR``
+    :param page_size: 1 to 500
+    :raises PermanentError: a cursor came a second time: going on would never end
+
+    https://developer.zuora.com/v1-api-reference/api/audit-trail/getaudittrailentriesformeter
+    """
+    meter = meter_text(meter_id)
+    if not 1 <= page_size <= 500:
+        raise ValueError(f"page_size must be from 1 to 500, not {page_size}")
+    query = query_of(
+        exportType=one_of("export_type", export_type, EXPORT_TYPES),
+        runType=str(run_type_of(run_type)),
+        queryFromTime=format_time("query_from", query_from),
+        queryToTime=format_time("query_to", query_to),
+        sessionId=session_id,
+        operatorId=operator_id,
+        pageSize=str(page_size),
+    )
+    return _pages(f"audit trail of meter {meter}", f"/meters/{path_part('meter_id', meter)}/auditTrail/entries", query)
+
+
+def _pages(what: str, path: str, query: tuple[tuple[str, str], ...]) -> Generator[Call[Page], Page, None]:
+    cursor: str | None = None
+    seen: set[str] = set()
+    while True:
+        at = (("cursor", cursor),) if cursor else ()
+        page = yield Call(what=what, method="GET", path=path, query=query + at, read=read_page)
+        cursor = page.next_cursor
+        if cursor is None:
+            return
+        if cursor in seen:
+            raise PermanentError(f"The {what} names the same next page twice, so it would never end: stopped there.")
+        seen.add(cursor)
+
+
+def create_export_job(
+    meter_id: str | int,
+    *,
+    export_type: str,
+    run_type: RunType | str,
+    query_from: datetime | str,
+    query_to: datetime | str,
+    session_ids: Iterable[str] = (),
+    operator_ids: Iterable[str] = (),
+    run_statuses: Iterable[str] = (),
+    file_format: str = "csv",
+    compression: str = "none",
+) -> Call[str]:
+    """Start an export of audit-trail entries to files; Zuora works on one per tenant at a time. Never sent twice.
+
+    :param run_statuses: only sessions that ended so, by Zuora's names
+    :param file_format: csv, parquet or avro
+    :param compression: none, gzip, lz4 or zstd
+    :return: the request id to look for in :func:`list_export_jobs`
+
+    https://developer.zuora.com/v1-api-reference/api/audit-trail/createaudittrailexportjob
+    """
+    meter = meter_text(meter_id)
+    file_format = one_of("file_format", file_format, EXPORT_FORMATS)
+    compression = one_of("compression", compression, EXPORT_COMPRESSIONS)
+    return Call(
+        what=f"audit trail export of meter {meter}",
+        method="POST",
+        path=f"/meters/{path_part('meter_id', meter)}/auditTrail/export",
+        query=query_of(
+            exportType=one_of("export_type", export_type, EXPORT_TYPES),
+            runType=str(run_type_of(run_type)),
+            queryFromTime=format_time("query_from", query_from),
+            queryToTime=format_time("query_to", query_to),
+            sessionIds=texts("session_ids", session_ids),
+            operatorIds=texts("operator_ids", operator_ids),
+            runStatuses=texts("run_statuses", run_statuses),
+            # Both are newer than some tenants' documentation: sent only where they say something.
+            format=None if file_format == "csv" else file_format,
+            compression=None if compression == "none" else compression,
+        ),
+        read=read_request_id,
+        repeatable=False,
+    )
+
+
+def list_export_jobs(
+    meter_id: str | int,
+    *,
+    export_type: str | None = None,
+    session_ids: Iterable[str] = (),
+    request_id: str | None = None,
+    page: int = 1,
+    page_size: int = 30,
+) -> Call[list[Json]]:
+    """List the export jobs of a meter, one page of them.
+
+    :param page: from 1
+    :param page_size: 1 to 100
+    :return: jobs with ``requestId``, ``status``, ``count``, ``fileList`` and more
+
+    https://developer.zuora.com/v1-api-reference/api/audit-trail/getaudittrailexportjobs
+    """
+    meter = meter_text(meter_id)
+    if page < 1:
+        raise ValueError(f"page must be at least 1, not {page}")
+    if not 1 <= page_size <= 100:
+        raise ValueError(f"page_size must be from 1 to 100, not {page_size}")
+    return Call(
+        what=f"export jobs of meter {meter}",
+        method="GET",
+        path=f"/meters/{path_part('meter_id', meter)}/auditTrail/export",
+        query=query_of(
+            exportType=None if export_type is None else one_of("export_type", export_type, EXPORT_TYPES),
+            sessionIds=texts("session_ids", session_ids),
+            requestId=request_id,
+            page=str(page),
+            pageSize=str(page_size),
+        ),
+        read=lambda reply: objects(envelope(reply).get("jobs")),
+    )
+
+
+def export_download_url(file_key: str) -> Call[str]:
+    """Ask for the address of one file of an export. The address is a secret: whoever has it can read the file.
+
+    :param file_key: one entry of a job's ``fileList``
+
+    https://developer.zuora.com/v1-api-reference/api/audit-trail/getpresignedurlformeterexport
+    """
+    if not file_key:
+        raise ValueError("file_key must not be empty")
+    return Call(
+        what="download address of an export file",
+        method="GET",
+        path="/meters/auditTrail/presignedUrl",
+        query=(("fileKey", file_key),),
+        read=read_url,
+    )
