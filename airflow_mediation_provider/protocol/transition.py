@@ -6,13 +6,19 @@ https://docs.zuora.com/en/zuora-platform/extensibility/mediation/events/notifica
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
-from datetime import UTC, datetime
+from dataclasses import dataclass, fields
+from datetime import datetime
 from enum import StrEnum
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+import pendulum
 
 from airflow_mediation_provider.protocol.status import RunType
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+_TIMES = ("started_at", "ended_at", "observed_at")
 
 
 class Source(StrEnum):
@@ -33,11 +39,12 @@ class SessionTransition:
     :param status: the status after the change, by Zuora's name
     :param previous_status: the status before it; ``None`` where it is not known
     :param run_type: NORMAL or DEBUG
-    :param started_at: the session's start by Zuora's clock, UTC
-    :param ended_at: the session's end by Zuora's clock, UTC
-    :param observed_at: when we learned of the change, UTC
+    :param started_at: the session's start by Zuora's clock; kept as pendulum's ``DateTime`` in UTC, as all three times
+    :param ended_at: the session's end by Zuora's clock
+    :param observed_at: when we learned of the change
     :param source: how we learned of it
     :param notification_id: Zuora's id of the notification, the same for each of its attempts
+    :raises ValueError: a time has no time zone
     """
 
     meter_id: str
@@ -52,11 +59,22 @@ class SessionTransition:
     ended_at: datetime | None = None
     notification_id: str | None = None
 
+    def __post_init__(self) -> None:
+        """Bring every time into the one type and zone."""
+        for name in _TIMES:
+            value = getattr(self, name)
+            if value is None:
+                continue
+            if value.utcoffset() is None:
+                raise ValueError(f"{name} must have a time zone, not {value!r}")
+            object.__setattr__(self, name, pendulum.instance(value).in_timezone("UTC"))
+
     def to_dict(self) -> dict[str, Any]:
         """Return the transition as plain JSON: every field by its name, times as ISO 8601 in UTC."""
+        values = ((field.name, getattr(self, field.name)) for field in fields(self))
         return {
-            key: value.astimezone(UTC).isoformat() if isinstance(value, datetime) else value and str(value)
-            for key, value in asdict(self).items()
+            name: value if value is None else value.isoformat() if isinstance(value, datetime) else str(value)
+            for name, value in values
         }
 
     @classmethod
@@ -64,15 +82,15 @@ class SessionTransition:
         """Make a transition from ``to_dict()``; keys that are not its fields (``evidence``, ``certain``) are left out.
 
         :raises KeyError: a required key is missing
-        :raises ValueError: a time is not ISO 8601, or the source or run type is unknown
+        :raises ValueError: a time is not ISO 8601 with an offset, or the source or run type is unknown
         """
         known = {field.name: data.get(field.name) for field in fields(cls)}
-        for key in ("started_at", "ended_at", "observed_at"):
+        for key in _TIMES:
             if isinstance(known[key], str):
-                known[key] = datetime.fromisoformat(known[key]).astimezone(UTC)
+                known[key] = datetime.fromisoformat(str(known[key]))
         for key in ("meter_id", "status", "observed_at", "source"):
             if known[key] is None:
                 raise KeyError(key)
-        known["source"] = Source(known["source"])
-        known["run_type"] = RunType(known["run_type"] or RunType.NORMAL)
-        return cls(**known)
+        known["source"] = Source(str(known["source"]))
+        known["run_type"] = RunType(str(known["run_type"] or RunType.NORMAL))
+        return cls(**known)  # type: ignore[arg-type]
