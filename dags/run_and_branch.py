@@ -14,8 +14,8 @@ from typing import Any
 from airflow.providers.standard.operators.trigger_dagrun import TriggerDagRunOperator
 from airflow.sdk import Param, dag, task
 from airflow.sdk.exceptions import AirflowFailException
-from airflow_mediation_provider.operators.audit import FirstErrorRecordsOperator, MeterSummaryOperator
 
+from airflow_mediation_provider.operators.audit import MeterSummaryOperator
 from airflow_mediation_provider.operators.branch import MeterSessionBranchOperator
 from airflow_mediation_provider.operators.meter import RunMeterOperator
 
@@ -35,8 +35,6 @@ def run_and_branch() -> None:
         poke_interval=2,  # seconds; 60 suits a real tenant, whose calls are counted
         fail_on=(),  # each end is an answer, and the branch decides what it means
     )
-    session_id = "{{ ti.xcom_pull('run_meter')['session_id'] }}"
-
     how_it_ended = MeterSessionBranchOperator(
         task_id="how_it_ended",
         session=run_meter.output,
@@ -49,30 +47,24 @@ def run_and_branch() -> None:
         task_id="load_usage",
         trigger_dag_id="usage_batch",
         # One run for each session: clearing this task runs the same one again.
-        trigger_run_id=f"session-{session_id}",
+        trigger_run_id="session-{{ ti.xcom_pull('run_meter')['session_id'] }}",
         reset_dag_run=True,
         conf=run_meter.output,
     )
 
-    summary = MeterSummaryOperator(
-        task_id="summary", meter_id="{{ params.meter_id }}", session_ids=[session_id], group_by=["errorCode"]
-    )
-    first_errors = FirstErrorRecordsOperator(
-        task_id="first_errors", meter_id="{{ params.meter_id }}", session_id=session_id, limit=5
-    )
+    summary = MeterSummaryOperator(task_id="summary", session=run_meter.output, error_records=5)
 
     @task
-    def alert(session: dict[str, Any], summary: dict[str, Any], first_errors: list[dict[str, Any]]) -> None:
-        """Fail with a message that says what to look at: this is where a pager call or a ticket would go."""
-        records = sum(int(each["totalErrorCount"]) for each in summary["output"])
-        reasons = sorted({f"{each['errorCode']} {each['errorMessage']}" for each in first_errors})
+    def alert(summary: dict[str, Any]) -> None:
+        """Fail with a message that says what to look at: here a pager would be called, or a ticket opened."""
+        reasons = sorted({f"{each['errorCode']} {each['errorMessage']}" for each in summary["errors"]})
         raise AirflowFailException(
-            f"Session {session['session_id']} of meter {session['meter_id']} FAILED with {records} error records:"
-            f" {'; '.join(reasons)}"
+            f"Session {summary['session_id']} of meter {summary['meter_id']} FAILED with {summary['error_count']} error"
+            f" records, the first of them: {'; '.join(reasons)}"
         )
 
     run_meter >> how_it_ended >> [load_usage, summary]
-    summary >> first_errors >> alert(run_meter.output, summary.output, first_errors.output)
+    alert(summary.output)
 
 
 run_and_branch()

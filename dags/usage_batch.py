@@ -10,10 +10,11 @@ from __future__ import annotations
 
 import json
 from contextlib import closing
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from typing import Any
 
 from airflow.sdk import BaseHook, Param, dag, task
+
 from airflow_mediation_provider.operators.audit import MeterSummaryOperator
 
 TABLES = (
@@ -34,8 +35,6 @@ COLUMNS = ("eventId", "errorCode", "errorMessage")
         "session_id": Param("R-00000000", type="string"),
         "started_at": Param(None, type=["null", "string"], format="date-time"),
     },
-    # SQLite has one writer at a time; a real database takes more.
-    max_active_runs=2,
     tags=["mediation", "example"],
     doc_md=__doc__,
 )
@@ -44,18 +43,17 @@ def usage_batch() -> None:
     counts = MeterSummaryOperator(
         task_id="counts",
         meter_id="{{ params.meter_id }}",
-        session_ids=["{{ params.session_id }}"],
-        query_from="{{ params.started_at }}",
+        session_id="{{ params.session_id }}",
+        query_from="{{ params.started_at or '' }}",
     )
 
     @task
-    def load(summary: dict[str, Any], *, params: dict[str, Any] = {}) -> int:  # noqa: B006 - Airflow fills it
+    def load(counts: dict[str, Any]) -> int:
         """Replace the session's rows; return how many records there are now."""
         from airflow_mediation_provider.hooks.mediation import MediationHook
 
-        meter_id, session_id, now = params["meter_id"], params["session_id"], datetime.now(UTC)
-        counted = next((each for each in summary["output"] if each["dimensions"]["sessionId"] == session_id), {})
-        session = (session_id, meter_id, counted.get("output", 0), counted.get("totalErrorCount", 0), now.isoformat())
+        meter_id, session_id, now = counts["meter_id"], counts["session_id"], datetime.now(UTC).isoformat()
+        session = (session_id, meter_id, counts["output_count"], counts["error_count"], now)
         mediation = MediationHook("mediation_default")
         records = [
             (session_id, kind, *(each[name] for name in COLUMNS), json.dumps(each["payload"]))
@@ -65,8 +63,8 @@ def usage_batch() -> None:
                 export_type=kind,
                 run_type="NORMAL",
                 session_id=session_id,
-                query_from=params["started_at"] or now - timedelta(days=7),
-                query_to=now + timedelta(minutes=1),
+                query_from=counts["query_from"],
+                query_to=counts["query_to"],
                 page_size=500,
             )
         ]

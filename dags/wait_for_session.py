@@ -12,8 +12,9 @@ from typing import Any
 import pendulum
 from airflow.providers.standard.operators.trigger_dagrun import TriggerDagRunOperator
 from airflow.sdk import dag, task
-from airflow_mediation_provider.operators.audit import MeterSummaryOperator
 from airflow_mediation_provider.sensors.meter_session import MeterSessionSensor
+
+from airflow_mediation_provider.operators.audit import MeterSummaryOperator
 
 METER = "1012"
 
@@ -28,24 +29,24 @@ METER = "1012"
 def wait_for_session() -> None:
     """Wait, look up, load."""
     wait = MeterSessionSensor(task_id="wait", meter_id=METER, deferrable=True, poke_interval=2, timeout=12 * 60 * 60)
-    sessions = MeterSummaryOperator(
-        task_id="sessions", meter_id=METER, group_by=["sessionId"], query_from="{{ dag_run.run_after }}"
-    )
+    sessions = MeterSummaryOperator(task_id="sessions", meter_id=METER, query_from="{{ dag_run.run_after }}")
 
     @task
-    def each_session(summary: dict[str, Any]) -> list[dict[str, Any]]:
-        started_at = summary["query"]["queryFromTime"]
+    def each_session(sessions: dict[str, Any]) -> list[dict[str, Any]]:
         return [
-            {"meter_id": METER, "session_id": each["dimensions"]["sessionId"], "started_at": started_at}
-            for each in summary["output"]
+            {
+                "meter_id": METER,
+                "session_id": group["dimensions"]["sessionId"],
+                "started_at": sessions["query_from"],
+            }
+            for group in sessions["groups"]
         ]
 
-    load_usage = TriggerDagRunOperator.partial(task_id="load_usage", trigger_dag_id="usage_batch").expand(
+    TriggerDagRunOperator.partial(task_id="load_usage", trigger_dag_id="usage_batch").expand(
         conf=each_session(sessions.output)
     )
 
     wait >> sessions
-    sessions >> load_usage
 
 
 wait_for_session()

@@ -1,8 +1,9 @@
 """One real Airflow, one simulator and one database for all integration tests of a session.
 
-`stage.airflow` starts, stops and asks Airflow (`trigger`, `wait_run`, `task_instances`, `logs`, `clear`, `pids`, `stop`,
-`start` ...), `stage.simulator` steers the simulated tenant and tells what it was asked for. Tests share the tenant, so each
-takes a meter of its own: the `meter` fixture. DAGs of tests are in `dags/` beside this file, or made by `add_dag`.
+`stage.airflow` starts, stops and asks Airflow (`trigger`, `wait_run`, `task_instances`, `logs`, `clear`, `pids`,
+`stop`, `start` ...), `stage.simulator` steers the simulated tenant and tells what it was asked for. Tests share the
+tenant, so each takes a meter of its own: the `meter` fixture. DAGs of tests are in `dags/` beside this file, or made by
+`add_dag`.
 """
 
 from __future__ import annotations
