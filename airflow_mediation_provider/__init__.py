@@ -33,6 +33,7 @@ def get_provider_info() -> dict[str, Any]:
         ],
         "sensors": [{"integration-name": name, "python-modules": [f"{package}.sensors.meter_session"]}],
         "triggers": [{"integration-name": name, "python-modules": [f"{package}.triggers.meter_session"]}],
+        "extra-links": [f"{package}.links.MeterSessionLink"],
         "connection-types": [
             {
                 "connection-type": "mediation",

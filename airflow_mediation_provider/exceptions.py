@@ -30,6 +30,7 @@ __all__ = [
     "MediationError",
     "MediationMisconfigured",
     "MediationUnreachable",
+    "MeterRunFailed",
     "MeterSessionError",
     "MeterSessionFailed",
     "MeterSessionTimeout",
@@ -69,6 +70,18 @@ class MeterSessionUncertain(MeterSessionError):  # noqa: N818
 
 class MediationMisconfigured(MediationError, AirflowFailException):  # type: ignore[misc]  # noqa: N818
     """Credentials, permission, connection or meter are wrong; not retried."""
+
+
+class MeterRunFailed(MediationError):  # noqa: N818
+    """The session that a task itself had started reached a status of ``fail_on``; retried, with a new session.
+
+    :param message: one sentence for the user
+    :param session: the session as JSON with its evidence
+    """
+
+    def __init__(self, message: str, *, session: dict[str, Any] | None = None, **details: Any) -> None:
+        super().__init__(message, **details)
+        self.session = session
 
 
 class MediationUnreachable(MediationError):  # noqa: N818
