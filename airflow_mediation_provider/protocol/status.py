@@ -79,12 +79,15 @@ def parse_status(value: object, description: object = None) -> str:
         kept as it is and never ends a wait
     :raises ValueError: neither ``value`` nor ``description`` holds anything
     """
-    text = "" if value is None or isinstance(value, bool) else str(value).strip()
-    named = "" if description is None else str(description).strip().upper().replace(" ", "_")
-    if text.isdigit():
-        known = STATUS_BY_CODE.get(int(text))
-        return str(known or named or text)
-    status = text.upper().replace(" ", "_") or named
-    if not status:
+    text, named = _word(value), _word(description)
+    if text.isdecimal():
+        return str(STATUS_BY_CODE.get(int(text)) or named or text)
+    if not (text or named):
         raise ValueError("a status is neither a code nor a name: it is empty")
-    return status
+    return text or named
+
+
+def _word(value: object) -> str:
+    """Return a code or name in upper case; empty for nothing, which Zuora also writes as the string ``null``."""
+    text = "" if value is None or isinstance(value, bool) else str(value).strip().upper().replace(" ", "_")
+    return "" if text == "NULL" else text

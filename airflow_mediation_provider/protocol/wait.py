@@ -224,7 +224,7 @@ class SessionWait:
         verdict = judge(self._condition, (state,))
         lines: list[str] = []
         if not state.ambiguous and state.status != self._status:
-            lines.append(self._change(state.status, state.observed_at))
+            lines.append(self._change(state.status, to_utc("observed_at", state.observed_at)))
             self._note = ""
         if verdict.outcome is not Outcome.WAITING:
             reason = "Zuora reported two different ends of the session" if state.conflict else ""
@@ -330,10 +330,11 @@ class SessionWait:
         if self._condition.session_id is not None or state.run_type != self._condition.run_type:
             return state.session_id == self._condition.session_id
         earliest = self._condition.since or self._started_at or self._created_at
-        if state.begun_at < earliest:
+        begun_at = to_utc("begun_at", state.begun_at)
+        if begun_at < earliest:
             return False
-        if self._bound is None or (state.begun_at, state.session_id) < (self._bound[1], self._bound[0]):
-            self._bound = (state.session_id, state.begun_at)
+        if self._bound is None or (begun_at, state.session_id) < (self._bound[1], self._bound[0]):
+            self._bound = (state.session_id, begun_at)
         return state.session_id == self._bound[0]
 
     def _left_to_callouts(self, outcome: Outcome, *, certain: bool) -> bool:
