@@ -116,10 +116,10 @@ def mediation_retry_policy(
             ),
             RetryRule(exception=PermanentError, action=RetryAction.FAIL, reason="Zuora would refuse it again"),
             RetryRule(
-                exception=[TransientError, MediationUnreachable],
+                exception=[TransientError, MediationUnreachable, MeterRunFailed],
                 action=RetryAction.RETRY,
                 retry_delay=retry_delay,
-                reason="Zuora could not be asked just now",
+                reason="asking or starting again can help",
             ),
         ]
     )

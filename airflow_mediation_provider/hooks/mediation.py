@@ -68,7 +68,7 @@ def _entries(build: Callable[P, Pages]) -> Callable[Concatenate[MediationHook, P
             yield from page.entries
             call = _next_call(pages, page)
 
-    return _with_self(method, build)
+    return _with_self(method, build, "Iterator[Json]")
 
 
 def _async_entries(build: Callable[P, Pages]) -> Callable[Concatenate[MediationAsyncHook, P], AsyncIterator[Json]]:
@@ -83,7 +83,7 @@ def _async_entries(build: Callable[P, Pages]) -> Callable[Concatenate[MediationA
                 yield entry
             call = _next_call(pages, page)
 
-    return _with_self(method, build)
+    return _with_self(method, build, "AsyncIterator[Json]")
 
 
 def _next_call(pages: Pages, page: Page) -> Call[Page] | None:
@@ -96,12 +96,15 @@ def _next_call(pages: Pages, page: Page) -> Call[Page] | None:
 F = TypeVar("F", bound=Callable[..., Any])
 
 
-def _with_self(method: F, build: Callable[..., Any]) -> F:
+def _with_self(method: F, build: Callable[..., Any], returns: str | None = None) -> F:
     """Give a method the name, words and signature of its call, with ``self`` in front, for help() and mocks."""
     functools.update_wrapper(method, build)
-    signature = inspect.signature(build)
+    call = inspect.signature(build)
     me = inspect.Parameter("self", inspect.Parameter.POSITIONAL_ONLY)
-    method.__signature__ = signature.replace(parameters=[me, *signature.parameters.values()])  # type: ignore[attr-defined]
+    method.__signature__ = inspect.Signature(  # type: ignore[attr-defined]
+        [me, *call.parameters.values()],
+        return_annotation=returns or str(call.return_annotation).removeprefix("Call[").removesuffix("]"),
+    )
     return method
 
 
@@ -190,7 +193,7 @@ class MediationHook(_ConnectionHook):
     def session_url(self, meter_id: str, session_id: str | None, run_id: str | None = None) -> str | None:
         """Return the address of a session's page by the connection's link template, ``None`` where it has none.
 
-        :raises MisconfigurationError: the template has an unknown field
+        :raises MisconfigurationError: the connection is missing or wrong, its link template included
         """
         return self.settings.session_url(meter_id, session_id, run_id)
 
@@ -309,7 +312,7 @@ class MediationAsyncHook(_ConnectionHook):
     async def session_url(self, meter_id: str, session_id: str | None, run_id: str | None = None) -> str | None:
         """Return the address of a session's page by the connection's link template, ``None`` where it has none.
 
-        :raises MisconfigurationError: the template has an unknown field
+        :raises MisconfigurationError: the connection is missing or wrong, its link template included
         """
         return (await self.settings()).session_url(meter_id, session_id, run_id)
 

@@ -72,36 +72,15 @@ class Settings:
         """Fill the link template; ``None`` where there is none, or where it needs an id that is not known.
 
         Zuora documents no address of a session's page, so there is no default template.
-
-        :raises MisconfigurationError: the template has an unknown field, or is no template
         """
         if not self.ui_link_template:
             return None
         ids = {"meter_id": meter_id, "session_id": session_id, "run_id": run_id}
         values = {name: quote(str(value), safe="") for name, value in ids.items() if value is not None}
-        values |= {"ui_base": self.ui_base} if self.ui_base else {}
         try:
-            names = {name for _, name, _, _ in Formatter().parse(self.ui_link_template) if name is not None}
-        except ValueError as error:
-            raise _wrong(self.conn_id, f"ui_link_template is no template: {error}") from None
-        if unknown := sorted(names - set(LINK_FIELDS)):
-            raise _wrong(
-                self.conn_id,
-                f"ui_link_template has the unknown field {{{unknown[0]}}}; known are "
-                f"{', '.join(f'{{{name}}}' for name in LINK_FIELDS)}",
-            )
-        if "ui_base" in names - set(values):
-            raise _wrong(
-                self.conn_id,
-                "ui_link_template uses {ui_base}, but Zuora documents no UI address of this data center: "
-                "write the address into the template",
-            )
-        if not names <= set(values):
+            return self.ui_link_template.format(**values, ui_base=self.ui_base)
+        except KeyError:
             return None
-        try:
-            return self.ui_link_template.format(**values)
-        except (KeyError, ValueError) as error:
-            raise _wrong(self.conn_id, f"ui_link_template cannot be filled: {error}") from None
 
 
 def settings_of(conn_id: str, connection: Connection) -> Settings:
@@ -128,7 +107,7 @@ def settings_of(conn_id: str, connection: Connection) -> Settings:
         entity_id=_header(conn_id, "entity_id", extra.get("entity_id")),
         org_ids=_header(conn_id, "org_ids", extra.get("org_ids")),
         ui_base=center.ui_url if center else None,
-        ui_link_template=_header(conn_id, "ui_link_template", extra.get("ui_link_template")),
+        ui_link_template=_link_template(conn_id, extra.get("ui_link_template"), center),
         http=_http_options(conn_id, extra, urlsplit(base_url).scheme),
     )
 
@@ -181,6 +160,28 @@ def _header(conn_id: str, name: str, value: object) -> str | None:
     if not (text.isascii() and (text.isprintable())):
         raise _wrong(conn_id, f"{name} must be one line of plain ASCII")
     return text or None
+
+
+def _link_template(conn_id: str, value: object, center: DataCenter | None) -> str | None:
+    """Check the template before anything is started: a run must not break over the link to it."""
+    template = _header(conn_id, "ui_link_template", value)
+    if template is None:
+        return None
+    known = ", ".join(f"{{{name}}}" for name in LINK_FIELDS)
+    try:
+        names = {name for _, name, _, _ in Formatter().parse(template) if name is not None}
+        if unknown := sorted(names - set(LINK_FIELDS)):
+            raise _wrong(conn_id, f"ui_link_template has the unknown field {{{unknown[0]}}}; known are {known}")
+        template.format(**dict.fromkeys(LINK_FIELDS, ""))
+    except (LookupError, ValueError) as error:
+        raise _wrong(conn_id, f"ui_link_template is no template with the fields {known}: {error}") from None
+    if "ui_base" in names and (center is None or center.ui_url is None):
+        raise _wrong(
+            conn_id,
+            "ui_link_template uses {ui_base}, but Zuora documents no UI address of this data center: write the address "
+            "into the template",
+        )
+    return template
 
 
 def _http_options(conn_id: str, extra: Mapping[str, Any], scheme: str) -> HttpOptions:

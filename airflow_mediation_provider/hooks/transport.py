@@ -132,6 +132,8 @@ class AsyncTransport:
             connector=aiohttp.TCPConnector(limit=MAX_CONNECTIONS, ssl=ssl_context),
             timeout=aiohttp.ClientTimeout(total=self._options.timeout),
         )
+        # One request is one request: by itself aiohttp sends a GET again at once when its connection is reset.
+        self._session._retry_connection = False
 
     @classmethod
     async def open(cls, settings: Settings) -> AsyncTransport:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from airflow_mediation_provider.protocol.refusals import METER_UNKNOWN, NO_PERMISSION, NOT_ENABLED
+from airflow_mediation_provider.protocol.refusals import METER_UNKNOWN, NO_PERMISSION, NOT_ENABLED, code_by_words
 
 if TYPE_CHECKING:
     from airflow_mediation_provider.protocol.errors import MediationError
@@ -20,7 +20,7 @@ def judge_probe(host: str, error: MediationError | None) -> tuple[bool, str]:
 
     :param error: how the call for the status of an impossible meter was refused; ``None``: it was not
     """
-    code, status = (error.code, error.status_code) if error is not None else (None, None)
+    code, status = (error.code or code_by_words(error.zuora_message), error.status_code) if error else (None, None)
     if error is None or code in METER_UNKNOWN or (status == 404 and code):
         return True, f"{host} knows the client id and secret, and Mediation answers. {_UNPROVEN}"
     granted = f"{host} gave a token, so the client id and secret are right, but"

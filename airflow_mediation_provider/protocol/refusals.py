@@ -55,6 +55,14 @@ CAPACITY: Final = (
 DUPLICATE: Final = (DuplicateKeyError, "the uniqueKey was used before: that run was started, and no second one is")
 
 _CAPACITY_WORDS = re.compile(r"maximum\s+running\s+meter", re.IGNORECASE)
+# For refusals that come without a code: words -> the code that says the same.
+_CODE_BY_WORDS: Final = (
+    (re.compile(r"mediation\b.*\bnot (been )?enabled", re.IGNORECASE), NOT_ENABLED),
+    (re.compile(r"\bstop\b.*\b(already )?in progress", re.IGNORECASE), "70003043"),
+    (re.compile(r"\bmeter\b.*\bnot running", re.IGNORECASE), "70002122"),
+    (re.compile(r"\bmeter\b.*\bversion\b.*\b(not exist|not found|unknown)", re.IGNORECASE), "70002104"),
+    (re.compile(r"\bmeter\b.*\b(not exist|not found|unknown)", re.IGNORECASE), "70002103"),
+)
 _KEY_WORDS = re.compile(r"(unique|idempoten\w*)[\s_-]*key", re.IGNORECASE)
 _DUPLICATE_WORDS = re.compile(r"duplicat|already|\bexist(s|ing)\b|in use|been used|must be unique", re.IGNORECASE)
 _MAX_WORDS = 500
@@ -68,8 +76,8 @@ class Reply:
     """
 
     status: int
-    headers: Mapping[str, str] = field(default_factory=dict)
-    body: bytes = b""
+    headers: Mapping[str, str] = field(default_factory=dict, repr=False)
+    body: bytes = field(default=b"", repr=False)
 
     @property
     def json(self) -> dict[str, Any] | None:
@@ -122,6 +130,8 @@ def _meaning(
         return CAPACITY
     if unique_key is not None and status != 429 and status < 500 and _speaks_of_duplicate(words, unique_key):
         return DUPLICATE
+    if code is None and (implied := code_by_words(words)):
+        return MEANING[implied]
     if status == 429:
         return TransientError, "too many requests"
     if status in (408, 425) or status >= 500:
@@ -154,6 +164,11 @@ def _meaning(
     if status == 407:
         return MisconfigurationError, "the proxy asks for credentials: check the proxy in the connection's extra"
     return PermanentError, "the same request will be refused again"
+
+
+def code_by_words(words: str | None) -> str | None:
+    """Return the code that Zuora's words speak of, for the shapes of a refusal that have none."""
+    return next((code for pattern, code in _CODE_BY_WORDS if words and pattern.search(words)), None)
 
 
 def _speaks_of_duplicate(words: str | None, unique_key: str) -> bool:
