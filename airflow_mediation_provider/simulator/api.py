@@ -82,7 +82,7 @@ class ZuoraApi:
         try:
             if track := call.headers.get("zuora-track-id"):
                 self._check_track_id(track)
-                headers["Zuora-Track-Id"] = track
+                headers |= {"Zuora-Track-Id": track} if track.isascii() else {}
             if call.path.startswith("/meters/"):
                 headers |= self._count_call()
             reply = self._dispatch(call)
@@ -192,8 +192,8 @@ class ZuoraApi:
 
     def _run_status(self, _: Call, match: re.Match[str]) -> Reply:
         status = self._engine.run_status(match["meter"], match["version"])
-        code = self.code(status)
-        return Reply(body={"success": True, "data": {"runStatus": code, "runStatusDescription": status}})
+        code, name = self.code(status), f"STATUS_{status}" if status.isdigit() else status
+        return Reply(body={"success": True, "data": {"runStatus": code, "runStatusDescription": name}})
 
     def code(self, status: str) -> int:
         """Return the integer code of a status; a code that Zuora does not document is its own name."""

@@ -20,7 +20,7 @@ from urllib.parse import quote, urlencode
 
 from airflow_mediation_provider.protocol.status import RunType, SessionStatus
 from airflow_mediation_provider.simulator.messages import Call, Reply
-from airflow_mediation_provider.simulator.records import SINK, Kind, entries, error_of, visible
+from airflow_mediation_provider.simulator.records import SINK, Kind, entries, rejected, visible
 from airflow_mediation_provider.simulator.sessions import INVALID_PARAMETER, Refusal, Session
 
 if TYPE_CHECKING:
@@ -87,12 +87,8 @@ class AuditTrail:
         totals: dict[tuple[str, ...], list[int]] = {}
         for session in self._sessions(match["meter"], body, run_type, _texts(body, "sessionIds")):
             output, errors = visible(session)
-            rejected = [error_of(session, index)[:2] for index in range(errors)]
-            for operator, code, put_out, failed in (
-                (SINK, "", output, 0),
-                *((operator, code, 0, 1) for operator, code in rejected),
-            ):
-                if operators and operator.id not in operators:
+            for operator, code, put_out, failed in ((SINK, "", output, 0), *rejected(errors)):
+                if (operators and operator.id not in operators) or not put_out + failed:
                     continue
                 of = {"errorCode": code, "processorId": operator.id, "sessionId": session.session_id}
                 row = totals.setdefault(tuple(of[group] for group in groups), [0, 0])

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from airflow_mediation_provider.protocol.status import RunType
 from airflow_mediation_provider.simulator.api import ZuoraApi
 from airflow_mediation_provider.simulator.clock import Clock, ManualClock, RealClock
-from airflow_mediation_provider.simulator.config import VERSION, RunPlan, SimulatorConfig
+from airflow_mediation_provider.simulator.config import VERSION, MeterConfig, RunPlan, SimulatorConfig
 from airflow_mediation_provider.simulator.engine import Engine
 from airflow_mediation_provider.simulator.event_log import EventLog
 from airflow_mediation_provider.simulator.faults import Fault, FaultKind, Faults
@@ -17,12 +17,25 @@ from airflow_mediation_provider.simulator.sessions import Refusal, Session
 from airflow_mediation_provider.simulator.tokens import Tokens
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Mapping
 
 PREFIX = "/_simulator"
 # What shapes the server, the clock or the meters; every other setting may be changed while the simulator runs.
 FIXED = frozenset({"host", "port", "meters", "first_run_id", "clock", "log_file"})
 CHANGEABLE = frozenset(field.name for field in dataclasses.fields(SimulatorConfig)) - FIXED
+
+
+class Carrier(Protocol):
+    """What a tenant asks of the server that carries it."""
+
+    def release(self) -> None:
+        """Cut off the requests that hang."""
+
+    def statistics(self) -> dict[str, int]:
+        """Return counts of connections and requests."""
+
+    def reset_statistics(self) -> None:
+        """Begin the counts anew."""
 
 
 class Tenant:
@@ -40,8 +53,7 @@ class Tenant:
         self.tokens = Tokens(self.clock, self.log)
         self.faults = Faults(self.clock)
         self.api = ZuoraApi(self.engine, self.tokens)
-        self.released: Callable[[], None] = lambda: None
-        self.statistics: Callable[[], dict[str, int]] = dict
+        self.carrier: Carrier | None = None
 
     def reset(self) -> None:
         """Go back to the configuration of the start: no sessions, keys, tokens, faults, exports and no log."""
@@ -51,6 +63,8 @@ class Tenant:
         self.api.audit.reset()
         self.clear_faults()
         self.log.clear()
+        if self.carrier is not None:
+            self.carrier.reset_statistics()
 
     def configure(self, settings: Mapping[str, Any]) -> None:
         """Change settings of the tenant.
@@ -74,7 +88,8 @@ class Tenant:
     def clear_faults(self, fault_id: int | None = None) -> int:
         """Lift one fault or all, close the connections that hang, and return how many faults were lifted."""
         removed = self.faults.remove(fault_id)
-        self.released()
+        if self.carrier is not None:
+            self.carrier.release()
         self.log.add("control", action="clear_faults", faults=removed)
         return removed
 
@@ -106,6 +121,17 @@ class Tenant:
             )
         return self.engine.start(str(meter_id), version, kind, unique_key=unique_key, plan=plan, foreign=True)
 
+    def set_meter(self, meter_id: str, settings: Mapping[str, Any]) -> MeterConfig:
+        """Add a meter or change one; see ``Engine.set_meter``."""
+        meter = self.engine.set_meter(meter_id, settings)
+        self.log.add("control", action="meter", meter_id=meter.id)
+        return meter
+
+    def steer(self, session_id: str, script: Any) -> Session:
+        """Replace what is left of a session's script; see ``Engine.steer``."""
+        self.log.add("control", action="steer", session_id=session_id)
+        return self.engine.steer(session_id, script)
+
     def advance(self, seconds: float) -> None:
         """Move the manual clock forward and make the transitions that fall due.
 
@@ -115,6 +141,10 @@ class Tenant:
             raise ValueError("advance: the clock is the real one; configure clock: manual")
         self.clock.advance(seconds)
         self.engine.run_due()
+
+    def statistics(self) -> dict[str, int]:
+        """Return counts of connections and requests, nothing where no server carries the tenant."""
+        return self.carrier.statistics() if self.carrier is not None else {}
 
     def health(self) -> dict[str, Any]:
         """Return that it lives, its meters with what they show, and its counts."""
@@ -153,11 +183,10 @@ def answer(tenant: Tenant, call: Call) -> Reply:
         if name == "POST /sessions":
             return Reply(201, _start(tenant, call.json()).to_dict())
         if call.method == "POST" and name.startswith("POST /sessions/"):
-            steered = tenant.engine.steer(name.removeprefix("POST /sessions/"), call.json().get("script", ()))
+            steered = tenant.steer(name.removeprefix("POST /sessions/"), call.json().get("script", ()))
             return Reply(body=steered.to_dict())
         if name.startswith("POST /meters/"):
-            meter = tenant.engine.set_meter(name.removeprefix("POST /meters/"), call.json())
-            tenant.log.add("control", action="meter", meter_id=meter.id)
+            meter = tenant.set_meter(name.removeprefix("POST /meters/"), call.json())
             return Reply(body={"id": meter.id, "name": meter.name})
         if name == "POST /config":
             tenant.configure(call.json())

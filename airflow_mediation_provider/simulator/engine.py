@@ -326,4 +326,7 @@ class Engine:
         )
         change = SessionChange(session, previous, step.status, at)
         for observer in self.observers:
-            observer(change)
+            try:
+                observer(change)
+            except Exception as error:  # an observer's trouble is not the tenant's: sessions go on, and the log says so
+                self.log.add("observer_failed", session_id=session.session_id, error=repr(error))

@@ -10,11 +10,12 @@ from __future__ import annotations
 import json
 import threading
 import time
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, TextIO
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Iterable, Iterator
     from pathlib import Path
 
     from airflow_mediation_provider.simulator.clock import Clock
@@ -39,6 +40,7 @@ class EventLog:
         self._entries: list[Entry] = []
         self._open: dict[int, Entry] = {}
         self._last = 0
+        self._request: int | None = None
         self._changed = threading.Condition()
         self._file: TextIO | None = path.open("a", encoding="utf-8") if path else None
 
@@ -54,6 +56,8 @@ class EventLog:
         with self._changed:
             self._last += 1
             entry: Entry = {"seq": self._last, "at": when, "time": iso(when), "kind": kind, **fields}
+            if self._request is not None:
+                entry["request"] = self._request
             self._entries.append(entry)
             if pending:
                 self._open[self._last] = entry
@@ -61,6 +65,15 @@ class EventLog:
                 self._write(entry)
             self._changed.notify_all()
             return self._last
+
+    @contextmanager
+    def during(self, request: int) -> Iterator[None]:
+        """Mark what is entered in this block as done by a request: its ``seq`` is their ``request``."""
+        self._request = request
+        try:
+            yield
+        finally:
+            self._request = None
 
     def update(self, seq: int, **fields: Any) -> None:
         """Add fields to an entry that is still pending; does nothing to one that was closed or forgotten."""

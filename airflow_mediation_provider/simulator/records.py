@@ -46,9 +46,12 @@ def visible(session: Session) -> tuple[int, int]:
     return (plan.records // 2, plan.errors // 2) if session.live else (plan.records, plan.errors)
 
 
-def error_of(session: Session, index: int) -> tuple[Operator, str, str]:
-    """Return operator, code and message of a session's error record."""
-    return ERRORS[_pick(session, index, "error") % len(ERRORS)]
+def rejected(errors: int) -> list[tuple[Operator, str, int, int]]:
+    """Return by which operator and with which code so many records were rejected: operator, code, 0, count."""
+    kinds = len(ERRORS)
+    return [
+        (operator, code, 0, (errors + kinds - 1 - index) // kinds) for index, (operator, code, _) in enumerate(ERRORS)
+    ]
 
 
 def entries(session: Session, kind: Kind, limit: int, now: float) -> Iterator[tuple[float, dict[str, Any]]]:
@@ -68,7 +71,7 @@ def entries(session: Session, kind: Kind, limit: int, now: float) -> Iterator[tu
 
 def _entry(session: Session, kind: Kind, index: int, at: float) -> dict[str, Any]:
     account = f"A-{10000 + _pick(session, index, 'account') % 40:08d}"
-    operator, code, message = error_of(session, index) if kind == "ERROR" else (SINK, "", "")
+    operator, code, message = ERRORS[index % len(ERRORS)] if kind == "ERROR" else (SINK, "", "")
     hour = datetime.fromtimestamp(session.started_at // 3600 * 3600 - 3600, UTC)
     quantity = 1 + _pick(session, index, "quantity") % 5000
     trace = f"{zlib.crc32(f'{session.session_id}/{kind}/{index}'.encode()):08x}"

@@ -46,7 +46,11 @@ class Simulator:
             target=lambda: asyncio.run(self._serve(ready)), name="mediation-simulator", daemon=True
         )
         self._thread.start()
-        ready.result(PATIENCE)
+        try:
+            ready.result(PATIENCE)
+        except BaseException:
+            self._thread.join(PATIENCE)
+            raise
         return self
 
     def stop(self) -> None:
@@ -94,6 +98,11 @@ class Simulator:
         loop.call_soon_threadsafe(run)
         return future.result(PATIENCE)
 
+    def _settle(self) -> None:
+        """Make the transitions that are due; once it is stopped, everything stays as it was."""
+        if self._loop is not None:
+            self._call(self._server.tenant.engine.run_due)
+
     # ---- what tests use
 
     @property
@@ -108,7 +117,7 @@ class Simulator:
         :param since: only entries whose ``seq`` is greater
         :param fields: only entries with these fields, for example ``meter_id="1001"``
         """
-        self._call(self._server.tenant.engine.run_due)
+        self._settle()
         return self._server.tenant.log.read(kind=kind, since=since, **fields)
 
     def wait_for(
@@ -150,23 +159,19 @@ class Simulator:
 
         :raises KeyError: there is no such session
         """
-        return self._call(lambda: self._server.tenant.engine.steer(session_id, script).to_dict())
+        return self._call(lambda: self._server.tenant.steer(session_id, script).to_dict())
 
     def sessions(self, meter_id: str | None = None) -> list[dict[str, Any]]:
         """Return the sessions of a meter or of all, by start."""
-
-        def read() -> list[dict[str, Any]]:
-            self._server.tenant.engine.run_due()
-            return [session.to_dict() for session in self._server.tenant.engine.sessions(meter_id)]
-
-        return self._call(read)
+        self._settle()
+        return self._call(lambda: [s.to_dict() for s in self._server.tenant.engine.sessions(meter_id)])
 
     def set_meter(self, meter_id: str, **settings: Any) -> None:
         """Add a meter or change one; fields of ``MeterConfig``, or ``script``.
 
         :raises ValueError: a setting is unknown or wrong
         """
-        self._call(lambda: self._server.tenant.engine.set_meter(meter_id, settings))
+        self._call(lambda: self._server.tenant.set_meter(meter_id, settings))
 
     def configure(self, **settings: Any) -> None:
         """Change settings of the tenant while it runs, for example ``mediation_enabled=False``.

@@ -31,27 +31,41 @@ RESET_ON_CLOSE = struct.pack("ii", 1, 0)  # SO_LINGER: on, 0 seconds
 
 
 class _CountingServer(web.Server):
-    """Counts open connections and knows when one is lost."""
+    """Counts the connections that carry calls of Zuora's API (not of the control API) and knows when one is lost."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self.lost: dict[Any, asyncio.Event] = {}
-        self.numbers: dict[Any, int] = {}
         self.total = 0
         self.most_open = 0
+        self._lost: dict[Any, asyncio.Event] = {}
+        self._numbers: dict[Any, int] = {}
+
+    @property
+    def open(self) -> int:
+        """How many are open now."""
+        return len(self._numbers)
 
     def connection_made(self, handler: Any, transport: asyncio.Transport) -> None:
         super().connection_made(handler, transport)
-        self.total += 1
-        self.lost[handler] = asyncio.Event()
-        self.numbers[handler] = self.total
-        self.most_open = max(self.most_open, len(self.lost))
+        self._lost[handler] = asyncio.Event()
 
     def connection_lost(self, handler: Any, exc: BaseException | None = None) -> None:
         super().connection_lost(handler, exc)
-        self.numbers.pop(handler, None)
-        if event := self.lost.pop(handler, None):
+        self._numbers.pop(handler, None)
+        if event := self._lost.pop(handler, None):
             event.set()
+
+    def count(self, handler: Any) -> tuple[int | None, asyncio.Event]:
+        """Count the connection of a call, and return its number and what is set when it is lost."""
+        if (lost := self._lost.get(handler)) is None:  # gone before its call was read
+            lost = asyncio.Event()
+            lost.set()
+            return None, lost
+        if handler not in self._numbers:
+            self.total += 1
+            self._numbers[handler] = self.total
+            self.most_open = max(self.most_open, self.open)
+        return self._numbers[handler], lost
 
 
 class SimulatorServer:
@@ -81,18 +95,18 @@ class SimulatorServer:
             await web.TCPSite(self._runner, self.config.host, self.config.port, backlog=1024).start()
         except OSError:
             await self._runner.cleanup()
+            self.tenant.log.end()
             raise
         host, port = self._runner.addresses[0][:2]
         self.url = f"http://{f'[{host}]' if ':' in host else host}:{port}"
         self.tenant.api.audit.base_url = self.url
         self.tenant.engine.on_schedule = self._wake.set
-        self.tenant.released = self._release
-        self.tenant.statistics = self._statistics
+        self.tenant.carrier = self
         self._ticker = asyncio.create_task(self._tick(), name="simulator-ticker")
 
     async def stop(self) -> None:
         """Close every connection, hanging ones too, and stop."""
-        self._release()
+        self.release()
         self._ticker.cancel()
         with contextlib.suppress(asyncio.CancelledError):
             await self._ticker
@@ -110,13 +124,20 @@ class SimulatorServer:
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._wake.wait(), seconds)
 
-    def _release(self) -> None:
+    def release(self) -> None:
+        """Cut off the requests that hang."""
         self._released.set()
         self._released = asyncio.Event()
 
-    def _statistics(self) -> dict[str, int]:
+    def reset_statistics(self) -> None:
+        """Begin the counts anew, with what is open now."""
+        self._server.most_open = self._server.open
+        self._most_in_flight = self._in_flight
+
+    def statistics(self) -> dict[str, int]:
+        """Return counts of connections and requests, those of the control API left out."""
         return {
-            "open_connections": len(self._server.lost),
+            "open_connections": self._server.open,
             "max_open_connections": self._server.most_open,
             "total_connections": self._server.total,
             "requests_in_flight": self._in_flight,
@@ -153,7 +174,7 @@ class _Exchange:
         self._released = released
         self._request = request
         self._call = call
-        self._lost = server.lost.get(request.protocol) or asyncio.Event()
+        connection, self._lost = server.count(request.protocol)
         self._began = tenant.clock.now()
         headers = call.headers
         self._entry = tenant.log.add(
@@ -168,8 +189,8 @@ class _Exchange:
             org_ids=headers.get("zuora-org-ids"),
             body=_logged_body(call),
             token=tenant.tokens.number(call),
-            connection=server.numbers.get(request.protocol),
-            open_connections=len(server.lost),
+            connection=connection,
+            open_connections=server.open,
             carried_out=False,
             faults=[],
             status=None,
@@ -198,7 +219,8 @@ class _Exchange:
             await asyncio.sleep(delays[FaultKind.DELAY_BEFORE])
         reply = Reply()
         if final is None or final.carried_out:
-            reply = self._tenant.api.answer(call)
+            with log.during(self._entry):
+                reply = self._tenant.api.answer(call)
             log.update(self._entry, carried_out=True)
         if FaultKind.LATENCY in delays:
             await asyncio.sleep(delays[FaultKind.LATENCY])
