@@ -7,12 +7,13 @@ gives the same result whatever comes after.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any, Final
 
 from airflow_mediation_provider.protocol.attribution import Attribution, PollReading
 from airflow_mediation_provider.protocol.condition import Outcome, SessionCondition, judge
-from airflow_mediation_provider.protocol.errors import MediationError, PermanentError
+from airflow_mediation_provider.protocol.outage import Outage
 from airflow_mediation_provider.protocol.status import RunType
 from airflow_mediation_provider.protocol.times import from_json, humanize, in_words, to_json, to_utc
 from airflow_mediation_provider.protocol.transition import SessionTransition, Source
@@ -21,14 +22,13 @@ from airflow_mediation_provider.protocol.wait_result import WaitEnd, WaitResult,
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from airflow_mediation_provider.protocol.errors import MediationError
     from airflow_mediation_provider.protocol.lifecycle import SessionState
 
 __all__ = ["PollReading", "SessionWait", "WaitEnd", "WaitResult", "WaitUpdate"]
 
 # How far Zuora's clock and ours may differ, where only Zuora's start time tells when a session began.
 CLOCK_SKEW: Final = timedelta(minutes=5)
-# Refusals in a row that end a wait which was answered before: one alone may be a gateway's hiccup.
-LASTING_REFUSALS: Final = 3
 _VERSION: Final = 1
 _NOTHING_NEW: Final = WaitUpdate()
 
@@ -52,18 +52,15 @@ class SessionWait:
     """
 
     __slots__ = (
-        "_answered",
         "_attribution",
         "_bound",
         "_callouts",
         "_condition",
         "_created_at",
-        "_max_unreachable",
         "_note",
-        "_outage_since",
+        "_outage",
         "_read",
         "_read_since",
-        "_refusals",
         "_require_certain",
         "_result",
         "_started_at",
@@ -103,7 +100,6 @@ class SessionWait:
             settle=settle,
         )
         self._require_certain = require_certain
-        self._max_unreachable = max_unreachable
         self._callouts = callouts
         self._status = run_status
         self._status_since = None if run_status is None else min(self._started_at or self._created_at, self._created_at)
@@ -111,9 +107,9 @@ class SessionWait:
         self._read: str | None = None
         self._read_since: datetime | None = None
         self._note = ""
-        self._answered = self._started_at is not None or run_status is not None or baseline is not None
-        self._outage_since: datetime | None = None
-        self._refusals = 0
+        # A run reply and a baseline are good answers too, got with the same connection for the same meter.
+        answered = self._started_at is not None or run_status is not None or baseline is not None
+        self._outage = Outage(max_unreachable, answered=answered)
         # The session that callouts named, with its start, where the condition names none.
         self._bound: tuple[str, datetime] | None = None
         self._result: WaitResult | None = None
@@ -144,12 +140,7 @@ class SessionWait:
         if self._result is not None:
             return WaitUpdate(result=self._result)
         at = reading.read_at
-        self._answered = True
-        self._refusals = 0
-        lines: list[str] = []
-        if self._outage_since is not None:
-            lines.append(f"Zuora reached again after {humanize(at - self._outage_since)}")
-            self._outage_since = None
+        lines = list(self._outage.answer(at))
         if self._read_since is None or (reading.status != self._read and at > self._read_since):
             self._read, self._read_since = reading.status, at
         verdict = self._attribution.observe(reading)
@@ -174,27 +165,20 @@ class SessionWait:
     def fault(self, error: MediationError, at: datetime) -> WaitUpdate:
         """Take a failed attempt to read the status.
 
-        Only a failed attempt, never the mere passing of time, makes Zuora unreachable: a process that was stopped for
-        hours asks again first.
-
         :param error: what went wrong
         :param at: when it did
         """
         if self._result is not None:
             return WaitUpdate(result=self._result)
         at = to_utc("at", at)
-        line = f"the status cannot be read: {error}; asking again for up to {humanize(self._max_unreachable)}"
-        lines = () if self._outage_since else (line,)
-        self._outage_since = self._outage_since or at
-        self._refusals = self._refusals + 1 if isinstance(error, PermanentError) else 0
-        outage = at - self._outage_since
-        if self._refusals and (not self._answered or self._refusals >= LASTING_REFUSALS):
-            self._end(WaitEnd.MISCONFIGURED, str(error))
+        lines = self._outage.fault(error, at)
+        end = self._outage.end(error, at)
+        if end is not None and end[0] is WaitEnd.MISCONFIGURED:
+            self._end(*end)
         elif self._is_late(at):
             self._time_out(at)
-        elif outage >= self._max_unreachable:
-            since = in_words(self._outage_since)
-            self._end(WaitEnd.UNREACHABLE, f"Zuora gave no good answer for {humanize(outage)}, since {since}: {error}")
+        elif end is not None:
+            self._end(*end)
         return WaitUpdate(() if self._result else lines, self._result)
 
     def tick(self, at: datetime) -> WaitUpdate:
@@ -251,9 +235,24 @@ class SessionWait:
             line = f"still {self._status}, {humanize(at - self._status_since)} so far"
             if self._note:
                 line += f" ({self._note})"
-        if self._outage_since is not None:
-            line += f"; no answer from Zuora for {humanize(at - self._outage_since)}"
+        if self._outage.since is not None:
+            line += f"; no answer from Zuora for {humanize(at - self._outage.since)}"
         return line
+
+    def renewed(self, *, until: datetime | None) -> SessionWait:
+        """Return the wait as the next try of its task takes it up: what is known of the session is kept.
+
+        Patience with Zuora begins anew, and an end that was not the session's own is none any more.
+
+        :param until: the new try's deadline
+        :raises ValueError: the deadline is naive, or before the condition's ``since``
+        """
+        wait = SessionWait.from_dict(self.to_dict())
+        wait._condition = replace(self._condition, until=until)
+        wait._outage.forgive()
+        if wait._result is not None and wait._result.end not in (WaitEnd.MET, WaitEnd.FAILED):
+            wait._result = None
+        return wait
 
     def to_dict(self) -> dict[str, Any]:
         """Return the wait with its whole memory as plain JSON: a contract across versions of this package."""
@@ -265,16 +264,13 @@ class SessionWait:
             "created_at": to_json(self._created_at),
             "started_at": to_json(self._started_at),
             "require_certain": self._require_certain,
-            "max_unreachable": self._max_unreachable.total_seconds(),
             "callouts": self._callouts,
             "status": self._status,
             "status_since": to_json(self._status_since),
             "read": self._read,
             "read_since": to_json(self._read_since),
             "note": self._note,
-            "answered": self._answered,
-            "outage_since": to_json(self._outage_since),
-            "refusals": self._refusals,
+            "outage": self._outage.to_dict(),
             "bound": None if bound is None else [bound[0], to_json(bound[1])],
             "result": None if self._result is None else self._result.to_dict(),
         }
@@ -296,7 +292,6 @@ class SessionWait:
             created_at=created_at,
             started_at=from_json(data.get("started_at")),
             require_certain=bool(data.get("require_certain", False)),
-            max_unreachable=timedelta(seconds=float(data.get("max_unreachable", 3600))),
             callouts=bool(data.get("callouts", False)),
         )
         if data.get("attribution"):
@@ -306,9 +301,8 @@ class SessionWait:
         self._read = data.get("read")
         self._read_since = from_json(data.get("read_since"))
         self._note = str(data.get("note", ""))
-        self._answered = bool(data.get("answered", self._answered))
-        self._outage_since = from_json(data.get("outage_since"))
-        self._refusals = int(data.get("refusals", 0))
+        if data.get("outage"):
+            self._outage = Outage.from_dict(data["outage"])
         bound = data.get("bound")
         start = from_json(bound[1]) if bound else None
         self._bound = (str(bound[0]), start) if bound and start else None
@@ -393,8 +387,8 @@ class SessionWait:
             message += f" ({self._note})" if self._note else ""
         else:
             message += f"was not seen ({self._note or 'no status was read'})"
-        if self._outage_since is not None:
-            message += f"; Zuora gave no good answer since {in_words(self._outage_since)}"
+        if self._outage.since is not None:
+            message += f"; Zuora gave no good answer since {in_words(self._outage.since)}"
         self._end(WaitEnd.TIMED_OUT, message)
 
     def _end(self, end: WaitEnd, message: str, session: dict[str, Any] | None = None) -> None:
