@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
-from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from airflow_mediation_provider.protocol.wait import SessionWait
@@ -49,8 +48,10 @@ class WaitMemory:
         if not isinstance(record, Mapping) or record.get("generation") != generation:
             record = {}
         self._wait: dict[str, Any] | None = record.get("wait")
-        self._same_try = record.get("try_number") == try_number
-        self.crashes: int = record.get("crashes", 0) if self._same_try else 0
+        self._wait_try: int | None = record.get("wait_try")
+        self.method_name: str = record.get("method_name", "execute_complete")
+        crashed = record.get("crashed", {})
+        self.crashes: int = crashed.get("times", 0) if crashed.get("try_number") == try_number else 0
 
     @classmethod
     def of(cls, context: Context) -> WaitMemory:
@@ -66,9 +67,9 @@ class WaitMemory:
         kept = self.last()
         if kept is None or _question(kept) != _question(fresh):
             return fresh
-        if self._same_try:
+        if self._wait_try == self._try_number:
             return kept
-        return kept.renewed(until=fresh.condition.until, at=datetime.now(UTC))
+        return kept.renewed(until=fresh.condition.until)
 
     def last(self) -> SessionWait | None:
         """Return the wait as it was kept last, or ``None``; a record that this version cannot read counts as none."""
@@ -80,14 +81,16 @@ class WaitMemory:
             log.warning("The kept state of the wait cannot be read; the wait begins anew.", exc_info=True)
             return None
 
-    def keep(self, wait: SessionWait, *, required: bool = False) -> None:
+    def keep(self, wait: SessionWait, method_name: str, *, required: bool = False) -> None:
         """Keep the wait for the next process.
 
+        :param method_name: the operator's method that gets the result
         :param required: the next process cannot go on without it, so an error of the store ends this one
         :raises RuntimeError: required, and this Airflow has no task state store
         """
         self._wait = wait.to_dict()
-        self._same_try = True
+        self.method_name = method_name
+        self._wait_try = self._try_number
         self._write(required=required)
 
     def count_crash(self) -> int:
@@ -104,9 +107,10 @@ class WaitMemory:
         record = {
             "version": VERSION,
             "generation": self._generation,
-            "try_number": self._try_number,
-            "crashes": self.crashes,
             "wait": self._wait,
+            "wait_try": self._wait_try,
+            "method_name": self.method_name,
+            "crashed": {"try_number": self._try_number, "times": self.crashes},
         }
         try:
             self._store.set(KEY, {key: value for key, value in record.items() if value is not None})

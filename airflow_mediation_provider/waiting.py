@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, Final, NoReturn
 from airflow.sdk import BaseOperator
 from airflow.sdk.exceptions import AirflowRescheduleException, TaskDeferralError, TaskDeferralTimeout
 
+from airflow_mediation_provider.protocol.condition import SessionCondition
 from airflow_mediation_provider.protocol.errors import MediationError
 from airflow_mediation_provider.protocol.wait import PollReading, SessionWait, WaitEnd, WaitResult, WaitUpdate
 from airflow_mediation_provider.wait_memory import WaitMemory
@@ -53,8 +54,9 @@ class SessionWaitMixin(_Operator):
     :param deferrable: wait in the triggerer instead of on a worker
     :param mode: ``poke`` or ``reschedule``; of no meaning when deferrable
     :param max_unreachable: seconds without any good answer from Zuora after which the wait ends, to be retried
-    :param require_certain: end as failed where only a poll that another run could have masked says how the session ended
+    :param require_certain: end as failed where only a poll, which another run may have masked, says how it ended
     :param exclusive: the user's promise that nothing else starts this meter meanwhile: a poll's answer is then certain
+    :param settle: seconds for which a status that Zuora reports may be out of date
     """
 
     mediation_conn_id: str = "mediation_default"
@@ -65,6 +67,7 @@ class SessionWaitMixin(_Operator):
     max_unreachable: float = 3600.0
     require_certain: bool = False
     exclusive: bool = False
+    settle: float = 30.0
 
     @cached_property
     def hook(self) -> MediationHook:
@@ -97,10 +100,12 @@ class SessionWaitMixin(_Operator):
         :param may_end_in_trigger: the operator does nothing with a met condition but return the session, so that the
             trigger may end the task by itself where Airflow then loses nothing
         :param stop_on_kill: when a user ends the deferred task, the trigger stops the meter (Airflow 3.3)
-        :return: how the wait ended
+        :return: how the wait ended; a run reply can have ended it before the first look
         :raises TaskDeferred: when deferrable; the result then comes as the event
         :raises AirflowRescheduleException: in ``reschedule`` mode
         """
+        if wait.result is not None:
+            return wait.result
         memory = WaitMemory.of(context)
         wait = memory.recall(wait)
         poller = self._make_hook(attempts=1)
@@ -113,14 +118,14 @@ class SessionWaitMixin(_Operator):
                 return update.result
             stays = memory.crashes >= MAX_TRIGGER_CRASHES
             if self.deferrable and not stays:
-                memory.keep(wait)
-                self._defer_wait(context, wait, method_name, may_end_in_trigger, stop_on_kill)
+                memory.keep(wait, method_name)
+                self._defer_wait(wait, method_name, may_end_in_trigger, stop_on_kill)
             pause = self._pause(wait, retry_after)
             if self.mode == "reschedule" and not self.deferrable:
-                memory.keep(wait, required=True)
+                memory.keep(wait, method_name, required=True)
                 raise AirflowRescheduleException(datetime.now(UTC) + timedelta(seconds=pause))
             if update.lines:
-                memory.keep(wait)
+                memory.keep(wait, method_name)
                 said_at = time.monotonic()
             elif time.monotonic() - said_at >= HEARTBEAT_SECONDS:
                 self.log.info(wait.heartbeat(datetime.now(UTC)))
@@ -152,7 +157,7 @@ class SessionWaitMixin(_Operator):
         return max(pause, 0.1)
 
     def _defer_wait(
-        self, context: Context, wait: SessionWait, method_name: str, may_end_in_trigger: bool, stop_on_kill: bool
+        self, wait: SessionWait, method_name: str, may_end_in_trigger: bool, stop_on_kill: bool
     ) -> NoReturn:
         from airflow_mediation_provider.triggers.meter_session import MeterSessionTrigger
 
@@ -162,7 +167,7 @@ class SessionWaitMixin(_Operator):
                 mediation_conn_id=self.mediation_conn_id,
                 wait=wait.to_dict(),
                 poll_interval=self.poke_interval,
-                end_from_trigger=may_end_in_trigger and may_end_without_worker(self, context),
+                end_from_trigger=may_end_in_trigger and may_end_without_worker(self),
                 stop_on_kill=stop_on_kill,
             ),
             method_name=method_name,
@@ -175,8 +180,9 @@ class SessionWaitMixin(_Operator):
             # Not super(): a sensor's own version turns every error into a skip under soft_fail.
             return BaseOperator.resume_execution(self, next_method, next_kwargs, context)
         except TaskDeferralTimeout:
-            result = self._last_look(context)
-            return self.execute_complete(context, event=result.to_dict())
+            memory = WaitMemory.of(context)
+            result = self._last_look(memory.last())
+            return getattr(self, memory.method_name)(context, event=result.to_dict())
         except TaskDeferralError as error:
             crashes = WaitMemory.of(context).count_crash()
             self.log.warning("The trigger ended without an answer (%s): asking Zuora again and waiting on.", error)
@@ -188,9 +194,8 @@ class SessionWaitMixin(_Operator):
         """Go on with the trigger's event; to be overridden."""
         raise NotImplementedError(f"{type(self).__name__} needs an execute_complete(context, event)")
 
-    def _last_look(self, context: Context) -> WaitResult:
+    def _last_look(self, wait: SessionWait | None) -> WaitResult:
         """Return the result after Airflow's own timeout, of which the trigger can say nothing any more."""
-        wait = WaitMemory.of(context).last()
         if wait is not None:
             update, _ = self._look(wait, self._make_hook(attempts=1))
             for line in update.lines:
@@ -200,9 +205,6 @@ class SessionWaitMixin(_Operator):
         return WaitResult(
             end=WaitEnd.TIMED_OUT,
             message="Airflow's timeout of the deferred task passed before the triggerer reported a result.",
-            session=None,
-            last_status=None,
-            last_status_since=None,
         )
 
     @staticmethod
@@ -227,42 +229,99 @@ class SessionWaitMixin(_Operator):
 
         if result.end is WaitEnd.MET:
             return
+        if result.end is WaitEnd.UNREACHABLE:
+            raise exceptions.MediationUnreachable(result.message)
+        if result.end is WaitEnd.MISCONFIGURED:
+            raise exceptions.MediationMisconfigured(result.message)
         error = {
             WaitEnd.FAILED: exceptions.MeterSessionFailed,
             WaitEnd.TIMED_OUT: exceptions.MeterSessionTimeout,
             WaitEnd.UNCERTAIN: exceptions.MeterSessionUncertain,
-            WaitEnd.MISCONFIGURED: exceptions.MediationMisconfigured,
-            WaitEnd.UNREACHABLE: exceptions.MediationUnreachable,
         }[result.end]
-        raise error(result.message)
+        raise error(result.message, session=result.session)
 
 
-def may_end_without_worker(task: Any, context: Context) -> bool:
-    """Say whether Airflow would lose nothing if the trigger ended this task by itself, as a success.
+def make_wait(
+    *,
+    meter_id: Any,
+    version: Any,
+    session_id: Any,
+    run_type: Any,
+    statuses: Any,
+    fail_on: Any,
+    since: datetime | str | None,
+    until: datetime,
+    created_at: datetime,
+    exclusive: bool,
+    require_certain: bool,
+    max_unreachable: float,
+    settle: float,
+) -> SessionWait:
+    """Make the wait of a sensor out of its rendered arguments; the same on a worker and in the triggerer.
+
+    :param since: the earliest start of the session; used only where no session is named
+    :param until: the deadline
+    :param created_at: when the wait began
+    :param max_unreachable: seconds
+    :param settle: seconds
+    :raises ValueError: an argument was rendered to something that makes no sense; the message names it
+    """
+    if session_id is not None and str(session_id).strip() in ("", "None"):
+        raise ValueError(f"session_id was rendered to {session_id!r}: the task that should give it has no such output")
+    if isinstance(since, str):
+        try:
+            since = datetime.fromisoformat(since.strip())
+        except ValueError:
+            raise ValueError(f"since must be an ISO 8601 time, not {since!r}") from None
+    return SessionWait(
+        SessionCondition(
+            meter_id=meter_id,
+            version=version,
+            session_id=session_id,
+            run_type=run_type,
+            statuses=statuses,
+            fail_on=fail_on,
+            since=since if session_id is None else None,
+            until=until,
+        ),
+        created_at=created_at,
+        exclusive=exclusive,
+        require_certain=require_certain,
+        max_unreachable=timedelta(seconds=max_unreachable),
+        settle=timedelta(seconds=settle),
+    )
+
+
+def may_end_without_worker(task: Any) -> bool:
+    """Say whether Airflow would lose nothing if a trigger ended this task by itself, as a success.
 
     A task that ends in the triggerer emits no outlet events, runs no callback, hook or listener, records no length for
     tasks mapped over it, and writes its XCom past a custom backend.
 
-    :param task: the operator, as parsed on the worker
-    :param context: the running task's context
+    :param task: the operator, as parsed on a worker or as deserialized in the triggerer
     """
     from airflow.sdk.configuration import conf
     from airflow.sdk.listener import get_listener_manager
 
-    if context["ti"].is_mapped or next(task.iter_mapped_dependants(), None) is not None:
-        return False
-    callbacks = (task.on_success_callback, task.on_skipped_callback)
-    hooks = (task._post_execute_hook, type(task).post_execute is not BaseOperator.post_execute)
-    return (
-        task.do_xcom_push
-        and not task.multiple_outputs
-        and not task.outlets
-        and not any(callbacks)
-        and not any(hooks)
-        and context.get("map_index_template") is None
-        and conf.get("core", "xcom_backend") == _OWN_XCOM_BACKEND
-        and not get_listener_manager().has_listeners
+    return not (
+        not task.do_xcom_push
+        or task.multiple_outputs
+        or task.outlets
+        or task.has_on_success_callback
+        or task.has_on_skipped_callback
+        or task.map_index_template
+        or _has_post_execute(task)
+        or next(task.iter_mapped_dependants(), None) is not None
+        or conf.get("core", "xcom_backend") != _OWN_XCOM_BACKEND
+        or get_listener_manager().has_listeners
     )
+
+
+def _has_post_execute(task: Any) -> bool:
+    """Say whether something of the user's runs after ``execute``; in the triggerer it cannot be told, nor run."""
+    if not isinstance(task, BaseOperator):
+        return False
+    return task._post_execute_hook is not None or type(task).post_execute is not BaseOperator.post_execute
 
 
 def _track_id() -> str | None:

@@ -1,1 +1,66 @@
-"""The watch: whatever waits in one process for the sessions of one tenant asks once, together."""
+"""The triggerer's side of waiting: one hub per connection and event loop, shared by every trigger there."""
+
+from __future__ import annotations
+
+import asyncio
+from functools import partial
+from importlib import import_module
+from typing import TYPE_CHECKING, Final
+from weakref import WeakKeyDictionary
+
+from airflow_mediation_provider.watch.hub import Hub, StatusHook
+
+if TYPE_CHECKING:
+    from airflow_mediation_provider.protocol.wait import SessionWait
+    from airflow_mediation_provider.watch.waiter import Waiter
+
+# Keyed by the loop: a session of one loop is of no use in another, and a loop that is gone takes its hubs along.
+_hubs: Final[WeakKeyDictionary[asyncio.AbstractEventLoop, dict[str, Hub]]] = WeakKeyDictionary()
+_closing: Final[set[asyncio.Task[None]]] = set()
+_SETTLE_SECONDS: Final = 5.0
+
+
+def subscribe(mediation_conn_id: str, wait: SessionWait, *, poll_interval: float, eager: bool = False) -> Waiter:
+    """Have a wait told of what is learned about its meter; the hub is made for the first waiter of a connection.
+
+    :param mediation_conn_id: Airflow connection of type ``mediation``
+    :param wait: the wait
+    :param poll_interval: seconds between two looks, at least
+    :param eager: nobody has looked for this wait yet: look soon
+    :return: to be closed when the task no longer waits
+    """
+    hubs = _hubs.setdefault(asyncio.get_running_loop(), {})
+    hub = hubs.get(mediation_conn_id)
+    if hub is None:
+        hub = hubs[mediation_conn_id] = Hub(
+            partial(_open_hook, mediation_conn_id), on_empty=partial(_drop, hubs, mediation_conn_id)
+        )
+    return hub.subscribe(wait, poll_interval=poll_interval, eager=eager)
+
+
+def other_sessions(mediation_conn_id: str, meter_id: str, version: str, session_id: str | None) -> set[str]:
+    """Return the sessions of a meter version, other than the given one, that tasks on this loop are waiting for."""
+    hub = _hubs.get(asyncio.get_running_loop(), {}).get(mediation_conn_id)
+    return hub.other_sessions(meter_id, version, session_id) if hub is not None else set()
+
+
+async def settled() -> None:
+    """Wait a moment until the connections of hubs that were left are closed, so that a loop which ends leaks none."""
+    loop = asyncio.get_running_loop()
+    tasks = [task for task in _closing if task.get_loop() is loop]
+    if tasks:
+        await asyncio.wait(tasks, timeout=_SETTLE_SECONDS)
+
+
+def _drop(hubs: dict[str, Hub], mediation_conn_id: str, closing: asyncio.Task[None]) -> None:
+    del hubs[mediation_conn_id]
+    _closing.add(closing)
+    closing.add_done_callback(_closing.discard)
+
+
+async def _open_hook(mediation_conn_id: str) -> StatusHook:
+    # In a thread: the HTTP libraries take a few hundred milliseconds to import, in which no trigger would run.
+    hooks = await asyncio.to_thread(import_module, "airflow_mediation_provider.hooks.mediation")
+    # One attempt: the hub paces itself, and a hook that sleeps and repeats would hold a connection meanwhile.
+    hook: StatusHook = hooks.MediationAsyncHook(mediation_conn_id, attempts=1)
+    return hook

@@ -1,0 +1,300 @@
+"""Triggers that wait for a meter's session in the triggerer; cheap, for one hub does the looking for all of them.
+
+Their arguments are a contract: they lie in the database while a package is upgraded. They are plain JSON, have a
+version, and those of every published version still load.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING, Any, Final
+
+from airflow.triggers.base import BaseTrigger, TaskSuccessEvent, TriggerEvent
+
+from airflow_mediation_provider.protocol.errors import MediationError
+from airflow_mediation_provider.protocol.status import ANY_TERMINAL, RunType
+from airflow_mediation_provider.protocol.wait import SessionWait, WaitEnd, WaitResult
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+    from airflow_mediation_provider.protocol.condition import SessionCondition
+
+ARGUMENTS_VERSION: Final = 1
+_ON_KILL_SECONDS: Final = 25.0
+"""Airflow gives ``on_kill`` 30 seconds."""
+_ENDED_BY_USER: Final = frozenset({None, "failed", "success", "skipped", "removed"})
+"""States of a task that a user ended or cleared (``None``); in every other one it is waited for, here or elsewhere."""
+
+
+class MeterSessionTrigger(BaseTrigger):
+    """Waits for a session and fires one event: a ``WaitResult`` as a dict.
+
+    :param mediation_conn_id: Airflow connection of type ``mediation``
+    :param wait: ``SessionWait.to_dict()``: what is waited for, until when, and what is known already
+    :param poll_interval: seconds between two looks at the meter, at least
+    :param end_from_trigger: end the task here, as a success, when the condition is met
+    :param stop_on_kill: stop the meter when a user ends the task meanwhile (Airflow 3.3)
+    :param arguments_version: version of these arguments
+    """
+
+    def __init__(
+        self,
+        *,
+        mediation_conn_id: str,
+        wait: dict[str, Any],
+        poll_interval: float = 60.0,
+        end_from_trigger: bool = False,
+        stop_on_kill: bool = False,
+        arguments_version: int = ARGUMENTS_VERSION,
+    ) -> None:
+        super().__init__()
+        self.mediation_conn_id = mediation_conn_id
+        self.wait = wait
+        self.poll_interval = poll_interval
+        self.end_from_trigger = end_from_trigger
+        self.stop_on_kill = stop_on_kill
+        self.arguments_version = arguments_version
+
+    def serialize(self) -> tuple[str, dict[str, Any]]:
+        """Return the class's path and the arguments to make this trigger anew elsewhere."""
+        return (
+            f"{type(self).__module__}.{type(self).__qualname__}",
+            {
+                "mediation_conn_id": self.mediation_conn_id,
+                "wait": self.wait,
+                "poll_interval": self.poll_interval,
+                "end_from_trigger": self.end_from_trigger,
+                "stop_on_kill": self.stop_on_kill,
+                "arguments_version": self.arguments_version,
+            },
+        )
+
+    async def run(self) -> AsyncIterator[TriggerEvent]:
+        """Wait; log each change of the session once, and a sign of life every few minutes."""
+        result = await self._follow(SessionWait.from_dict(self.wait))
+        yield self._event(result, may_end=self.end_from_trigger)
+
+    async def _follow(self, wait: SessionWait, *, eager: bool = False) -> WaitResult:
+        from airflow_mediation_provider import watch
+
+        waiter = watch.subscribe(self.mediation_conn_id, wait, poll_interval=self.poll_interval, eager=eager)
+        try:
+            while True:
+                news = await waiter.news()
+                for line in news.lines:
+                    self.log.info(line)
+                if news.result is not None:
+                    return news.result
+        finally:
+            waiter.close()
+
+    @staticmethod
+    def _event(result: WaitResult, *, may_end: bool) -> TriggerEvent:
+        """Return the event; every end but success goes on on a worker, where Airflow does all it does for a task."""
+        if may_end and result.end is WaitEnd.MET:
+            return TaskSuccessEvent(xcoms={"return_value": result.session})
+        return TriggerEvent(result.to_dict())
+
+    async def cleanup(self) -> None:
+        """Let the hub close its connections if this was its last waiter; nothing is asked of Zuora here."""
+        from airflow_mediation_provider import watch
+
+        await watch.settled()
+
+    async def on_kill(self) -> None:
+        """Stop the meter, if the operator asked for that and it is certain that a user ended the task.
+
+        Airflow 3.3 also calls this when it hands the trigger to another triggerer, so the task's state decides. Zuora
+        stops every NORMAL run of the meter version, not one session, so another live session forbids it.
+
+        https://docs.zuora.com/en/zuora-platform/extensibility/mediation/meters/stop-a-meter
+        """
+        if not self.stop_on_kill:
+            return
+        condition = SessionWait.from_dict(self.wait).condition
+        meter = f"meter {condition.meter_id} version {condition.version}"
+        try:
+            async with asyncio.timeout(_ON_KILL_SECONDS):
+                reason = await self._stop(condition)
+        except TimeoutError:
+            reason = f"it took longer than {_ON_KILL_SECONDS:g} s"
+        except MediationError as error:
+            reason = str(error)
+        if reason is None:
+            self.log.info("The task was ended by a user: told Zuora to stop %s.", meter)
+        else:
+            self.log.warning("Did not stop %s: %s", meter, reason)
+
+    async def _stop(self, condition: SessionCondition) -> str | None:
+        """Stop the meter, or return why not."""
+        from airflow_mediation_provider import watch
+
+        if condition.run_type is not RunType.NORMAL:
+            return f"Zuora stops NORMAL runs only, and this is a {condition.run_type} one"
+        others = watch.other_sessions(
+            self.mediation_conn_id, condition.meter_id, condition.version, condition.session_id
+        )
+        if others:
+            return f"it would stop {', '.join(sorted(others))} as well, which other tasks wait for"
+        from airflow_mediation_provider.hooks.mediation import MediationAsyncHook
+
+        async with MediationAsyncHook(self.mediation_conn_id, attempts=2) as hook:
+            status = await hook.run_status(condition.meter_id, condition.version)
+            if status in ANY_TERMINAL:
+                return f"it is {status} already"
+            # Asked last: a task that was cleared may start anew, and its new session must not be stopped.
+            state = await self._task_state()
+            if state not in _ENDED_BY_USER:
+                return f"the task is {state}: Airflow only moved the wait elsewhere, or has started the task anew"
+            await hook.stop_meter(condition.meter_id, condition.version)
+        return None
+
+    async def _task_state(self) -> str | None:
+        """Return the task's state in Airflow, ``None`` after a Clear, and ``unknown`` where it cannot be told."""
+        from airflow.sdk.execution_time.task_runner import RuntimeTaskInstance
+        from asgiref.sync import sync_to_async
+
+        ti: Any = self.task_instance
+        if ti is None:
+            return "unknown"
+        try:
+            states = await sync_to_async(RuntimeTaskInstance.get_task_states)(
+                dag_id=ti.dag_id, task_ids=[ti.task_id], run_ids=[ti.run_id], map_index=ti.map_index
+            )
+            name = ti.task_id if ti.map_index < 0 else f"{ti.task_id}_{ti.map_index}"
+            state = states[ti.run_id][name]
+        except Exception:
+            self.log.warning("The task's state could not be asked for.", exc_info=True)
+            return "unknown"
+        return None if state is None else str(state)
+
+
+class MeterSessionStartTrigger(MeterSessionTrigger):
+    """Waits for a task that never was on a worker: its arguments are the sensor's, rendered by the triggerer.
+
+    The names of the templated ones are the sensor's, or Airflow would not render them.
+
+    :param mediation_conn_id: Airflow connection of type ``mediation``
+    :param meter_id: see ``MeterSessionSensor``, as for all arguments up to ``since``
+    :param version: version of the meter
+    :param session_id: the session
+    :param run_type: NORMAL or DEBUG
+    :param statuses: the statuses that meet the condition
+    :param fail_on: the statuses that fail it
+    :param since: the earliest start of the session, as ISO 8601
+    :param wait_options: further arguments of the wait, see ``waiting.make_wait``
+    :param timeout: seconds that the wait may take from the start of the try
+    :param backstop: seconds from the start of the try to Airflow's own timeout of the trigger
+    :param poll_interval: seconds between two looks at the meter, at least
+    :param end_from_trigger: end the task here when the condition is met, unless Airflow would lose something by that
+    :param arguments_version: version of these arguments
+    """
+
+    timeout_after: datetime | None
+    """When Airflow's own timeout ends the trigger; Airflow sets it, and it stays when the trigger moves."""
+
+    def __init__(
+        self,
+        *,
+        mediation_conn_id: str,
+        meter_id: str,
+        version: str,
+        session_id: str | None = None,
+        run_type: str,
+        statuses: list[str] | str | None = None,
+        fail_on: list[str] | str | None = None,
+        since: str | None = None,
+        wait_options: dict[str, Any],
+        timeout: float,
+        backstop: float,
+        poll_interval: float = 60.0,
+        end_from_trigger: bool = False,
+        arguments_version: int = ARGUMENTS_VERSION,
+    ) -> None:
+        super().__init__(
+            mediation_conn_id=mediation_conn_id,
+            wait={},
+            poll_interval=poll_interval,
+            end_from_trigger=end_from_trigger,
+            arguments_version=arguments_version,
+        )
+        self.meter_id = meter_id
+        self.version = version
+        self.session_id = session_id
+        self.run_type = run_type
+        self.statuses = statuses
+        self.fail_on = fail_on
+        self.since = since
+        self.wait_options = wait_options
+        self.timeout = timeout
+        self.backstop = backstop
+        self.timeout_after = None
+
+    def serialize(self) -> tuple[str, dict[str, Any]]:
+        """Return the class's path and the arguments to make this trigger anew elsewhere."""
+        names = (
+            "mediation_conn_id",
+            "meter_id",
+            "version",
+            "session_id",
+            "run_type",
+            "statuses",
+            "fail_on",
+            "since",
+            "wait_options",
+            "timeout",
+            "backstop",
+            "poll_interval",
+            "end_from_trigger",
+            "arguments_version",
+        )
+        return (
+            f"{type(self).__module__}.{type(self).__qualname__}",
+            {name: getattr(self, name) for name in names},
+        )
+
+    async def run(self) -> AsyncIterator[TriggerEvent]:
+        """Wait, from the start of the try on, which is the same wherever this runs."""
+        from airflow_mediation_provider.waiting import make_wait, may_end_without_worker
+
+        # Airflow keeps the instant of its own timeout with the task, and nothing else that tells when the try began.
+        timeout_after = self.timeout_after or datetime.now(UTC) + timedelta(seconds=self.backstop)
+        started_at = timeout_after.astimezone(UTC) - timedelta(seconds=self.backstop)
+        try:
+            wait = make_wait(
+                meter_id=self.meter_id,
+                version=self.version,
+                session_id=self.session_id,
+                run_type=self.run_type,
+                statuses=self.statuses,
+                fail_on=self.fail_on,
+                since=self.since,
+                until=started_at + timedelta(seconds=self.timeout),
+                created_at=started_at,
+                **self.wait_options,
+            )
+        except ValueError as error:
+            yield TriggerEvent(WaitResult(end=WaitEnd.MISCONFIGURED, message=str(error)).to_dict())
+            return
+        await self._push_link(wait.condition)
+        result = await self._follow(wait, eager=True)
+        may_end = self.end_from_trigger and self.task is not None and may_end_without_worker(self.task)
+        yield self._event(result, may_end=may_end)
+
+    async def _push_link(self, condition: SessionCondition) -> None:
+        """Show the session's address in the UI from now on, as a worker does before it waits."""
+        from airflow_mediation_provider.hooks.mediation import MediationAsyncHook
+        from airflow_mediation_provider.links import MeterSessionLink
+
+        ti: Any = self.task_instance
+        if condition.session_id is None or not hasattr(ti, "axcom_push"):
+            return
+        try:
+            async with MediationAsyncHook(self.mediation_conn_id, attempts=1) as hook:
+                url = await hook.session_url(condition.meter_id, condition.session_id)
+        except MediationError:
+            return  # the first look says what is wrong with the connection
+        if url:
+            await ti.axcom_push(MeterSessionLink.key, url)
