@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from airflow.sdk import conf
 from airflow.sdk.bases.branch import BaseBranchOperator
+from airflow.sdk.exceptions import DownstreamTasksSkipped
 
 from airflow_mediation_provider.links import MeterSessionLink, push_links
 from airflow_mediation_provider.operators.arguments import (
@@ -229,6 +230,17 @@ class MeterSessionBranchOperator(SessionWaitMixin, BaseBranchOperator):
         self.log.info("Session %s is %s: following %s.", name, status, branch or "no branch")
         context["ti"].xcom_push(key="session", value=session)
         return self.do_branch(context, branch)
+
+    @staticmethod
+    def _set_state_to_skipped(tasks: Sequence[str | tuple[str, int]], map_index: int | None) -> None:
+        """Skip the branches that are not followed, also inside a mapped task group.
+
+        There Airflow 3.2 and 3.3 leave it to a check of the scheduler that looks under the wrong map index, so that
+        every branch would run (https://github.com/apache/airflow/issues/67265). The group's instances exist already.
+        """
+        del map_index
+        if tasks:
+            raise DownstreamTasksSkipped(tasks=tasks)  # type: ignore[no-untyped-call]
 
 
 _EVERY_STATUS = tuple(str(status) for status in SessionStatus)
