@@ -44,16 +44,19 @@ FILE (--config, YAML or JSON): the settings of SimulatorConfig, and meters. Exam
   A script is a list of [status, seconds]; the last step lasts. A status is a name, or a code Zuora does not document.
   More of a meter: name, versions, overlap, status_of (newest, oldest_live, latest_change), debug_visible,
   initial_status, force_result, stop_cancels_debug. More settings: required_entity, permissions, rate_limit_window,
-  null_page, debug_enveloped, stopping_code, undocumented_code, export_seconds, sample_limit, first_run_id.
+  require_content_type, strict_track_id, permission_status, null_page, debug_enveloped, stopping_code,
+  undocumented_code, export_seconds, sample_limit, first_run_id.
 
 CONTROL API (JSON; errors are 400 or 404 with {"error": ...})
   GET    /_simulator/health                    meters with their status, counts, connections open now and at most
   GET    /_simulator/log?kind=&since=&meter=   everything that happened, in order of `seq`; kinds (several with commas):
          request     method, path, query, body, track_id, token, connection, open_connections, carried_out, faults,
-                     status and outcome (null until it ends): answered, hung, reset, lost_reply, truncated, client gone
+                     finished, and once it is: status, seconds, and the outcome: answered, hung, reset, lost_reply,
+                     truncated, client gone, aborted (the simulator ended first)
          token       granted, number, client_id     start       meter_id, session_id, run_type, unique_key, foreign
          transition  session_id, status, previous   refused     reason: duplicate_key, capacity, already_running
          stop        force, sessions, refused       fault, export, control
+         What a request caused has the request's seq as its `request`.
   POST   /_simulator/sessions                  start a foreign session: {"meter": "1001", "run_type": "NORMAL",
                                                "script": [...], "records": 5, "errors": 0, "unique_key": ...}
   GET    /_simulator/sessions?meter=           all sessions with their true status

@@ -195,6 +195,7 @@ class _Exchange:
             faults=[],
             status=None,
             outcome=None,
+            finished=False,
         )
 
     async def serve(self) -> web.StreamResponse:
@@ -203,7 +204,7 @@ class _Exchange:
             response, outcome, status = await self._exchange()
         finally:
             seconds = round(self._tenant.clock.now() - self._began, 6)
-            self._tenant.log.close(self._entry, outcome=outcome, status=status, seconds=seconds)
+            self._tenant.log.close(self._entry, outcome=outcome, status=status, seconds=seconds, finished=True)
         return response
 
     async def _exchange(self) -> tuple[web.StreamResponse, str, int | None]:

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import http.client
 import json
-from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import urlencode, urlsplit
 
 import pytest
@@ -14,6 +13,9 @@ import pytest
 from airflow_mediation_provider.simulator import Simulator, SimulatorConfig, running_simulator
 from airflow_mediation_provider.simulator.clock import ManualClock
 from airflow_mediation_provider.simulator.control import Tenant
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 
 @dataclass

@@ -3,14 +3,16 @@ from __future__ import annotations
 import gzip
 import json
 import re
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from airflow_mediation_provider.protocol.status import STATUS_BY_CODE
-from airflow_mediation_provider.simulator import Simulator
 
-from .conftest import Answer, Client
+if TYPE_CHECKING:
+    from airflow_mediation_provider.simulator import Simulator
+
+    from .conftest import Answer, Client
 
 UUID = r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}"
 

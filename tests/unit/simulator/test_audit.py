@@ -4,13 +4,14 @@ import csv
 import gzip
 import io
 import json
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from airflow_mediation_provider.simulator import Simulator
+if TYPE_CHECKING:
+    from airflow_mediation_provider.simulator import Simulator
 
-from .conftest import Client
+    from .conftest import Client
 
 DAY = {"queryFromTime": "2026-01-01T00:00:00+0000", "queryToTime": "2026-01-02T00:00:00+0000"}
 NORMAL_ERRORS = {"exportType": "ERROR", "runType": "NORMAL", **DAY}
@@ -171,7 +172,9 @@ def test_samples_of_a_session_are_limited(sim: Simulator, client: Client) -> Non
 
 
 def export(client: Client, **query: Any) -> str:
-    return str(client.call("POST", "/meters/1002/auditTrail/export", **{**NORMAL_ERRORS, **query}).json["data"]["requestId"])
+    return str(
+        client.call("POST", "/meters/1002/auditTrail/export", **{**NORMAL_ERRORS, **query}).json["data"]["requestId"]
+    )
 
 
 def jobs(client: Client, **query: Any) -> list[dict[str, Any]]:

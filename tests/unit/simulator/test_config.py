@@ -1,13 +1,15 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from airflow_mediation_provider.simulator import MeterConfig, SimulatorConfig, demo_meters
 from airflow_mediation_provider.simulator.config import Step, parse_script
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 
 def test_a_script_takes_names_codes_and_codes_that_zuora_does_not_document() -> None:
@@ -73,7 +75,11 @@ MINE = {
     "time_scale": 0.5,
     "meters": [
         {"id": 7001, "script": [["RUNNING", 3], ["COMPLETED", None]], "records": 50, "errors": 2},
-        {"id": "7002", "runs": [[["FAILED", None]], {"script": [["COMPLETED", None]], "records": 9}], "streaming": True},
+        {
+            "id": "7002",
+            "runs": [[["FAILED", None]], {"script": [["COMPLETED", None]], "records": 9}],
+            "streaming": True,
+        },
     ],
 }
 YAML = """

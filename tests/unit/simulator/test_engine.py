@@ -1,11 +1,14 @@
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import pytest
 
 from airflow_mediation_provider.protocol.status import RunType
 from airflow_mediation_provider.simulator import Refusal, RunPlan, SessionChange, ends
 
-from .conftest import Bench
+if TYPE_CHECKING:
+    from .conftest import Bench
 
 STEPS = [["INITIALIZING", 1], ["RUNNING", 3], ["COMPLETED", None]]
 ENDLESS = [["INITIALIZING", 1], ["RUNNING", None]]

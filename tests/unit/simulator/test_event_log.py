@@ -2,12 +2,15 @@ from __future__ import annotations
 
 import json
 import threading
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
 from airflow_mediation_provider.simulator.clock import ManualClock
 from airflow_mediation_provider.simulator.event_log import EventLog
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 
 def test_entries_come_in_order_and_can_be_picked() -> None:
