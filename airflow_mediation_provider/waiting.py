@@ -42,6 +42,11 @@ MAX_TRIGGER_CRASHES: Final = 3
 _OWN_XCOM_BACKEND: Final = "airflow.sdk.execution_time.xcom.BaseXCom"
 
 
+def utcnow() -> datetime:
+    """Return the wall clock's time."""
+    return datetime.now(UTC)
+
+
 class SessionWaitMixin(_Operator):
     """What every operator that waits for a session shares.
 
@@ -81,7 +86,7 @@ class SessionWaitMixin(_Operator):
 
     def _wait_until(self, context: Context) -> datetime:
         """Return the deadline of this try: ``timeout`` after its first start, which a deferral does not move."""
-        started = context["ti"].start_date or datetime.now(UTC)
+        started = context["ti"].start_date or utcnow()
         return started.astimezone(UTC) + timedelta(seconds=self.timeout)
 
     def _await_session(
@@ -123,12 +128,12 @@ class SessionWaitMixin(_Operator):
             pause = self._pause(wait, retry_after)
             if self.mode == "reschedule" and not self.deferrable:
                 memory.keep(wait, method_name, required=True)
-                raise AirflowRescheduleException(datetime.now(UTC) + timedelta(seconds=pause))
+                raise AirflowRescheduleException(utcnow() + timedelta(seconds=pause))
             if update.lines:
                 memory.keep(wait, method_name)
                 said_at = time.monotonic()
             elif time.monotonic() - said_at >= HEARTBEAT_SECONDS:
-                self.log.info(wait.heartbeat(datetime.now(UTC)))
+                self.log.info(wait.heartbeat(utcnow()))
                 said_at = time.monotonic()
             time.sleep(pause)
 
@@ -136,16 +141,16 @@ class SessionWaitMixin(_Operator):
         """Ask Zuora once and tell the wait; also return the seconds that Zuora asked us to keep away."""
         retry_after = 0.0
         # The answer describes a moment after the question was sent; only this side of it is known for certain.
-        asked_at = datetime.now(UTC)
+        asked_at = utcnow()
         try:
             status = poller.run_status(wait.condition.meter_id, wait.condition.version)
         except MediationError as error:
-            update = wait.fault(error, datetime.now(UTC))
+            update = wait.fault(error, utcnow())
             retry_after = getattr(error, "retry_after", None) or 0.0
         else:
             update = wait.observe(PollReading(status=status, read_at=asked_at))
         if update.result is None:
-            late = wait.tick(datetime.now(UTC))
+            late = wait.tick(utcnow())
             update = WaitUpdate(lines=(*update.lines, *late.lines), result=late.result)
         return update, retry_after
 
@@ -153,7 +158,7 @@ class SessionWaitMixin(_Operator):
         """Return the seconds to the next look: never beyond the instant at which time itself ends the wait."""
         pause = max(self.poke_interval, retry_after)
         if wait.deadline is not None:
-            pause = min(pause, (wait.deadline - datetime.now(UTC)).total_seconds())
+            pause = min(pause, (wait.deadline - utcnow()).total_seconds())
         return max(pause, 0.1)
 
     def _defer_wait(
@@ -171,7 +176,7 @@ class SessionWaitMixin(_Operator):
                 stop_on_kill=stop_on_kill,
             ),
             method_name=method_name,
-            timeout=None if until is None else max(until - datetime.now(UTC), timedelta()) + BACKSTOP,
+            timeout=None if until is None else max(until - utcnow(), timedelta()) + BACKSTOP,
         )
 
     def resume_execution(self, next_method: str, next_kwargs: dict[str, Any] | None, context: Context) -> Any:
@@ -310,14 +315,14 @@ def may_end_without_worker(task: Any) -> bool:
         or task.has_on_success_callback
         or task.has_on_skipped_callback
         or task.map_index_template
-        or _has_post_execute(task)
+        or has_post_execute(task)
         or next(task.iter_mapped_dependants(), None) is not None
         or conf.get("core", "xcom_backend") != _OWN_XCOM_BACKEND
         or get_listener_manager().has_listeners
     )
 
 
-def _has_post_execute(task: Any) -> bool:
+def has_post_execute(task: Any) -> bool:
     """Say whether something of the user's runs after ``execute``; in the triggerer it cannot be told, nor run."""
     if not isinstance(task, BaseOperator):
         return False

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any, Final
 
 from airflow.sdk import BaseSensorOperator, conf
@@ -16,7 +16,7 @@ from airflow_mediation_provider.protocol.errors import MediationError
 from airflow_mediation_provider.protocol.status import RunType
 from airflow_mediation_provider.protocol.wait import WaitEnd, WaitResult
 from airflow_mediation_provider.version_compat import AIRFLOW_V_3_3_PLUS
-from airflow_mediation_provider.waiting import BACKSTOP, SessionWaitMixin, _has_post_execute, make_wait
+from airflow_mediation_provider.waiting import BACKSTOP, SessionWaitMixin, has_post_execute, make_wait, utcnow
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -158,9 +158,13 @@ class MeterSessionSensor(SessionWaitMixin, BaseSensorOperator):
         validate_statuses(run_type=self.run_type, statuses=self.statuses, fail_on=self.fail_on)
         if self.since is not None and not is_template(self.since):
             instant("since", self.since)
-        if not any(is_template(value) for value in (self.session_id, self.run_type)):
+        if all(_is_known(value) for value in (self.session_id, self.run_type, self.statuses, self.fail_on)):
             SessionCondition(
-                meter_id="unknown", session_id=self.session_id, run_type=RunType(str(self.run_type).upper())
+                meter_id="any",
+                session_id=self.session_id,
+                run_type=self.run_type,  # type: ignore[arg-type]  # made one of these, like the statuses
+                statuses=self.statuses,  # type: ignore[arg-type]
+                fail_on=self.fail_on,  # type: ignore[arg-type]
             )
         if not self.poke_interval > 0:
             raise ValueError("poke_interval must be longer than 0 seconds")
@@ -195,7 +199,7 @@ class MeterSessionSensor(SessionWaitMixin, BaseSensorOperator):
                 "timeout": self.timeout,
                 "backstop": backstop,
                 "poll_interval": self.poke_interval,
-                "end_from_trigger": not _has_post_execute(self),
+                "end_from_trigger": not has_post_execute(self),
             },
             next_method="execute_complete",
             timeout=timedelta(seconds=self.timeout) + BACKSTOP,
@@ -226,7 +230,7 @@ class MeterSessionSensor(SessionWaitMixin, BaseSensorOperator):
                 fail_on=self.fail_on,
                 since=since,
                 until=self._wait_until(context),
-                created_at=datetime.now(UTC),
+                created_at=utcnow(),
                 **self._wait_options(),
             )
         except ValueError as error:
@@ -272,6 +276,11 @@ _REFUSED: Final = {
     "exponential_backoff": "the sensor paces itself",
     "max_wait": "the sensor paces itself",
 }
+
+
+def _is_known(value: Any) -> bool:
+    """Say whether an argument is what it will be when the task runs."""
+    return all(map(_is_known, value)) if isinstance(value, list | tuple | set) else not is_template(value)
 
 
 def _check_in_triggerer(name: str, value: Any) -> None:

@@ -49,7 +49,7 @@ class MeterSessionTrigger(BaseTrigger):
         stop_on_kill: bool = False,
         arguments_version: int = ARGUMENTS_VERSION,
     ) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.mediation_conn_id = mediation_conn_id
         self.wait = wait
         self.poll_interval = poll_interval
