@@ -7,6 +7,7 @@ answered is seen too, and its ``outcome`` and ``status`` are filled in when it e
 
 from __future__ import annotations
 
+import bisect
 import json
 import threading
 import time
@@ -99,11 +100,11 @@ class EventLog:
         """
         kinds = None if kind is None else {kind} if isinstance(kind, str) else set(kind)
         with self._changed:
+            first = bisect.bisect_right(self._entries, since, key=lambda entry: int(entry["seq"]))
             return [
                 dict(entry)
-                for entry in self._entries
-                if entry["seq"] > since
-                and (kinds is None or entry["kind"] in kinds)
+                for entry in self._entries[first:]
+                if (kinds is None or entry["kind"] in kinds)
                 and all(entry.get(key) == value for key, value in fields.items())
             ]
 

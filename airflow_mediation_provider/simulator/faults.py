@@ -41,7 +41,8 @@ class Fault:
     """One fault and the requests that it strikes.
 
     :param kind: what goes wrong
-    :param path: regular expression searched for in the path; ``^/meters/`` by default
+    :param path: regular expression searched for in the path; ``^/meters/`` by default (``/runStatus$`` for
+        unknown_status)
     :param method: only this HTTP method
     :param meter: only calls of this meter
     :param after: lets so many matching requests pass first
@@ -57,7 +58,7 @@ class Fault:
     """
 
     kind: FaultKind
-    path: str = "^/meters/"
+    path: str | None = None
     method: str | None = None
     meter: str | None = None
     after: int = 0
@@ -79,6 +80,8 @@ class Fault:
             self.kind = FaultKind(self.kind)
         except ValueError:
             raise ValueError(f"kind must be one of {', '.join(FaultKind)}, got {self.kind!r}") from None
+        if self.path is None:
+            self.path = "/runStatus$" if self.kind is FaultKind.UNKNOWN_STATUS else "^/meters/"
         try:
             self.pattern = re.compile(self.path)
         except (re.error, TypeError) as error:

@@ -54,7 +54,8 @@ CONTROL API (JSON; errors are 400 or 404 with {"error": ...})
                      finished, and once it is: status, seconds, and the outcome: answered, hung, reset, lost_reply,
                      truncated, client gone, aborted (the simulator ended first)
          token       granted, number, client_id     start       meter_id, session_id, run_type, unique_key, foreign
-         transition  session_id, status, previous   refused     reason: duplicate_key, capacity, already_running
+         transition  session_id, previous_status, status (and meter_id, version, run_type)
+         refused     reason: duplicate_key, capacity, already_running
          stop        force, sessions, refused       fault, export, control
          What a request caused has the request's seq as its `request`.
   POST   /_simulator/sessions                  start a foreign session: {"meter": "1001", "run_type": "NORMAL",
@@ -78,6 +79,8 @@ FAULTS  {"kind": ..., "path": regex (^/meters/), "method": ..., "meter": ..., "a
   delay_before  carried out only after `delay` s                 lost_reply  carried out, then RST
   unknown_status  runStatus has the code `code` (99)             reject_auth  401, whatever the token
   expire_tokens   all tokens are void, at once
+  An answer of any kind: {"kind": "status", "status": 200, "body": {"success": false}}.
+  unknown_status strikes runStatus calls alone, unless a path is given.
   "carried_out": true carries the request out all the same: {"kind": "status", "status": 504, "carried_out": true}.
   Delays combine with one other fault; of several others the oldest strikes.
 

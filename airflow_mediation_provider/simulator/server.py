@@ -278,8 +278,8 @@ class _Exchange:
         for start in range(0, len(content), size):
             if self._lost.is_set():
                 break
-            await response.write(content[start : start + size])
             await asyncio.sleep(seconds / pieces)
+            await response.write(content[start : start + size])
         return response
 
     def _spoil(self, reply: Reply, fault: Fault) -> Reply:

@@ -219,8 +219,8 @@ def test_latency_holds_the_reply_of_what_was_done_delay_before_holds_the_deed(si
 
 
 def test_unknown_status_changes_the_code_alone(sim: Simulator, client: Client) -> None:
-    client.run()
-    sim.fault("unknown_status", code=14, count=1, path="runStatus")
+    sim.fault("unknown_status", code=14, count=1)
+    assert client.run().json["data"]["status"] == 10
     answer = client.call("GET", STATUS).json
     assert answer == {"success": True, "data": {"runStatus": 14, "runStatusDescription": "STATUS_14"}}
     assert client.status() == "INITIALIZING"
