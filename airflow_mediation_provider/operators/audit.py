@@ -183,7 +183,7 @@ class MeterSummaryOperator(_AuditOperator):
                 **span,
             )
         )
-        groups = [
+        groups: list[dict[str, Any]] = [
             {
                 "dimensions": row.get("dimensions") or {},
                 "output": int(row.get("output") or 0),

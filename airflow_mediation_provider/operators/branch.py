@@ -133,9 +133,9 @@ class MeterSessionBranchOperator(SessionWaitMixin, BaseBranchOperator):
         if self.since is not None and not is_template(self.since):
             instant("since", self.since)
         try:
-            validate_statuses(run_type=self.run_type, statuses=list(self._ends(self.run_type)))
+            validate_statuses(run_type=self.run_type, statuses=[*self.branches, *TERMINAL[self.run_type]])
         except ValueError as error:
-            raise ValueError(f"branches: {error}") from None
+            raise ValueError(str(error).replace("statuses:", "branches:", 1)) from None
 
     def execute(self, context: Context) -> Any:
         """Branch on the session's status, waiting for one that has a branch where that has not come yet."""

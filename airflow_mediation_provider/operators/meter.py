@@ -145,7 +145,11 @@ class RunMeterOperator(SessionWaitMixin, RunStartMixin, BaseOperator):
         self._state: RunState | None = None
         check_meter(meter_id, version)
         self._check_sources()
-        self._condition("unknown" if is_template(meter_id) else str(meter_id), version)
+        condition = self._condition("unknown" if is_template(meter_id) else str(meter_id), version)
+        endless = TERMINAL[self.run_type].difference(condition.statuses or (), condition.fail_on or ())
+        if endless:
+            names = ", ".join(sorted(endless))
+            raise ValueError(f"{names}: a session that ends so is neither in statuses nor in fail_on: add it to one")
 
     def execute(self, context: Context) -> dict[str, Any] | None:
         """Start the session of this generation, or find it again, and wait for it.

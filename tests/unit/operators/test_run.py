@@ -1,0 +1,426 @@
+"""What RunMeterOperator does beside starting only once: statuses, capacity, DEBUG, stopping, arguments."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from airflow.sdk import DAG
+from airflow.sdk.exceptions import AirflowFailException, TaskDeferred
+
+from airflow_mediation_provider.exceptions import (
+    CapacityError,
+    MediationMisconfigured,
+    MeterRunFailed,
+    MeterSessionTimeout,
+    MeterSessionUncertain,
+)
+from airflow_mediation_provider.operators.meter import RunMeterOperator
+from airflow_mediation_provider.simulator import Simulator, ends
+from airflow_mediation_provider.simulator.config import debug_ends
+
+from .conftest import TaskInstance, starts
+
+
+def operator(**arguments: Any) -> RunMeterOperator:
+    return RunMeterOperator(**{"task_id": "task", "meter_id": "1001", "poke_interval": 5, **arguments})
+
+
+# -- statuses ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("status", ["FAILED", "CANCELED"])
+def test_another_end_than_completed_fails_and_may_be_retried(sim: Simulator, ti: TaskInstance, status: str) -> None:
+    sim.set_meter("1001", runs=[ends(status)])
+    with pytest.raises(MeterRunFailed, match=status) as failed:
+        operator().execute(ti.context)
+    assert not isinstance(failed.value, AirflowFailException)
+    assert failed.value.session is not None
+    assert failed.value.session["status"] == status
+
+
+@pytest.mark.parametrize("status", ["COMPLETED", "FAILED", "CANCELED"])
+def test_without_fail_on_every_end_is_a_success(sim: Simulator, ti: TaskInstance, status: str) -> None:
+    sim.set_meter("1001", runs=[ends(status)])
+    assert operator(fail_on=()).execute(ti.context)["status"] == status
+
+
+def test_fail_on_leaves_the_other_ends_a_success(sim: Simulator, ti: TaskInstance) -> None:
+    sim.set_meter("1001", runs=[ends("CANCELED"), ends("FAILED")])
+    assert operator(fail_on=["FAILED"]).execute(ti.context)["status"] == "CANCELED"
+    with pytest.raises(MeterRunFailed):
+        operator(fail_on=["FAILED"]).execute(ti.clear().context)
+
+
+def test_require_certain_fails_on_polls_alone_unless_the_meter_is_exclusive(sim: Simulator, ti: TaskInstance) -> None:
+    with pytest.raises(MeterSessionUncertain):
+        operator(require_certain=True).execute(ti.context)
+    session = operator(require_certain=True, exclusive=True).execute(ti.clear().context)
+    assert session["certain"] is True
+
+
+def test_a_stale_status_of_the_session_before_does_not_end_the_wait(sim: Simulator, ti: TaskInstance) -> None:
+    sim.set_meter("1001", runs=[ends("FAILED"), ends("COMPLETED")], stale_for=20)
+    with pytest.raises(MeterRunFailed):
+        operator().execute(ti.context)
+    assert operator().execute(ti.retry().context)["status"] == "COMPLETED"
+
+
+def test_a_debug_run_of_the_same_meter_is_waited_out(sim: Simulator, ti: TaskInstance, monkeypatch: Any) -> None:
+    sim.set_meter("1001", script=[["INITIALIZING", 2], ["RUNNING", 90], ["COMPLETED", None]], status_of="latest_change")
+    sleep, slept = ti.clock.sleep, []
+
+    def debug_once(seconds: float) -> None:
+        slept.append(seconds)
+        if len(slept) == 3:
+            sim.start_session("1001", run_type="DEBUG", script=[["TESTING", 5], ["TESTING_FAILED", None]])
+        sleep(seconds)
+
+    monkeypatch.setattr(ti.clock, "sleep", debug_once)
+    assert operator().execute(ti.context)["status"] == "COMPLETED"
+
+
+# -- DEBUG ---------------------------------------------------------------------------------------------------------
+
+
+def test_a_debug_run_waits_for_its_own_statuses(sim: Simulator, ti: TaskInstance) -> None:
+    session = operator(run_type="debug", source_options=[{"testData": [{"a": 1}]}]).execute(ti.context)
+    assert session["status"] == "TESTING_PASSED"
+    assert session["run_type"] == "DEBUG"
+
+
+def test_a_failed_test_fails_and_a_retry_tests_again(sim: Simulator, ti: TaskInstance) -> None:
+    sim.set_meter("1001", debug_runs=[debug_ends("TESTING_FAILED"), debug_ends("TESTING_PASSED")])
+    arguments: dict[str, Any] = {"run_type": "DEBUG", "source_options": [{"testDataId": 7}]}
+    with pytest.raises(MeterRunFailed, match="TESTING_FAILED"):
+        operator(**arguments).execute(ti.context)
+    assert operator(**arguments).execute(ti.retry().context)["status"] == "TESTING_PASSED"
+
+
+@pytest.mark.parametrize("kind", ["lost_reply", "status"])
+def test_a_debug_call_is_never_repeated(sim: Simulator, ti: TaskInstance, kind: str) -> None:
+    sim.fault(kind, path="/meters/debug/", count=1)
+    arguments: dict[str, Any] = {"run_type": "DEBUG", "source_options": [{"testDataId": 7}], "timeout": 300}
+    if kind == "lost_reply":
+        session = operator(**arguments).execute(ti.context)
+        assert session["certain"] is False
+        assert session["status"] == "TESTING_PASSED"
+    else:
+        # Refused or not, nobody knows: waited for, never sent again, also not by the retry.
+        with pytest.raises(MeterSessionTimeout):
+            operator(**arguments).execute(ti.context)
+    assert len(sim.log(kind="request", path="/meters/debug/1001/0.0.1")) == 1
+
+
+def test_a_debug_call_that_was_not_carried_out_is_repeated(sim: Simulator, ti: TaskInstance) -> None:
+    sim.fault("status", status=429, path="/meters/debug/", count=1)
+    session = operator(run_type="DEBUG", source_options=[{"testDataId": 7}]).execute(ti.context)
+    assert session["status"] == "TESTING_PASSED"
+    assert session["session_id"]
+    assert starts(sim) == 1
+
+
+# -- capacity ------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def full(sim: Simulator) -> list[str]:
+    """Five meters that run, until they are stopped."""
+    return [
+        sim.start_session(meter_id, script=[["RUNNING", None]])["session_id"]
+        for meter_id in ("1005", "1006", "1007", "1008", "1009")
+    ]
+
+
+def test_capacity_is_waited_for(sim: Simulator, ti: TaskInstance, full: list[str], monkeypatch: Any) -> None:
+    sleep, slept = ti.clock.sleep, []
+
+    def free_one(seconds: float) -> None:
+        slept.append(seconds)
+        if len(slept) == 4:
+            sim.steer(full[0], [["COMPLETED", None]])
+        sleep(seconds)
+
+    monkeypatch.setattr(ti.clock, "sleep", free_one)
+    assert operator().execute(ti.context)["status"] == "COMPLETED"
+    assert len(set(slept[:4])) == 4, "tasks that wait for the same place must not call in step"
+    assert starts(sim, meter_id="1001") == 1
+
+
+def test_capacity_is_waited_for_without_a_worker(sim: Simulator, ti: TaskInstance, full: list[str]) -> None:
+    with pytest.raises(TaskDeferred) as deferred:
+        operator(deferrable=True).execute(ti.context)
+    assert type(deferred.value.trigger).__name__ == "DateTimeTrigger"
+    ti.clock.sleep(10)
+    with pytest.raises(TaskDeferred) as again:
+        operator(deferrable=True).resume_execution(deferred.value.method_name, deferred.value.kwargs, ti.context)
+    assert again.value.kwargs["since"] == deferred.value.kwargs["since"]
+    sim.steer(full[0], [["COMPLETED", None]])
+    with pytest.raises(TaskDeferred) as waiting:
+        operator(deferrable=True).resume_execution(again.value.method_name, again.value.kwargs, ti.context)
+    assert type(waiting.value.trigger).__name__ == "MeterSessionTrigger"
+    assert starts(sim, meter_id="1001") == 1
+
+
+def test_without_a_store_the_key_survives_the_pause_for_capacity(
+    sim: Simulator, ti: TaskInstance, full: list[str]
+) -> None:
+    ti.store = None
+    with pytest.raises(TaskDeferred) as deferred:
+        operator(deferrable=True).execute(ti.context)
+    sim.steer(full[0], [["COMPLETED", None]])
+    with pytest.raises(TaskDeferred):
+        operator(deferrable=True).resume_execution(deferred.value.method_name, deferred.value.kwargs, ti.context)
+    assert {entry["unique_key"] for entry in sim.log(kind="start", meter_id="1001")} == {
+        deferred.value.kwargs["state"]["unique_key"]
+    }
+
+
+def test_capacity_that_does_not_come_fails_the_try_and_the_retry_goes_on(
+    sim: Simulator, ti: TaskInstance, full: list[str]
+) -> None:
+    with pytest.raises(CapacityError):
+        operator(capacity_timeout=60).execute(ti.context)
+    assert 60 <= ti.clock.passed < 90
+    sim.steer(full[0], [["COMPLETED", None]])
+    assert operator().execute(ti.retry().context)["status"] == "COMPLETED"
+
+
+def test_capacity_may_be_a_failure_at_once(sim: Simulator, ti: TaskInstance, full: list[str]) -> None:
+    with pytest.raises(CapacityError):
+        operator(wait_for_capacity=False).execute(ti.context)
+    assert ti.clock.passed == 0
+
+
+def test_the_status_before_the_call_is_read_anew_after_a_refusal(
+    sim: Simulator, ti: TaskInstance, full: list[str], monkeypatch: Any
+) -> None:
+    sleep, slept = ti.clock.sleep, []
+
+    def run_another(seconds: float) -> None:
+        slept.append(seconds)
+        if len(slept) == 1:
+            sim.steer(full[0], [["COMPLETED", None]])
+            sim.start_session("1001", script=[["FAILED", None]])
+        sleep(seconds)
+
+    monkeypatch.setattr(ti.clock, "sleep", run_another)
+    operator().execute(ti.context)
+    assert ti.store is not None
+    assert ti.store.get("mediation_run")["baseline"] == "FAILED"
+
+
+# -- refusals ------------------------------------------------------------------------------------------------------
+
+
+def test_an_unknown_meter_fails_at_once_without_a_retry(sim: Simulator, ti: TaskInstance) -> None:
+    with pytest.raises(MediationMisconfigured, match="99999"):
+        operator(meter_id="99999").execute(ti.context)
+    assert ti.clock.passed == 0
+
+
+def test_a_missing_connection_fails_at_once_without_a_retry(sim: Simulator, ti: TaskInstance) -> None:
+    with pytest.raises(MediationMisconfigured, match="nowhere"):
+        operator(mediation_conn_id="nowhere").execute(ti.context)
+
+
+def test_a_rendered_argument_that_is_wrong_fails_at_once_without_a_retry(sim: Simulator, ti: TaskInstance) -> None:
+    task = operator(runtime_source_configs="{{ var.json.sources }}")
+    task.runtime_source_configs = '[{"sourceType": "FTP"}]'
+    with pytest.raises(MediationMisconfigured, match=r"runtime_source_configs\[0\].*FTP"):
+        task.execute(ti.context)
+    assert starts(sim) == 0
+
+
+def test_sources_rendered_to_json_are_sent(sim: Simulator, ti: TaskInstance) -> None:
+    task = operator(runtime_source_configs="{{ var.json.sources }}", wait_for_completion=False)
+    task.runtime_source_configs = '[{"sourceType": "EVENT_STORE", "eventStore": {"storeId": "7"}}]'
+    task.execute(ti.context)
+    [post] = sim.log(kind="request", path="/meters/run/1001/0.0.1")
+    assert post["body"]["runtimeSourceConfigs"] == [{"sourceType": "EVENT_STORE", "eventStore": {"storeId": "7"}}]
+
+
+# -- stopping ------------------------------------------------------------------------------------------------------
+
+
+def killed(ti: TaskInstance, state: str | None, **arguments: Any) -> RunMeterOperator:
+    """Return an operator that was killed in its wait, the task being in ``state`` by then."""
+    task = operator(**arguments)
+    polls = []
+
+    def sleep(seconds: float) -> None:
+        polls.append(seconds)
+        if len(polls) == 2:
+            ti.state = state
+            task.on_kill()
+            raise KeyboardInterrupt
+        type(ti.clock).sleep(ti.clock, seconds)
+
+    ti.clock.sleep = sleep  # type: ignore[method-assign]
+    with pytest.raises(KeyboardInterrupt):
+        task.execute(ti.context)
+    return task
+
+
+@pytest.mark.parametrize("state", ["failed", "success", "skipped", "restarting", None])
+def test_a_user_who_ends_the_task_stops_the_meter_where_asked(
+    sim: Simulator, ti: TaskInstance, state: str | None
+) -> None:
+    killed(ti, state, stop_meter_on_kill=True)
+    assert len(sim.log(kind="request", path="/meters/stop/1001/0.0.1")) == 1
+
+
+@pytest.mark.parametrize("state", ["running", "up_for_retry", "queued", "deferred"])
+def test_airflow_ending_the_process_stops_nothing(sim: Simulator, ti: TaskInstance, state: str) -> None:
+    killed(ti, state, stop_meter_on_kill=True)
+    assert sim.log(kind="request", path="/meters/stop/1001/0.0.1") == []
+
+
+def test_no_answer_about_the_task_stops_nothing(sim: Simulator, ti: TaskInstance) -> None:
+    ti.hidden = True
+    killed(ti, "failed", stop_meter_on_kill=True)
+    assert sim.log(kind="request", path="/meters/stop/1001/0.0.1") == []
+
+
+def test_by_default_nothing_is_stopped(sim: Simulator, ti: TaskInstance) -> None:
+    killed(ti, "failed")
+    assert sim.log(kind="request", path="/meters/stop/1001/0.0.1") == []
+
+
+def test_a_mapped_task_is_asked_for_by_its_index(sim: Simulator, ti: TaskInstance) -> None:
+    ti.map_index = 3
+    killed(ti, "failed", stop_meter_on_kill=True)
+    assert len(sim.log(kind="request", path="/meters/stop/1001/0.0.1")) == 1
+
+
+def test_the_meter_is_not_stopped_while_another_session_of_it_lives(sim: Simulator, ti: TaskInstance) -> None:
+    sim.start_session("1001", script=[["RUNNING", None]])
+    killed(ti, "failed", stop_meter_on_kill=True)
+    assert sim.log(kind="request", path="/meters/stop/1001/0.0.1") == []
+
+
+def test_on_kill_before_execute_does_nothing() -> None:
+    operator(stop_meter_on_kill=True).on_kill()
+
+
+def test_a_stop_that_zuora_refuses_is_only_logged(sim: Simulator, ti: TaskInstance) -> None:
+    sim.fault("status", path="/meters/stop/")
+    killed(ti, "failed", stop_meter_on_kill=True)
+    assert len(sim.log(kind="request", path="/meters/stop/1001/0.0.1")) == 1
+
+
+@pytest.mark.parametrize(("asked", "stops"), [(True, 1), (False, 0)])
+def test_the_timeout_stops_the_meter_where_asked(sim: Simulator, ti: TaskInstance, asked: bool, stops: int) -> None:
+    sim.set_meter("1001", script=[["RUNNING", None]])
+    with pytest.raises(MeterSessionTimeout):
+        operator(timeout=60, stop_meter_on_timeout=asked).execute(ti.context)
+    assert len(sim.log(kind="request", path="/meters/stop/1001/0.0.1")) == stops
+
+
+@pytest.mark.parametrize(
+    ("asked", "lives", "passed_on"), [(True, False, True), (True, True, False), (False, False, False)]
+)
+def test_the_trigger_is_told_whether_to_stop(
+    sim: Simulator, ti: TaskInstance, asked: bool, lives: bool, passed_on: bool
+) -> None:
+    if lives:
+        sim.start_session("1001", script=[["RUNNING", None]])
+    with pytest.raises(TaskDeferred) as deferred:
+        operator(deferrable=True, stop_meter_on_kill=asked).execute(ti.context)
+    assert deferred.value.trigger.serialize()[1]["stop_on_kill"] is passed_on
+
+
+# -- arguments -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"meter_id": ""}, "meter_id must not be empty"),
+        ({"meter_id": None}, "meter_id must not be empty"),
+        ({"version": " "}, "version must not be empty"),
+        ({"run_type": "LIVE"}, "run_type must be one of NORMAL, DEBUG"),
+        ({"statuses": ["DONE"]}, "statuses.*'DONE'.*COMPLETED"),
+        ({"statuses": []}, "statuses must name at least one"),
+        ({"statuses": ["TESTING_PASSED"]}, "a NORMAL session is never"),
+        ({"run_type": "DEBUG", "statuses": ["COMPLETED"]}, "a DEBUG session is never"),
+        ({"fail_on": ["OOPS"]}, "fail_on.*'OOPS'"),
+        ({"statuses": ["FAILED"], "fail_on": ["FAILED"]}, "both statuses and fail_on"),
+        ({"statuses": ["COMPLETED"], "fail_on": []}, "CANCELED, FAILED.*neither in statuses nor in fail_on"),
+        ({"poke_interval": 0}, "poke_interval"),
+        ({"timeout": -1}, "timeout"),
+        ({"max_unreachable": "1h"}, "max_unreachable"),
+        ({"capacity_timeout": None}, "capacity_timeout"),
+        ({"runtime_source_configs": []}, "runtime_source_configs is empty"),
+        ({"runtime_source_configs": {"sourceType": "S3"}}, "runtime_source_configs must be a list"),
+        ({"runtime_source_configs": [{"sourceType": "FTP"}]}, r"\['sourceType'\] must be one of LOCAL_FS, S3"),
+        ({"runtime_source_configs": [{}]}, r"\[0\]\['sourceType'\] must be one of"),
+        ({"runtime_source_configs": [{"sourceType": "S3"}]}, "needs 'paths' and 'fileFormat'"),
+        (
+            {"runtime_source_configs": [{"sourceType": "S3", "s3": {"paths": "a", "fileFormat": "CSV"}}]},
+            "must be a list of texts",
+        ),
+        (
+            {"runtime_source_configs": [{"sourceType": "S3", "s3": {"paths": ["a"], "fileFormat": "TSV"}}]},
+            "'TSV': allowed are CSV",
+        ),
+        ({"runtime_source_configs": [{"sourceType": "LOCAL_FS", "s3": {}}]}, "does not belong to sourceType LOCAL_FS"),
+        ({"runtime_source_configs": [{"sourceType": "EVENT_STORE", "eventStore": {}}]}, "needs 'storeId'"),
+        (
+            {
+                "runtime_source_configs": [
+                    {"sourceType": "EVENT_STORE", "eventStore": {"storeId": "1", "startDate": "31.1.2026"}}
+                ]
+            },
+            "'startDate'.*YYYY-MM-DD",
+        ),
+        (
+            {
+                "runtime_source_configs": [
+                    {
+                        "sourceType": "EVENT_STORE",
+                        "eventStore": {"storeId": "1", "startDate": "2026-01-31", "query": "select 1"},
+                    }
+                ]
+            },
+            "both 'query' and a date range",
+        ),
+        ({"source_options": [{"processorId": "p"}]}, r"source_options\[0\] needs 'localFileId'"),
+        ({"run_type": "DEBUG", "source_options": [{}]}, "exactly one of sampleFileId"),
+        ({"event_store_source_options": [{}]}, "needs 'processorId'"),
+    ],
+)
+def test_a_wrong_argument_is_refused_when_the_dag_is_parsed(arguments: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        operator(**arguments)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        {"meter_id": "{{ params.meter }}"},
+        {"runtime_source_configs": "{{ var.json.sources }}"},
+        {"runtime_source_configs": [{"sourceType": "{{ params.type }}"}]},
+        {"runtime_source_configs": [{"sourceType": "S3", "s3": {"paths": "{{ p }}", "fileFormat": "{{ f }}"}}]},
+        {"runtime_source_configs": [{"sourceType": "SNOWFLAKE", "snowflake": {"query": "select 1"}}]},
+        {"runtime_source_configs": [{"sourceType": "STREAMING_API"}]},
+        {"source_options": [{"localFileId": "4"}]},
+        {"run_type": "DEBUG", "fail_on": ()},
+        {"statuses": ["RUNNING"], "fail_on": ["FAILED", "CANCELED", "COMPLETED"]},
+    ],
+)
+def test_templates_and_allowed_arguments_pass(arguments: dict[str, Any]) -> None:
+    assert operator(**arguments).task_id == "task"
+
+
+def test_positional_arguments_are_refused() -> None:
+    with pytest.raises(TypeError):
+        RunMeterOperator("1001")  # type: ignore[misc]
+
+
+def test_a_mapped_instance_is_checked_when_it_is_made() -> None:
+    with DAG("dag", schedule=None):
+        mapped = RunMeterOperator.partial(task_id="mapped", poke_interval=5).expand(meter_id=["1001", ""])
+    assert mapped.unmap({"meter_id": "1001"}).meter_id == "1001"
+    with pytest.raises(ValueError, match="meter_id must not be empty"):
+        mapped.unmap({"meter_id": ""})

@@ -1,0 +1,127 @@
+"""What a run keeps: it survives JSON and other versions, and its keys differ where they must."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from datetime import UTC, datetime
+from typing import Any
+
+import pytest
+
+from airflow_mediation_provider.operators.run_state import (
+    Phase,
+    RunMemory,
+    RunState,
+    derived_generation,
+    unique_key,
+    why_new_generation,
+)
+
+REQUEST = {"meter_id": "1001", "version": "0.0.1", "run_type": "NORMAL"}
+STATE = RunState(
+    generation="g",
+    max_tries=2,
+    mediation_conn_id="c",
+    request=REQUEST,
+    unique_key="k",
+    phase=Phase.STARTED,
+    called_at=datetime(2026, 1, 1, tzinfo=UTC),
+    baseline="COMPLETED",
+    session={"session_id": "R-1"},
+)
+
+
+def test_a_state_survives_json() -> None:
+    assert RunState.from_dict(json.loads(json.dumps(STATE.to_dict()))) == STATE
+
+
+def test_a_state_of_another_version_loads() -> None:
+    data = {**STATE.to_dict(), "from_the_future": 1, "version": 7}
+    del data["baseline"]
+    assert RunState.from_dict(data) == replace(STATE, baseline=None, version=7)
+
+
+def test_what_an_old_version_kept_still_loads() -> None:
+    kept = {
+        "generation": "0199",
+        "max_tries": 2,
+        "mediation_conn_id": "mediation_default",
+        "request": {"meter_id": "1001", "version": "0.0.1", "run_type": "NORMAL"},
+        "unique_key": "airflow-0",
+        "phase": "ended",
+        "called_at": "2026-01-01T00:00:00+00:00",
+        "baseline": "NEVER_RUN",
+        "session": None,
+        "ended_as": "MET",
+        "version": 1,
+    }
+    assert RunState.from_dict(kept).phase is Phase.ENDED
+
+
+def test_a_memory_without_a_store_forgets() -> None:
+    memory = RunMemory(None)
+    memory.save(STATE)
+    assert memory.load() is None
+    assert not memory.lasting
+
+
+def why(kept: RunState | None, **changes: Any) -> str | None:
+    arguments: dict[str, Any] = {"max_tries": 2, "mediation_conn_id": "c", "request": REQUEST, **changes}
+    return why_new_generation(kept, **arguments)
+
+
+@pytest.mark.parametrize(
+    ("kept", "changes", "reason"),
+    [
+        (None, {}, "first run"),
+        (STATE, {}, None),
+        (replace(STATE, phase=Phase.CALLING), {}, None),
+        (replace(STATE, phase=Phase.UNNAMED), {}, None),
+        (STATE.ended("FAILED"), {}, "the last one ended (FAILED)"),
+        (STATE, {"max_tries": 3}, "the task was cleared"),
+        (STATE, {"mediation_conn_id": "other"}, "the last try ran another meter"),
+        (STATE, {"request": {**REQUEST, "meter_id": "2"}}, "the last try ran another meter"),
+        (STATE, {"request": {**REQUEST, "run_type": "DEBUG"}}, "the last try ran another meter"),
+        (STATE, {"request": {**REQUEST, "source_options": [1]}}, None),
+    ],
+)
+def test_when_a_new_generation_begins(kept: RunState | None, changes: dict[str, Any], reason: str | None) -> None:
+    assert why(kept, **changes) == reason
+
+
+def key(**changes: Any) -> str:
+    arguments: dict[str, Any] = {
+        "mediation_conn_id": "c",
+        "request": REQUEST,
+        "instance": ("dag", "run", "task", -1),
+        "generation": "g",
+        **changes,
+    }
+    return unique_key(**arguments)
+
+
+def test_a_key_is_the_same_for_the_same_and_short_and_plain() -> None:
+    assert key() == key(request={**REQUEST, "source_options": [1]})
+    assert len(key()) <= 40
+    assert set(key()) <= set("abcdefghijklmnopqrstuvwxyz0123456789-")
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"mediation_conn_id": "d"},
+        {"request": {**REQUEST, "meter_id": "2"}},
+        {"instance": ("dag", "run", "task", 0)},
+        {"instance": ("dag", "run2", "task", -1)},
+        {"generation": "h"},
+    ],
+)
+def test_a_key_differs_for_anything_else(changes: dict[str, Any]) -> None:
+    assert key() != key(**changes)
+
+
+def test_a_derived_generation_stays_over_retries_and_changes_with_clear() -> None:
+    first = derived_generation(max_tries=2, retries=2, advanced=0)
+    assert derived_generation(max_tries=2 + 1, retries=2, advanced=0) != first
+    assert derived_generation(max_tries=2, retries=2, advanced=1) != first

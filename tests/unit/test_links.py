@@ -1,0 +1,60 @@
+"""The link to a session: pushed early under the key that Airflow reads, and not lost when the task ends."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from airflow.sdk.execution_time.xcom import XCom
+
+from airflow_mediation_provider import get_provider_info
+from airflow_mediation_provider.links import MeterSessionLink, push_links
+from airflow_mediation_provider.operators.branch import MeterSessionBranchOperator
+from airflow_mediation_provider.operators.meter import RunMeterOperator
+
+
+class TaskInstance:
+    def __init__(self) -> None:
+        self.xcoms: dict[str, Any] = {}
+
+    def xcom_push(self, key: str, value: Any) -> None:
+        self.xcoms[key] = value
+
+
+def test_the_address_is_pushed_under_the_key_of_the_link() -> None:
+    ti = TaskInstance()
+    push_links({"ti": ti}, "https://zuora.example/1")  # type: ignore[typeddict-item]
+    assert ti.xcoms == {MeterSessionLink().xcom_key: "https://zuora.example/1"}
+
+
+@pytest.mark.parametrize("nothing", [None, ""])
+def test_without_a_template_nothing_is_pushed(nothing: str | None) -> None:
+    ti = TaskInstance()
+    push_links({"ti": ti}, nothing)  # type: ignore[typeddict-item]
+    assert ti.xcoms == {}
+
+
+@pytest.mark.parametrize(("kept", "link"), [("https://zuora.example/1", "https://zuora.example/1"), (None, "")])
+def test_airflow_repeats_what_was_pushed_when_the_task_ends(
+    monkeypatch: pytest.MonkeyPatch, kept: str | None, link: str
+) -> None:
+    asked: list[Any] = []
+
+    def get_value(*, ti_key: Any, key: str) -> str | None:
+        asked.append(key)
+        return kept
+
+    monkeypatch.setattr(XCom, "get_value", get_value)
+    assert MeterSessionLink().get_link(SimpleNamespace(), ti_key=SimpleNamespace()) == link  # type: ignore[arg-type]
+    assert asked == [MeterSessionLink().xcom_key]
+
+
+@pytest.mark.parametrize("operator", [RunMeterOperator, MeterSessionBranchOperator])
+def test_the_operators_that_know_a_session_have_the_link(operator: Any) -> None:
+    assert [type(link) for link in operator.operator_extra_links] == [MeterSessionLink]
+
+
+def test_airflow_knows_the_link_by_the_provider_info() -> None:
+    path = f"{MeterSessionLink.__module__}.{MeterSessionLink.__qualname__}"
+    assert path in get_provider_info()["extra-links"]
