@@ -136,7 +136,7 @@ def _data_center(conn_id: str, value: object) -> DataCenter | None:
 
 
 def _base_url(conn_id: str, connection: Connection) -> str:
-    host, schema = str(connection.host).strip().rstrip("/"), connection.schema or "https"
+    host, schema = str(connection.host).strip(), connection.schema or "https"
     url = host if "://" in host else f"{schema}://{host}"
     try:
         parts = urlsplit(url)
@@ -145,12 +145,13 @@ def _base_url(conn_id: str, connection: Connection) -> str:
         parts, port = urlsplit(""), None
     if parts.scheme not in ("http", "https") or not parts.hostname or parts.query or parts.fragment or parts.username:
         raise _wrong(conn_id, f"the host must be a REST base URL like {DataCenter.PROD.rest_url}, not {host!r}")
-    if parts.path == "/v1":
+    path = parts.path.rstrip("/")
+    if path == "/v1":
         raise _wrong(
             conn_id, "the host must be the REST base URL without /v1, which the calls of Mediation do not have"
         )
     name = f"[{parts.hostname}]" if ":" in parts.hostname else parts.hostname
-    return f"{parts.scheme}://{name}{f':{port}' if port else ''}{parts.path}"
+    return f"{parts.scheme}://{name}{f':{port}' if port else ''}{path}"
 
 
 def _header(conn_id: str, name: str, value: object) -> str | None:

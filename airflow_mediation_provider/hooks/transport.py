@@ -17,6 +17,7 @@ import aiohttp
 import requests
 from airflow.providers.http.hooks.http import HttpHook
 from airflow.sdk import Connection
+from yarl import URL
 
 from airflow_mediation_provider.protocol.exchange import Failure, Request
 from airflow_mediation_provider.protocol.refusals import Reply
@@ -151,7 +152,11 @@ class AsyncTransport:
         """Send one request."""
         try:
             async with self._session.request(
-                request.method, request.url, headers=request.headers, data=request.body, **self._kwargs
+                request.method,
+                URL(request.url, encoded=True),  # quoted already, and not to be quoted otherwise
+                headers=request.headers,
+                data=request.body,
+                **self._kwargs,
             ) as response:
                 return Reply(response.status, _headers(response.headers.items()), await response.read())
         except TimeoutError:

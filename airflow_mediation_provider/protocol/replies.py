@@ -100,12 +100,12 @@ def parse_time(value: object) -> datetime | None:
     if text is None:
         return None
     try:
-        if re.fullmatch(r"\d{12,14}", text):
+        if re.fullmatch(r"\d{12,13}", text):
             return datetime.fromtimestamp(int(text) / 1000, tz=UTC)
         time = datetime.fromisoformat(re.sub(r"(\.\d{6})\d+", r"\1", text))
-    except ValueError:
+        return (time if time.tzinfo else time.replace(tzinfo=UTC)).astimezone(UTC)
+    except (ValueError, OverflowError):
         return None
-    return (time if time.tzinfo else time.replace(tzinfo=UTC)).astimezone(UTC)
 
 
 def envelope(reply: Json) -> Json:
