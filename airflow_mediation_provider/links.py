@@ -10,9 +10,13 @@ from typing import TYPE_CHECKING, ClassVar
 
 from airflow.sdk import BaseOperatorLink
 
+from airflow_mediation_provider.protocol.errors import MediationError
+
 if TYPE_CHECKING:
     from airflow.sdk import BaseOperator, Context
     from airflow.sdk.types import TaskInstanceKey
+
+    from airflow_mediation_provider.hooks.mediation import MediationHook
 
 
 class MeterSessionLink(BaseOperatorLink):
@@ -41,3 +45,20 @@ def push_links(context: Context, url: str | None) -> None:
     """
     if url:
         context["ti"].xcom_push(key=MeterSessionLink.key, value=url)
+
+
+def push_session_link(context: Context, hook: MediationHook, meter_id: str, session_id: str | None) -> None:
+    """Show a session's address in Airflow's UI, where the session is known and the connection has a template for it.
+
+    :param context: the running task's context
+    :param hook: knows the connection; trouble with it is left to the calls that matter
+    :param meter_id: the meter
+    :param session_id: the session
+    """
+    if session_id is None:
+        return
+    try:
+        url = hook.session_url(meter_id, session_id)
+    except MediationError:
+        return
+    push_links(context, url)

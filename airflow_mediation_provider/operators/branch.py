@@ -10,7 +10,7 @@ from airflow.sdk import conf
 from airflow.sdk.bases.branch import BaseBranchOperator
 from airflow.sdk.exceptions import DownstreamTasksSkipped
 
-from airflow_mediation_provider.links import MeterSessionLink, push_links
+from airflow_mediation_provider.links import MeterSessionLink, push_session_link
 from airflow_mediation_provider.operators.arguments import (
     check_meter,
     instant,
@@ -150,7 +150,7 @@ class MeterSessionBranchOperator(SessionWaitMixin, BaseBranchOperator):
             raise MediationMisconfigured(str(error)) from error
         if condition is None:
             return self._branch(context, session)
-        push_links(context, condition.session_id and self.hook.session_url(condition.meter_id, condition.session_id))
+        push_session_link(context, self.hook, condition.meter_id, condition.session_id)
         started_at = SessionTransition.from_dict(session).started_at if session else None
         wait = SessionWait(
             condition,
@@ -240,7 +240,7 @@ class MeterSessionBranchOperator(SessionWaitMixin, BaseBranchOperator):
         """
         del map_index
         if tasks:
-            raise DownstreamTasksSkipped(tasks=tasks)  # type: ignore[no-untyped-call]
+            raise DownstreamTasksSkipped(tasks=tasks)
 
 
 _EVERY_STATUS = tuple(str(status) for status in SessionStatus)

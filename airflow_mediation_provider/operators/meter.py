@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Final
 
 from airflow.sdk import BaseOperator, conf
 
-from airflow_mediation_provider.links import MeterSessionLink, push_links
+from airflow_mediation_provider.links import MeterSessionLink, push_session_link
 from airflow_mediation_provider.operators.arguments import check_meter, is_template, loaded, run_type_of, seconds
 from airflow_mediation_provider.operators.kill import stopped_by_user
 from airflow_mediation_provider.operators.run_call import only_session_since
@@ -205,8 +205,6 @@ class RunMeterOperator(SessionWaitMixin, RunStartMixin, BaseOperator):
         """Stop the meter where that was asked for and a user, not Airflow itself, ended the task."""
         if not self.stop_meter_on_kill or self._context is None or self._state is None:
             return
-        if self._state.phase not in (Phase.STARTED, Phase.UNNAMED):
-            return
         if not stopped_by_user(self._context["ti"]):
             self.log.info("Airflow, not a user, ends this process: meter %s goes on.", self.meter_id)
             return
@@ -218,7 +216,7 @@ class RunMeterOperator(SessionWaitMixin, RunStartMixin, BaseOperator):
             state = self._start(context, state, since)
             self._say_started(state)
         self._state = state
-        push_links(context, state.session_id and self.hook.session_url(str(self.meter_id), state.session_id))
+        push_session_link(context, self.hook, str(self.meter_id), state.session_id)
         if not self.wait_for_completion:
             RunMemory.of(context).save(state.ended("not waited for"))
             return self._reply(state)
@@ -303,6 +301,9 @@ class RunMeterOperator(SessionWaitMixin, RunStartMixin, BaseOperator):
 
     def _stop(self, hook: MediationHook, why: str) -> None:
         """Ask Zuora to stop the meter; trouble is logged, for the task ends anyway."""
+        if self.run_type is not RunType.NORMAL:
+            self.log.warning("Meter %s is not stopped: Zuora stops NORMAL runs, and this is a test.", self.meter_id)
+            return
         if self._state is None or self._other_session_lives(self._state):
             self.log.warning("Meter %s is not stopped: another session of it was live when it was run.", self.meter_id)
             return
