@@ -67,6 +67,7 @@ class Api:
 
     def __init__(self) -> None:
         self.counters = Counters()
+        self.request_times: list[float] = []
         self.fault: Fault | None = None
         self.flip_start, self.spread, self.objects = math.inf, 0.0, 1
 
@@ -94,6 +95,15 @@ class Api:
     @staticmethod
     def _json(value: object, status: int = 200) -> tuple[int, bytes, str]:
         return status, json.dumps(value).encode(), "Content-Type: application/json\r\n"
+
+    def busiest(self, seconds: float) -> int:
+        """Return the most requests that came within any stretch of so many seconds."""
+        times, first, most = self.request_times, 0, 0
+        for last, at in enumerate(times):
+            while times[first] <= at - seconds:
+                first += 1
+            most = max(most, last - first + 1)
+        return most
 
     def fault_for(self, target: str) -> Fault | None:
         """Return the fault that this request meets, if any."""
@@ -135,6 +145,7 @@ class HttpProtocol(asyncio.Protocol):
     def respond(self, target: str, body: bytes) -> None:
         """Write one answer, or what the present fault makes of it."""
         self.api.counters.requests += 1
+        self.api.request_times.append(time.monotonic())
         status, content, headers = self.api.answer(target, body)
         if fault := self.api.fault_for(target):
             self.api.counters.faulty += 1
@@ -208,6 +219,7 @@ async def _serve(control: Connection, pem: str) -> None:
     def reset() -> None:
         api.counters = Counters(open_now=api.counters.open_now, open_max=api.counters.open_now)
         api.flip_start, api.fault = math.inf, None
+        api.request_times.clear()
 
     def flip(start: float, spread: float, objects: int) -> None:
         api.flip_start, api.spread, api.objects = start, spread, objects
@@ -218,7 +230,13 @@ async def _serve(control: Connection, pem: str) -> None:
     def stats() -> dict[str, Any]:
         return asdict(api.counters) | {"cpu_seconds": time.process_time(), "at": time.monotonic()}
 
-    commands: dict[str, Callable[..., Any]] = {"reset": reset, "flip": flip, "fault": fault, "stats": stats}
+    commands: dict[str, Callable[..., Any]] = {
+        "reset": reset,
+        "flip": flip,
+        "fault": fault,
+        "stats": stats,
+        "busiest": api.busiest,
+    }
 
     def on_command() -> None:
         try:

@@ -65,7 +65,7 @@ class Contender:
 def _meter_session_arguments(number: int, interval: float) -> dict[str, Any]:
     """A sensor's wait, with its deadline, for a session that began an hour ago.
 
-    Within 30 s of a session's start no reading ends a wait, for it may be a stale one; that is not what is measured here.
+    For 30 s from a session's start no reading ends a wait, for it may be stale; that is not what is measured here.
     """
     from airflow_mediation_provider.protocol.condition import SessionCondition
     from airflow_mediation_provider.protocol.wait import SessionWait

@@ -97,11 +97,11 @@ class Measurement:
 
     job: Job
     outcome: Outcome
-    started: dict[str, Any]
     steady_from: dict[str, Any]
     steady_to: dict[str, Any]
     flipped_at: float
     final: dict[str, Any]
+    busiest_interval: int
 
     def latencies(self) -> list[float]:
         """Return seconds from the end of the remote object to the event, for every wait that succeeded."""
@@ -171,18 +171,16 @@ class Bench:
     def run(self, job: Job) -> Measurement:
         """Run one job; at most its own seconds and two minutes for slow starts."""
         self._worker.send(job)
-        started: dict[str, Any] = {}
         marks: dict[str, dict[str, Any]] = {}
         flipped_at = 0.0
         ramp = job.waits / job.start_rate if job.start_rate else 0
         while True:
             message = self._receive(self._worker, 120 + ramp + job.settle + job.steady + job.finish)
             if isinstance(message, Outcome):
-                final = self._command("stats")
-                return Measurement(job, message, started, marks["steady"], marks["flip"], flipped_at, final)
+                final, busiest = self._command("stats"), self._command("busiest", job.interval)
+                return Measurement(job, message, marks["steady"], marks["flip"], flipped_at, final, busiest)
             if message == "warm":
                 self._command("reset")
-                started = self._command("stats")
             else:
                 marks[message] = self._command("stats")
             if message == "steady" and job.fault:
@@ -314,10 +312,11 @@ class _Run:
         try:
             payload = await _drain(trigger)
         except Exception as error:
-            end = End(index, time.monotonic(), succeeded=False, text=f"{type(error).__name__}: {error}"[:300])
+            succeeded, text = False, f"{type(error).__name__}: {error}"
         else:
-            end = End(index, time.monotonic(), succeeded=self.contender.succeeded(payload), text=str(payload)[:300])
-        self.outcome.ends.append(end)
+            succeeded = self.contender.succeeded(payload)
+            text = str(payload.get("message", payload) if isinstance(payload, dict) else payload)
+        self.outcome.ends.append(End(index, time.monotonic(), succeeded, text[:400]))
 
     async def _probe_lag(self) -> None:
         while True:

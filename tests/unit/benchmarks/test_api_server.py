@@ -109,3 +109,12 @@ def test_connections_are_counted_while_they_are_open(connection):
 
     counters = connection.api.counters
     assert (counters.opened, counters.open_now, counters.open_max) == (2, 1, 2)
+
+
+def test_the_busiest_stretch_is_found_wherever_it_lies():
+    api = Api()
+    assert api.busiest(2.0) == 0
+
+    api.request_times = [0.0, 1.9, 2.0, 3.5, 3.9, 9.0]
+    assert api.busiest(2.0) == 3
+    assert api.busiest(0.1) == 1

@@ -25,11 +25,11 @@ def survival(case_name: str, ends: list[End], *, faulty: int, waits: int = 2):
     run = Measurement(
         job=job,
         outcome=Outcome(ends=ends),
-        started={},
         steady_from={"at": FAULT_AT},
         steady_to={"at": FLIPPED_AT},
         flipped_at=0.0 if case.lasting else FLIPPED_AT,
         final={"faulty": faulty},
+        busiest_interval=waits,
     )
     return judge(case, run)
 

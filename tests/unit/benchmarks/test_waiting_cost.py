@@ -11,11 +11,11 @@ def measurement(**outcome) -> Measurement:
     return Measurement(
         job=job,
         outcome=Outcome(**({"cpu_seconds": 0.1, "seconds": 20.0} | outcome)),
-        started={},
         steady_from={"at": 50.0, "requests": 10, "opened": 4, "cpu_seconds": 1.0},
         steady_to={"at": 70.0, "requests": 110, "opened": 4, "cpu_seconds": 1.2},
         flipped_at=70.0,
         final={"open_max": 4},
+        busiest_interval=10,
     )
 
 
@@ -44,10 +44,10 @@ def test_every_claim_that_is_not_kept_is_named():
         empty_rss=0.0,
         empty_traced=0.0,
     )
-    cost.requests_per_interval, cost.connections_max = 10.5, 5
+    cost.busiest_interval, cost.connections_max = 11, 5
 
     assert cost.broken_claims() == [
-        "10.5 requests per poll interval, at most 10 claimed",
+        "11.0 requests in the busiest poll interval, at most 10 claimed",
         "5.0 open connections, at most 4 claimed",
         "9.0 KiB a wait (RSS), at most 8.0 claimed",
         "60.0 ms of event-loop lag, at most 50.0 claimed",
