@@ -1,4 +1,7 @@
-"""When to look at a meter next: soon after a change, less often while nothing happens, and never without a pause."""
+"""When to look at a meter next: at the interval asked for after a change, less often while nothing happens for long.
+
+Never sooner than the interval, whatever happens: it is a promise about the number of requests.
+"""
 
 from __future__ import annotations
 
@@ -8,14 +11,14 @@ from typing import TYPE_CHECKING, Final
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-FAST_SECONDS: Final = 30.0
-"""After a change of status the next look comes no later than this: sessions often move on quickly."""
 SLOWEST: Final = 2.0
 """While nothing changes, looks come at most this many times less often than asked for."""
 PATIENCE: Final = 0.1
 """A look less often never delays an answer by more than this part of the time since the last change."""
 JITTER: Final = 0.1
 """Every pause is longer by a random part up to this, and never shorter: the interval asked for is a limit."""
+BURST_SECONDS: Final = 30.0
+"""After a pause of the whole tenant, the looks that are due are spread over this long."""
 BACKOFF_LIMIT_SECONDS: Final = 120.0
 """Errors stretch the pause up to this, or up to the interval where that is longer."""
 _GOLDEN_RATIO: Final = 0.6180339887498949
@@ -45,14 +48,13 @@ class Pace:
 
         :param eager: nobody has looked yet; else a worker just did, and there is a whole interval to spread over
         """
-        return self.spread * min(self.interval, 1.0 if eager else self.interval)
+        return self.spread * min(self.interval, 1.0) if eager else (1.0 - self.spread) * self.interval
 
     def after_reading(self, status: str, now: float) -> float:
         """Return the seconds to the next look after a good one."""
         self.failures = 0
         if status != self._status:
             self._status, self._changed_at = status, now
-            return self._with_jitter(min(self.interval, FAST_SECONDS))
         quiet = (now - self._changed_at) * PATIENCE
         return self._with_jitter(min(max(self.interval, quiet), SLOWEST * self.interval))
 
@@ -67,7 +69,7 @@ class Pace:
 
     def after_pause(self) -> float:
         """Return the seconds to wait on top of a pause of the whole tenant, so that its meters do not burst."""
-        return self.spread * min(self.interval, FAST_SECONDS)
+        return self.spread * min(self.interval, BURST_SECONDS)
 
     def _with_jitter(self, seconds: float) -> float:
         return seconds * (1.0 + JITTER * self._rng())

@@ -1,0 +1,29 @@
+"""Virtual time, and a task on it. Imported late: most unit tests need no Airflow."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+
+from tests.unit.virtual import Clock, Zuora
+
+if TYPE_CHECKING:
+    from tests.unit.task_stage import Stage
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
+
+
+@pytest.fixture
+def zuora(clock: Clock) -> Zuora:
+    return Zuora(clock)
+
+
+@pytest.fixture
+def stage(clock: Clock, zuora: Zuora, monkeypatch: pytest.MonkeyPatch) -> Stage:
+    from tests.unit.task_stage import set_up
+
+    return set_up(clock, zuora, monkeypatch)

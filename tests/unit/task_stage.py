@@ -1,0 +1,207 @@
+"""Plays a task as Airflow does: runs it, reschedules it, runs its trigger elsewhere, resumes it, retries it.
+
+In virtual time, without Airflow's processes. What another process would get, goes through JSON.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import uuid
+from contextlib import suppress
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+from functools import partial
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any
+
+from airflow.sdk.exceptions import (
+    AirflowFailException,
+    AirflowRescheduleException,
+    AirflowSensorTimeout,
+    AirflowSkipException,
+    TaskDeferred,
+)
+from airflow.triggers.base import BaseTaskEndEvent, TriggerEvent
+
+from airflow_mediation_provider import waiting, watch
+from airflow_mediation_provider.hooks import mediation
+from airflow_mediation_provider.watch.hub import Hub
+from tests.unit.virtual import EPOCH, AsyncHook, Clock, SyncHook, Zuora, run, through_json
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    import pytest
+
+
+class Store:
+    """Airflow's task state store."""
+
+    def __init__(self) -> None:
+        self.values: dict[str, Any] = {}
+
+    def get(self, key: str, default: Any = None) -> Any:
+        return self.values.get(key, default)
+
+    def set(self, key: str, value: Any, **_: Any) -> None:
+        self.values[key] = through_json(value)
+
+
+@dataclass
+class Ending:
+    """How a try of a task ended."""
+
+    state: str  # success, skipped, failed, up_for_retry
+    xcom: Any = None
+    error: BaseException | None = None
+    on_worker: bool = True
+    events: list[TriggerEvent] = field(default_factory=list)
+    workers: int = 0
+
+
+@dataclass
+class Stage:
+    """One task instance, its Zuora and its clock."""
+
+    clock: Clock
+    zuora: Zuora
+    store: Store | None = field(default_factory=Store)
+    try_number: int = 0
+    retries: int = 2
+    triggerer_dies_at: float | None = None
+    trigger_crashes: int = 0
+    triggerer_is_down: bool = False
+    xcoms: dict[str, Any] = field(default_factory=dict)
+
+    def context(self, start_date: datetime) -> Any:
+        ti = SimpleNamespace(
+            id=uuid.uuid4(),
+            dag_id="dag",
+            task_id="wait",
+            run_id="run",
+            map_index=-1,
+            try_number=self.try_number,
+            max_tries=self.retries,
+            start_date=start_date,
+            xcom_push=lambda key, value: self.xcoms.__setitem__(key, value),
+        )
+        dag_run = SimpleNamespace(data_interval_start=None, run_after=EPOCH - timedelta(hours=1))
+        context = {"ti": ti, "dag_run": dag_run}
+        return context if self.store is None else {**context, "task_state_store": self.store}
+
+    def play(self, make: Callable[[], Any]) -> Ending:
+        """Run one try of the task to its end; ``make`` parses the DAG anew, as each worker does."""
+        self.try_number += 1
+        start_date, workers, events = self.clock.now(), 0, []
+        task = make()
+        if task.start_from_trigger:
+            args = task.start_trigger_args
+            timeout = start_date + args.timeout
+            trigger = (args.trigger_cls, self._render(task, args.trigger_kwargs), timeout)
+            following: tuple[str, dict[str, Any]] | None = None
+        else:
+            trigger, following = None, ("execute", {})
+        while True:
+            if trigger is not None:
+                event = self._run_trigger(task, *trigger)
+                if isinstance(event, BaseTaskEndEvent):
+                    xcom = (event.xcoms or {}).get("return_value")
+                    return Ending(str(event.task_instance_state), xcom, None, False, [*events, event], workers)
+                if isinstance(event, TriggerEvent):
+                    events.append(event)
+                    following = ("execute_complete", {"event": through_json(event.payload)})
+                else:
+                    following = ("__fail__", {"error": event})
+            assert following is not None
+            workers += 1
+            assert workers < 500
+            task, method, kwargs, trigger = make(), *following, None
+            try:
+                if method == "execute":
+                    xcom = task.execute(context=self.context(start_date))
+                else:
+                    xcom = task.resume_execution(method, kwargs, self.context(start_date))
+                return Ending("success", xcom, None, True, events, workers)
+            except TaskDeferred as deferred:
+                path, arguments = deferred.trigger.serialize()
+                timeout = None if deferred.timeout is None else self.clock.now() + deferred.timeout
+                trigger = (path, through_json(arguments), timeout)
+                assert deferred.method_name == "execute_complete"
+            except AirflowRescheduleException as again:
+                self.clock.sleep((again.reschedule_date - self.clock.now()).total_seconds())
+                start_date, self.xcoms = self.clock.now(), {}
+                following = ("execute", {})
+            except AirflowSkipException as error:
+                return Ending("skipped", None, error, True, events, workers)
+            except (AirflowFailException, AirflowSensorTimeout) as error:
+                return Ending("failed", None, error, True, events, workers)
+            except Exception as error:
+                return Ending("up_for_retry", None, error, True, events, workers)
+
+    def _render(self, task: Any, kwargs: dict[str, Any]) -> dict[str, Any]:
+        """Render what Airflow renders in the triggerer: arguments that are template fields of the operator."""
+        default = "{{ dag_run.data_interval_start or dag_run.run_after }}"
+        run_after = str(self.context(self.clock.now())["dag_run"].run_after)
+        assert set(kwargs) >= {"meter_id", "since"}
+        assert "{{" not in str({k: v for k, v in kwargs.items() if k not in task.template_fields})
+        return {key: run_after if value == default else value for key, value in through_json(kwargs).items()}
+
+    async def _push(self, key: str, value: Any) -> None:
+        self.xcoms[key] = value
+
+    def _run_trigger(self, task: Any, path: str, kwargs: dict[str, Any], timeout: datetime | None) -> Any:
+        """Return the trigger's event, or why Airflow resumes the task without one."""
+        limit = None if timeout is None else (timeout - self.clock.now()).total_seconds()
+        if self.triggerer_is_down:
+            assert limit is not None
+            self.clock.sleep(limit)
+            return "Trigger timeout"
+        if self.trigger_crashes:
+            self.trigger_crashes -= 1
+            return "Trigger failure"
+
+        async def first_event() -> Any:
+            from importlib import import_module
+
+            module, _, name = path.rpartition(".")
+            trigger = getattr(import_module(module), name)(**through_json(kwargs))
+            trigger.timeout_after = timeout
+            if task.start_from_trigger:
+                trigger._task_instance = SimpleNamespace(task=task, axcom_push=self._push)
+            try:
+                async with asyncio.timeout(limit):
+                    async for event in trigger.run():
+                        return event
+            except TimeoutError:
+                return "Trigger timeout"
+            finally:
+                await trigger.cleanup()
+
+        async def on_triggerers() -> Any:
+            if self.triggerer_dies_at is not None and self.clock.seconds < self.triggerer_dies_at:
+                life, self.triggerer_dies_at = self.triggerer_dies_at - self.clock.seconds, None
+                with suppress(TimeoutError):
+                    return await asyncio.wait_for(first_event(), life)
+                await asyncio.sleep(45)  # until another triggerer takes over
+            return await first_event()
+
+        return run(on_triggerers(), self.clock)
+
+
+def set_up(clock: Clock, zuora: Zuora, monkeypatch: pytest.MonkeyPatch) -> Stage:
+    """Put every part of the product on the virtual clock and before the scripted Zuora."""
+    from airflow.sdk.bases.operator import ExecutorSafeguard
+
+    from airflow_mediation_provider.sensors import meter_session as sensors
+
+    monkeypatch.setattr(ExecutorSafeguard, "test_mode", True)
+    for module in (waiting, sensors):
+        monkeypatch.setattr(module, "utcnow", clock.now)
+    monkeypatch.setattr(waiting, "time", SimpleNamespace(sleep=clock.sleep, monotonic=lambda: clock.seconds))
+    monkeypatch.setattr(waiting.SessionWaitMixin, "_make_hook", lambda self, **_: SyncHook(zuora))
+    # Airflow's examples, where they are loaded, bring one.
+    monkeypatch.setattr("airflow.sdk.listener.get_listener_manager", lambda: SimpleNamespace(has_listeners=False))
+    monkeypatch.setattr(watch, "Hub", partial(Hub, now=clock.now))
+    monkeypatch.setattr(watch, "_open_hook", zuora.open)
+    monkeypatch.setattr(mediation, "MediationAsyncHook", lambda *_, **__: AsyncHook(zuora))
+    return Stage(clock, zuora)
