@@ -6,15 +6,22 @@ run is never started.
 
 from __future__ import annotations
 
+from datetime import timedelta
+from typing import Any
+
 from airflow.providers.standard.operators.trigger_dagrun import TriggerDagRunOperator
 from airflow.sdk import Param, dag
 
 from airflow_mediation_provider.operators.meter import RunMeterOperator
 
+# Seconds, for the simulator. Leave both out at a real tenant, whose calls are counted and whose answers may be old.
+PACE: dict[str, Any] = {"poke_interval": 3, "settle": 3}
+
 
 @dag(
     schedule=None,
     params={"meter_id": Param("1010", type="string", description="The meter to test, then to run")},
+    default_args={"retries": 2, "retry_delay": timedelta(seconds=10)},
     tags=["mediation", "example"],
     doc_md=__doc__,
 )
@@ -24,11 +31,12 @@ def debug_gate() -> None:
         task_id="test_run",
         meter_id="{{ params.meter_id }}",
         run_type="DEBUG",
+        retries=0,  # a test that failed is an answer; a retry would be another test
         source_options=[{"testData": [{"AccountNumber": "A-00010001", "Quantity": 1}]}],
         deferrable=True,
-        poke_interval=2,
+        **PACE,
     )
-    live_run = RunMeterOperator(task_id="live_run", meter_id="{{ params.meter_id }}", deferrable=True, poke_interval=2)
+    live_run = RunMeterOperator(task_id="live_run", meter_id="{{ params.meter_id }}", deferrable=True, **PACE)
     load_usage = TriggerDagRunOperator(
         task_id="load_usage",
         trigger_dag_id="usage_batch",

@@ -6,6 +6,7 @@ until there is room.
 
 from __future__ import annotations
 
+from datetime import timedelta
 from typing import Any
 
 from airflow.providers.standard.operators.trigger_dagrun import TriggerDagRunOperator
@@ -14,18 +15,23 @@ from airflow.sdk import dag, task, task_group
 from airflow_mediation_provider.operators.branch import MeterSessionBranchOperator
 from airflow_mediation_provider.operators.meter import RunMeterOperator
 
+# Seconds, for the simulator. Leave both out at a real tenant, whose calls are counted and whose answers may be old.
+PACE: dict[str, Any] = {"poke_interval": 3, "settle": 3}
 METERS = ["1005", "1006", "1007", "1008", "1009"]
 
 
-@dag(schedule=None, tags=["mediation", "example"], doc_md=__doc__)
+@dag(
+    schedule=None,
+    default_args={"retries": 2, "retry_delay": timedelta(seconds=10)},
+    tags=["mediation", "example"],
+    doc_md=__doc__,
+)
 def many_meters() -> None:
     """Run and branch, for each meter."""
 
     @task_group
     def one_meter(meter_id: str) -> None:
-        run_meter = RunMeterOperator(
-            task_id="run_meter", meter_id=meter_id, deferrable=True, poke_interval=2, fail_on=()
-        )
+        run_meter = RunMeterOperator(task_id="run_meter", meter_id=meter_id, deferrable=True, **PACE, fail_on=())
         how_it_ended = MeterSessionBranchOperator(
             task_id="how_it_ended",
             session=run_meter.output,

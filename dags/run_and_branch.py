@@ -9,6 +9,7 @@ The task that waits holds no worker: it is deferred, and the triggerer asks for 
 
 from __future__ import annotations
 
+from datetime import timedelta
 from typing import Any
 
 from airflow.providers.standard.operators.trigger_dagrun import TriggerDagRunOperator
@@ -19,10 +20,14 @@ from airflow_mediation_provider.operators.audit import MeterSummaryOperator
 from airflow_mediation_provider.operators.branch import MeterSessionBranchOperator
 from airflow_mediation_provider.operators.meter import RunMeterOperator
 
+# Seconds, for the simulator. Leave both out at a real tenant, whose calls are counted and whose answers may be old.
+PACE: dict[str, Any] = {"poke_interval": 3, "settle": 3}
+
 
 @dag(
     schedule=None,
     params={"meter_id": Param("1001", type="string", description="The meter to run: the number in its page's URL")},
+    default_args={"retries": 2, "retry_delay": timedelta(seconds=10)},
     tags=["mediation", "example"],
     doc_md=__doc__,
 )
@@ -32,7 +37,7 @@ def run_and_branch() -> None:
         task_id="run_meter",
         meter_id="{{ params.meter_id }}",
         deferrable=True,
-        poke_interval=2,  # seconds; 60 suits a real tenant, whose calls are counted
+        **PACE,
         fail_on=(),  # each end is an answer, and the branch decides what it means
     )
     how_it_ended = MeterSessionBranchOperator(

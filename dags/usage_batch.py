@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 from contextlib import closing
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from airflow.sdk import BaseHook, Param, dag, task
@@ -35,6 +35,7 @@ COLUMNS = ("eventId", "errorCode", "errorMessage")
         "session_id": Param("R-00000000", type="string"),
         "started_at": Param(None, type=["null", "string"], format="date-time"),
     },
+    default_args={"retries": 2, "retry_delay": timedelta(seconds=10)},
     tags=["mediation", "example"],
     doc_md=__doc__,
 )

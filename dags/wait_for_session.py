@@ -7,15 +7,18 @@ summary, and the batch job is triggered for each.
 
 from __future__ import annotations
 
+from datetime import timedelta
 from typing import Any
 
 import pendulum
 from airflow.providers.standard.operators.trigger_dagrun import TriggerDagRunOperator
 from airflow.sdk import dag, task
-from airflow_mediation_provider.sensors.meter_session import MeterSessionSensor
 
 from airflow_mediation_provider.operators.audit import MeterSummaryOperator
+from airflow_mediation_provider.sensors.meter_session import MeterSessionSensor
 
+# Seconds, for the simulator. Leave both out at a real tenant, whose calls are counted and whose answers may be old.
+PACE: dict[str, Any] = {"poke_interval": 3, "settle": 3}
 METER = "1012"
 
 
@@ -23,12 +26,13 @@ METER = "1012"
     schedule="@daily",
     start_date=pendulum.datetime(2026, 1, 1, tz="UTC"),
     catchup=False,
+    default_args={"retries": 2, "retry_delay": timedelta(seconds=10)},
     tags=["mediation", "example"],
     doc_md=__doc__,
 )
 def wait_for_session() -> None:
     """Wait, look up, load."""
-    wait = MeterSessionSensor(task_id="wait", meter_id=METER, deferrable=True, poke_interval=2, timeout=12 * 60 * 60)
+    wait = MeterSessionSensor(task_id="wait", meter_id=METER, deferrable=True, **PACE, timeout=12 * 60 * 60)
     sessions = MeterSummaryOperator(task_id="sessions", meter_id=METER, query_from="{{ dag_run.run_after }}")
 
     @task

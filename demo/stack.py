@@ -121,7 +121,7 @@ def _environment(root: Path, dags: Path, port: int) -> dict[str, str]:
             "dags_folder": dags,
             "load_examples": False,
             "executor": "LocalExecutor",
-            "parallelism": 8,
+            "parallelism": 5,
             "dags_are_paused_at_creation": False,
             "simple_auth_manager_all_admins": True,
             "execution_api_server_url": f"{url}/execution/",

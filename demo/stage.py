@@ -41,7 +41,7 @@ class Stage:
         root: Path,
         dags: Path = PROJECT / "dags",
         *,
-        time_scale: float = 0.5,
+        time_scale: float = 1.0,
         env: Mapping[str, str] | None = None,
     ) -> None:
         (port,) = free_ports(1)
