@@ -8,112 +8,45 @@ send, sleep and wait, and in nothing else. They raise the errors of ``protocol.e
 from __future__ import annotations
 
 import asyncio
-import functools
-import inspect
 import time
-from collections.abc import AsyncIterator, Callable, Coroutine, Generator, Iterator
+from collections.abc import Generator
 from contextlib import closing
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, Self, TypeVar
+from typing import TYPE_CHECKING, Self, TypeVar
 
 from airflow.sdk import BaseHook
 from airflow.sdk.exceptions import AirflowNotFoundException
 
+from airflow_mediation_provider.hooks.methods import async_entries, async_method, entries, method
 from airflow_mediation_provider.hooks.settings import Settings, settings_of
 from airflow_mediation_provider.hooks.tokens import TenantTokens, TokenFlight, tokens_of
 from airflow_mediation_provider.hooks.transport import AsyncTransport, SyncTransport
 from airflow_mediation_provider.protocol import api, audit
 from airflow_mediation_provider.protocol.errors import MediationError, MisconfigurationError, TransientError
-from airflow_mediation_provider.protocol.exchange import Outcome, Send, Sleep, Step, exchange, obtain_token
+from airflow_mediation_provider.protocol.exchange import (
+    Outcome,
+    Peer,
+    Send,
+    Sleep,
+    Step,
+    exchange,
+    legal_track_id,
+    obtain_token,
+)
 from airflow_mediation_provider.protocol.probe import judge_probe
 
 if TYPE_CHECKING:
     from airflow_mediation_provider.protocol.api import Call
-    from airflow_mediation_provider.protocol.replies import Json, Page
 
-P = ParamSpec("P")
 T = TypeVar("T")
 Flow = Generator[Step, Outcome, T]
-Pages = Generator["Call[Page]", "Page", None]
-
-
-def _method(build: Callable[P, Call[T]]) -> Callable[Concatenate[MediationHook, P], T]:
-    """Make a method that carries out the call that ``build`` makes of its arguments."""
-
-    def method(self: MediationHook, /, *args: P.args, **kwargs: P.kwargs) -> T:
-        return self._carry_out(build(*args, **kwargs))
-
-    return _with_self(method, build)
-
-
-def _async_method(
-    build: Callable[P, Call[T]],
-) -> Callable[Concatenate[MediationAsyncHook, P], Coroutine[Any, Any, T]]:
-    """Make a coroutine method that carries out the call that ``build`` makes of its arguments."""
-
-    async def method(self: MediationAsyncHook, /, *args: P.args, **kwargs: P.kwargs) -> T:
-        return await self._carry_out(build(*args, **kwargs))
-
-    return _with_self(method, build)
-
-
-def _entries(build: Callable[P, Pages]) -> Callable[Concatenate[MediationHook, P], Iterator[Json]]:
-    """Make a method that yields the entries of all pages, asking for a page when it comes to it."""
-
-    def method(self: MediationHook, /, *args: P.args, **kwargs: P.kwargs) -> Iterator[Json]:
-        pages = build(*args, **kwargs)
-        call = next(pages, None)
-        while call is not None:
-            page = self._carry_out(call)
-            yield from page.entries
-            call = _next_call(pages, page)
-
-    return _with_self(method, build, "Iterator[Json]")
-
-
-def _async_entries(build: Callable[P, Pages]) -> Callable[Concatenate[MediationAsyncHook, P], AsyncIterator[Json]]:
-    """Make a method that yields the entries of all pages, asking for a page when it comes to it."""
-
-    async def method(self: MediationAsyncHook, /, *args: P.args, **kwargs: P.kwargs) -> AsyncIterator[Json]:
-        pages = build(*args, **kwargs)
-        call = next(pages, None)
-        while call is not None:
-            page = await self._carry_out(call)
-            for entry in page.entries:
-                yield entry
-            call = _next_call(pages, page)
-
-    return _with_self(method, build, "AsyncIterator[Json]")
-
-
-def _next_call(pages: Pages, page: Page) -> Call[Page] | None:
-    try:
-        return pages.send(page)
-    except StopIteration:
-        return None
-
-
-F = TypeVar("F", bound=Callable[..., Any])
-
-
-def _with_self(method: F, build: Callable[..., Any], returns: str | None = None) -> F:
-    """Give a method the name, words and signature of its call, with ``self`` in front, for help() and mocks."""
-    functools.update_wrapper(method, build)
-    call = inspect.signature(build)
-    me = inspect.Parameter("self", inspect.Parameter.POSITIONAL_ONLY)
-    method.__signature__ = inspect.Signature(  # type: ignore[attr-defined]
-        [me, *call.parameters.values()],
-        return_annotation=returns or str(call.return_annotation).removeprefix("Call[").removesuffix("]"),
-    )
-    return method
 
 
 class _ConnectionHook(BaseHook):
     """What both hooks are: a connection, a track id, a number of attempts.
 
     :param mediation_conn_id: the Airflow connection, of type ``mediation``
-    :param track_id: sent as ``Zuora-Track-Id`` (made legal), to find the calls at Zuora; see
-        :func:`~airflow_mediation_provider.protocol.exchange.legal_track_id`
+    :param track_id: sent as ``Zuora-Track-Id`` (made legal), to find the calls at Zuora; in a task, the task instance
     :param attempts: how often a call is tried in all while the trouble passes by itself; 1: once
     """
 
@@ -135,8 +68,11 @@ class _ConnectionHook(BaseHook):
     def _tokens(self, settings: Settings) -> TenantTokens:
         return tokens_of(settings.base_url, settings.client_id, settings.client_secret)
 
+    def _peer(self, settings: Settings) -> Peer:
+        return settings.peer(self.track_id or _track_id_of_task())
+
     def _flow(self, call: Call[T], settings: Settings) -> Flow[T]:
-        return exchange(call, settings.peer(self.track_id), self._tokens(settings), attempts=self.attempts)
+        return exchange(call, self._peer(settings), self._tokens(settings), attempts=self.attempts)
 
     def _no_connection(self, error: Exception) -> MediationError:
         if isinstance(error, AirflowNotFoundException):
@@ -147,23 +83,34 @@ class _ConnectionHook(BaseHook):
         return TransientError(f"Connection {self.mediation_conn_id!r} could not be looked up: {error}")
 
 
+def _track_id_of_task() -> str | None:
+    """Return what names the running task instance to Zuora, or ``None`` outside of a task."""
+    from airflow.sdk import get_current_context
+
+    try:
+        ti = get_current_context()["ti"]
+    except RuntimeError:
+        return None
+    return legal_track_id(ti.dag_id, ti.task_id, ti.run_id, -1 if ti.map_index is None else ti.map_index, ti.try_number)
+
+
 class MediationHook(_ConnectionHook):
     """Calls Zuora Mediation and waits for the answer. Can be used as a context manager; ``close()`` otherwise.
 
     :param mediation_conn_id: the Airflow connection, of type ``mediation``
-    :param track_id: sent as ``Zuora-Track-Id`` (made legal), to find the calls at Zuora
+    :param track_id: sent as ``Zuora-Track-Id`` (made legal), to find the calls at Zuora; in a task, the task instance
     :param attempts: how often a call is tried in all while the trouble passes by itself
     """
 
-    run_meter = _method(api.run_meter)
-    debug_meter = _method(api.debug_meter)
-    stop_meter = _method(api.stop_meter)
-    run_status = _method(api.run_status)
-    meter_summary = _method(audit.meter_summary)
-    audit_trail_entries = _entries(audit.audit_trail_entries)
-    create_export_job = _method(audit.create_export_job)
-    list_export_jobs = _method(audit.list_export_jobs)
-    export_download_url = _method(audit.export_download_url)
+    run_meter = method(api.run_meter)
+    debug_meter = method(api.debug_meter)
+    stop_meter = method(api.stop_meter)
+    run_status = method(api.run_status)
+    meter_summary = method(audit.meter_summary)
+    audit_trail_entries = entries(audit.audit_trail_entries)
+    create_export_job = method(audit.create_export_job)
+    list_export_jobs = method(audit.list_export_jobs)
+    export_download_url = method(audit.export_download_url)
 
     def __init__(
         self,
@@ -209,11 +156,11 @@ class MediationHook(_ConnectionHook):
             settings = self.settings
             tokens = self._tokens(settings)
             tokens.discard()
-            self._drive(obtain_token(settings.peer(self.track_id), tokens))
+            self._drive(obtain_token(self._peer(settings), tokens))
         except MediationError as error:
             return False, str(error)
         try:
-            self._carry_out(api.run_status(api.IMPOSSIBLE_METER_ID))
+            self.carry_out(api.run_status(api.IMPOSSIBLE_METER_ID))
         except MediationError as error:
             return judge_probe(settings.peer().host, error)
         return judge_probe(settings.peer().host, None)
@@ -236,7 +183,8 @@ class MediationHook(_ConnectionHook):
     def __exit__(self, *exc_info: object) -> None:
         self.close()
 
-    def _carry_out(self, call: Call[T]) -> T:
+    def carry_out(self, call: Call[T]) -> T:
+        """Carry out a call of ``protocol.api`` or ``protocol.audit``, or one of your own; what the methods do."""
         try:
             return self._drive(self._flow(call, self.settings))
         except MisconfigurationError:
@@ -278,19 +226,19 @@ class MediationAsyncHook(_ConnectionHook):
     """Calls Zuora Mediation from an event loop, over one session: ``async with hook``, or ``await hook.close()``.
 
     :param mediation_conn_id: the Airflow connection, of type ``mediation``
-    :param track_id: sent as ``Zuora-Track-Id`` (made legal), to find the calls at Zuora
+    :param track_id: sent as ``Zuora-Track-Id`` (made legal), to find the calls at Zuora; in a task, the task instance
     :param attempts: how often a call is tried in all while the trouble passes by itself
     """
 
-    run_meter = _async_method(api.run_meter)
-    debug_meter = _async_method(api.debug_meter)
-    stop_meter = _async_method(api.stop_meter)
-    run_status = _async_method(api.run_status)
-    meter_summary = _async_method(audit.meter_summary)
-    audit_trail_entries = _async_entries(audit.audit_trail_entries)
-    create_export_job = _async_method(audit.create_export_job)
-    list_export_jobs = _async_method(audit.list_export_jobs)
-    export_download_url = _async_method(audit.export_download_url)
+    run_meter = async_method(api.run_meter)
+    debug_meter = async_method(api.debug_meter)
+    stop_meter = async_method(api.stop_meter)
+    run_status = async_method(api.run_status)
+    meter_summary = async_method(audit.meter_summary)
+    audit_trail_entries = async_entries(audit.audit_trail_entries)
+    create_export_job = async_method(audit.create_export_job)
+    list_export_jobs = async_method(audit.list_export_jobs)
+    export_download_url = async_method(audit.export_download_url)
 
     def __init__(
         self,
@@ -354,7 +302,8 @@ class MediationAsyncHook(_ConnectionHook):
             raise self._no_connection(error) from error
         return settings_of(self.mediation_conn_id, connection)
 
-    async def _carry_out(self, call: Call[T]) -> T:
+    async def carry_out(self, call: Call[T]) -> T:
+        """Carry out a call of ``protocol.api`` or ``protocol.audit``, or one of your own; what the methods do."""
         settings, transport = await self._open()
         try:
             return await self._drive(self._flow(call, settings), transport)

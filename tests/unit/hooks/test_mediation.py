@@ -7,6 +7,7 @@ import inspect
 import logging
 import time
 from concurrent.futures import ThreadPoolExecutor
+from types import SimpleNamespace
 
 import pytest
 
@@ -115,6 +116,9 @@ class TestCalls:
     def test_arguments_are_checked_before_anything_is_sent(self, ask, zuora):
         with pytest.raises(ValueError, match="meter_id"):
             ask("run_status", "")
+        for hook in (MediationHook("mediation_test"), MediationAsyncHook("mediation_test")):
+            with pytest.raises(ValueError, match="export_type"):
+                hook.audit_trail_entries(5, export_type="ALL", **SPAN)  # at the call, not at the first entry
         assert zuora.seen == []
 
     def test_attempts(self):
@@ -131,7 +135,7 @@ class TestCalls:
         async_.pop("settings")  # a property of the synchronous one
 
         assert sync == async_
-        assert len(sync) == 11
+        assert len(sync) == 12
         assert only_sync
 
     def test_signatures_help(self):
@@ -141,6 +145,15 @@ class TestCalls:
         assert signature.return_annotation == "MeterRun"
         assert MediationHook.run_meter.__doc__.startswith("Start a NORMAL run")
         assert inspect.iscoroutinefunction(MediationAsyncHook.run_meter)
+
+    def test_the_track_id_is_that_of_the_task(self, ask, zuora, monkeypatch):
+        ti = SimpleNamespace(dag_id="d", task_id="t", run_id="r", map_index=3, try_number=2)
+        monkeypatch.setattr("airflow.sdk.get_current_context", lambda: {"ti": ti})
+
+        ask("run_status", 5)
+        ask("run_status", 5, hook={"track_id": "mine"})
+
+        assert [seen.headers["zuora-track-id"] for seen in zuora.seen[1:]] == ["d.t.r.3.2", "mine"]
 
 
 class TestTrouble:
