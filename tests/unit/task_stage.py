@@ -92,7 +92,7 @@ class Stage:
     def play(self, make: Callable[[], Any]) -> Ending:
         """Run one try of the task to its end; ``make`` parses the DAG anew, as each worker does."""
         self.try_number += 1
-        start_date, workers, events = self.clock.now(), 0, []
+        start_date, workers, events, resume = self.clock.now(), 0, [], "execute_complete"
         task = make()
         if task.start_from_trigger:
             args = task.start_trigger_args
@@ -109,7 +109,7 @@ class Stage:
                     return Ending(str(event.task_instance_state), xcom, None, False, [*events, event], workers)
                 if isinstance(event, TriggerEvent):
                     events.append(event)
-                    following = ("execute_complete", {"event": through_json(event.payload)})
+                    following = (resume, {"event": through_json(event.payload)})
                 else:
                     following = ("__fail__", {"error": event})
             assert following is not None
@@ -126,7 +126,7 @@ class Stage:
                 path, arguments = deferred.trigger.serialize()
                 timeout = None if deferred.timeout is None else self.clock.now() + deferred.timeout
                 trigger = (path, through_json(arguments), timeout)
-                assert deferred.method_name == "execute_complete"
+                resume = deferred.method_name
             except AirflowRescheduleException as again:
                 self.clock.sleep((again.reschedule_date - self.clock.now()).total_seconds())
                 start_date, self.xcoms = self.clock.now(), {}
