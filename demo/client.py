@@ -130,6 +130,22 @@ class AirflowClient:
         except NotInTimeError as error:
             raise NotInTimeError(f"{error}; its tasks: {self.task_states(dag_id, run_id)}") from None
 
+    def wait_success(self, dag_id: str, run_id: str, *, timeout: float = 120) -> dict[str, Any]:
+        """Wait until a run has ended as a success and return it.
+
+        :raises NotInTimeError: the time is over, or the run failed; the message holds the logs of what failed
+        """
+        run = self.wait_run(dag_id, run_id, timeout=timeout)
+        if run["state"] == "success":
+            return run
+        failed = [ti for ti in self.task_instances(dag_id, run_id) if ti["state"] == "failed"]
+        logs = "\n".join(
+            f"--- {ti['task_id']}, try {ti['try_number']}\n"
+            + self.logs(dag_id, run_id, ti["task_id"], try_number=ti["try_number"], map_index=ti["map_index"])[-4000:]
+            for ti in failed
+        )
+        raise NotInTimeError(f"{dag_id} {run_id} {run['state']}: {self.task_states(dag_id, run_id)}\n{logs}")
+
     def task_instances(self, dag_id: str, run_id: str) -> list[dict[str, Any]]:
         """Return a run's task instances: ``task_id``, ``map_index``, ``state``, ``try_number``, ``pid`` and more."""
         reply = self.api("GET", f"/dags/{dag_id}/dagRuns/{run_id}/taskInstances", params={"limit": 100})
@@ -175,7 +191,7 @@ class AirflowClient:
         path = f"/dags/{dag_id}/dagRuns/{run_id}/taskInstances/{task_id}/logs/{try_number}"
         reply = self.api("GET", path, params={"full_content": True, "map_index": map_index})
         content = reply["content"]
-        return "\n".join(str(line if isinstance(line, str) else line.get("event", line)) for line in content)
+        return "\n".join(line if isinstance(line, str) else _log_line(line) for line in content)
 
     def xcom(self, dag_id: str, run_id: str, task_id: str, *, key: str = "return_value", map_index: int = -1) -> Any:
         """Return what a task pushed, ``None`` where it pushed nothing under the key."""
@@ -216,3 +232,8 @@ class AirflowClient:
         """Mark a task instance ``success``, ``failed`` or ``skipped``, as the button in the UI does."""
         path = f"/dags/{dag_id}/dagRuns/{run_id}/taskInstances/{task_id}"
         self.api("PATCH", path, params={"map_index": map_index}, json={"new_state": state})
+
+
+def _log_line(line: Mapping[str, Any]) -> str:
+    errors = [f"{each['exc_type']}: {each['exc_value']}" for each in line.get("error_detail") or ()]
+    return " ".join([str(line.get("event", "")), *errors])

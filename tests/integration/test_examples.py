@@ -48,13 +48,11 @@ def test_loading_a_session_again_leaves_the_same_rows(stage: Stage, played: dict
     airflow = stage.airflow
     cleared = airflow.clear("run_and_branch", played[0].run_id, ["load_usage"])
     assert cleared == ["load_usage"]
-    airflow.wait_run("run_and_branch", played[0].run_id)
+    airflow.wait_success("run_and_branch", played[0].run_id)
     runs = [run for run in airflow.runs("usage_batch") if run["conf"]["session_id"] == result.session]
     assert len(runs) == 1
-    again = airflow.wait_run("usage_batch", runs[0]["dag_run_id"])
-    assert again["state"] == "success"
-    by_hand = airflow.trigger("usage_batch", runs[0]["conf"])
-    assert airflow.wait_run("usage_batch", by_hand)["state"] == "success"
+    airflow.wait_success("usage_batch", runs[0]["dag_run_id"])
+    airflow.wait_success("usage_batch", airflow.trigger("usage_batch", runs[0]["conf"]))
 
     after = stage.rows("SELECT * FROM usage_record WHERE session_id = ? ORDER BY kind, event_id", result.session)
     assert after == before

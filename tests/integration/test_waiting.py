@@ -34,7 +34,7 @@ def test_the_sensor_wakes_for_a_session_started_elsewhere(
     # The first look is the baseline: only what starts after it is seen.
     stage.simulator.wait_log("request", meter_id=meter_id, status=200, count=2)
     session = stage.simulator.start_session(meter_id)
-    assert stage.airflow.wait_run(dag_id, run_id)["state"] == "success"
+    stage.airflow.wait_success(dag_id, run_id)
 
     result = stage.airflow.xcom(dag_id, run_id, "wait")
     assert result["meter_id"] == meter_id
