@@ -158,7 +158,9 @@ class MediationHook(_ConnectionHook):
             tokens.discard()
             self._drive(obtain_token(self._peer(settings), tokens))
         except MediationError as error:
-            return False, str(error)
+            # The form has no name for the connection yet: Airflow tests it under an invented one.
+            sentence = str(error).removeprefix(f"Connection {self.mediation_conn_id!r}: ")
+            return False, sentence[:1].upper() + sentence[1:]
         try:
             self.carry_out(api.run_status(api.IMPOSSIBLE_METER_ID))
         except MediationError as error:
@@ -297,7 +299,7 @@ class MediationAsyncHook(_ConnectionHook):
         from airflow.providers.common.compat.connection import get_async_connection
 
         try:
-            connection = await get_async_connection(self.mediation_conn_id, hook=self)
+            connection = await get_async_connection(self.mediation_conn_id)
         except Exception as error:
             raise self._no_connection(error) from error
         return settings_of(self.mediation_conn_id, connection)

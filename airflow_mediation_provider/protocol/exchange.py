@@ -223,7 +223,7 @@ def _read_token(peer: Peer, outcome: Outcome) -> tuple[str, float]:
     if refused(reply, body):
         error = refusal(what, peer.host, reply)
         if reply.status in (400, 401, 403) and body is not None and not isinstance(error, TransientError):
-            said = f", Zuora says: {error.zuora_message}" if error.zuora_message else ""
+            said = f", Zuora says: {error.zuora_message.rstrip('.')}" if error.zuora_message else ""
             raise MisconfigurationError(
                 f"{peer.host} does not accept the client id and secret: check both, and the data center, for a client "
                 f"id is known in its own tenant only (HTTP {reply.status}{said}).",

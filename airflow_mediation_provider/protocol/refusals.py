@@ -112,7 +112,7 @@ def refusal(what: str, host: str, reply: Reply, *, unique_key: str | None = None
     }
     if issubclass(kind, TransientError):
         details["retry_after"] = retry_after(reply.headers)
-    quoted = [f"Zuora says: {words}"] if words else []
+    quoted = [f"Zuora says: {words.rstrip('.')}"] if words else []
     quoted += [f"code {code}"] if code else []
     quoted += [f"HTTP {reply.status}"]
     quoted += [f"request id {details['request_id']}"] if details["request_id"] else []

@@ -400,7 +400,7 @@ class TestConnectionTest:
 
         assert MediationHook("mediation_test").test_connection() == (
             False,
-            "Connection 'mediation_test': the client ID (login) is missing.",
+            "The client ID (login) is missing.",
         )
 
 
