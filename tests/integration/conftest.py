@@ -21,6 +21,14 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
 _meters = itertools.count(20_001)
+# Whoever is lost is missed soon, and a task that was marked or cleared soon learns of it.
+ENV = {
+    "AIRFLOW__CORE__PARALLELISM": "14",
+    "AIRFLOW__TRIGGERER__TRIGGERER_HEALTH_CHECK_THRESHOLD": "8",
+    "AIRFLOW__SCHEDULER__TASK_INSTANCE_HEARTBEAT_TIMEOUT": "20",
+    "AIRFLOW__SCHEDULER__TASK_INSTANCE_HEARTBEAT_TIMEOUT_DETECTION_INTERVAL": "4",
+    "AIRFLOW__WORKERS__MIN_HEARTBEAT_INTERVAL": "2",
+}
 
 
 @pytest.fixture(scope="session")
@@ -33,8 +41,8 @@ def stage(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stage]:
             shutil.copy(file, dags)
     (dags / "wrong_branch.py").write_text(_with_branches_swapped((PROJECT / "dags" / "run_and_branch.py").read_text()))
     # One meter for each test may run at the same time as those of the examples.
-    with Stage(root, dags) as stage:
-        stage.simulator.call("POST", "/config", json={"max_running_meters": 20})
+    with Stage(root, dags, env=ENV) as stage:
+        stage.simulator.call("POST", "/config", json={"max_running_meters": 60})
         yield stage
 
 

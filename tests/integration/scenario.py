@@ -1,0 +1,256 @@
+"""Scenarios that run side by side in one DAG run: each has a task and a meter of its own, and so disturbs no other.
+
+A scenario is a generator function. What it does before its ``yield`` sets the scene (meter, faults); then one DAG run
+starts all tasks; what follows plays with the processes and asserts. All of them play at the same time, each in a
+thread, and a test asks one of them for its end.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+import signal
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any
+
+import psutil
+
+from demo.client import TASK_ENDS
+from demo.processes import wait_until
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Collection, Iterator, Mapping
+    from concurrent.futures import Future
+
+    from demo.stage import Stage
+
+    Scenario = Callable[["Act"], Iterator[None]]
+
+# Each DAG run asks for the states of all its tasks at most this often, however many scenarios look at them.
+FRESH_SECONDS = 0.4
+PATIENCE = 150.0
+_meters = itertools.count(40_001)
+
+
+class Act:
+    """One scenario: its task, its meter, and what the simulator and Airflow say of them.
+
+    :param play: the DAG run that it belongs to
+    :param task_id: the task, named like the scenario
+    """
+
+    def __init__(self, play: Play, task_id: str) -> None:
+        self.play = play
+        self.stage = play.stage
+        self.task_id = task_id
+        self.meter_id = str(next(_meters))
+        self.session_id: str | None = None  # of a session that the scene starts, for sensors
+
+    # -- the simulated tenant
+
+    def meter(self, *runs: Any, **settings: Any) -> None:
+        """Set the meter up: scripts of its runs, the last of which repeats."""
+        self.stage.simulator.meter(self.meter_id, runs=list(runs), **settings)
+
+    def fault(self, kind: str, **settings: Any) -> int:
+        """Let something go wrong with calls of this meter; returns the fault's id."""
+        return int(self.stage.simulator.fault(kind, meter=self.meter_id, **settings)["id"])
+
+    def lift(self, fault: int) -> None:
+        """Let it go wrong no longer."""
+        self.stage.simulator.call("DELETE", "/faults", params={"id": fault})
+
+    def log(self, kind: str, **fields: Any) -> list[dict[str, Any]]:
+        """Return what the simulator logged of the meter, in order."""
+        params = {"kind": kind, "meter": self.meter_id}
+        entries = self.stage.simulator.call("GET", "/log", params=params)["entries"]
+        return [entry for entry in entries if all(entry.get(name) == value for name, value in fields.items())]
+
+    def logged(self, kind: str, *, count: int = 1, **fields: Any) -> list[dict[str, Any]]:
+        """Wait until the simulator's log has so many entries of the meter, and return them."""
+        found: list[dict[str, Any]] = []
+
+        def enough() -> bool:
+            found[:] = self.log(kind, **fields)
+            return len(found) >= count
+
+        wait_until(enough, timeout=PATIENCE, what=f"{count} {kind} of meter {self.meter_id}, {fields}", every=0.2)
+        return found
+
+    def asked(self, ending: str, **fields: Any) -> dict[str, Any]:
+        """Wait for a request whose path ends so, and return it."""
+        found: list[dict[str, Any]] = []
+
+        def there() -> bool:
+            found[:] = [each for each in self.log("request", **fields) if ending in each["path"]]
+            return bool(found)
+
+        wait_until(there, timeout=PATIENCE, what=f"a request {ending} of meter {self.meter_id}, {fields}", every=0.1)
+        return found[0]
+
+    def looks(self) -> int:
+        """Return how often the meter's status was read."""
+        return sum(each["path"].endswith("/runStatus") for each in self.log("request", outcome="answered"))
+
+    def looked_again(self, times: int = 2) -> None:
+        """Wait until the status was read so often from now on."""
+        before = self.looks()
+        what = f"{times} more looks at meter {self.meter_id}"
+        wait_until(lambda: self.looks() >= before + times, timeout=PATIENCE, what=what, every=0.2)
+
+    def started(self, count: int = 1) -> list[dict[str, Any]]:
+        """Wait for so many sessions that the task started, and return them."""
+        return self.logged("start", count=count, foreign=False)
+
+    def starts(self) -> list[str]:
+        """Return the sessions that the task started up to now."""
+        return [each["session_id"] for each in self.log("start", foreign=False)]
+
+    def stops(self) -> list[dict[str, Any]]:
+        """Return the calls to stop the meter."""
+        return self.log("stop")
+
+    def finish(self, session_id: str | None = None, status: str = "COMPLETED") -> None:
+        """End a session now; the newest of the meter unless one is named."""
+        session_id = session_id or self.stage.simulator.sessions(self.meter_id)[-1]["session_id"]
+        self.stage.simulator.call("POST", f"/sessions/{session_id}", json={"script": [[status, None]]})
+
+    # -- Airflow
+
+    def wait(self, *states: str, try_number: int | None = None) -> dict[str, Any]:
+        """Wait until the task is in one of the states, in that try if one is given; returns the task instance."""
+
+        def there() -> dict[str, Any] | None:
+            ti = self.play.task(self.task_id)
+            fits = ti["state"] in states and try_number in (None, ti["try_number"])
+            if not fits and ti["state"] in TASK_ENDS and ti["try_number"] >= (try_number or 1) and self.play.settled:
+                raise AssertionError(f"{self.task_id} is {ti['state']} in try {ti['try_number']}, awaited {states}")
+            return ti if fits else None
+
+        what = f"{self.task_id} to be {' or '.join(states)}" + (f" in try {try_number}" if try_number else "")
+        return wait_until(there, timeout=PATIENCE, what=what, every=0.2)
+
+    def end(self) -> dict[str, Any]:
+        """Wait until the task has ended, and return the task instance."""
+        return self.wait(*TASK_ENDS)
+
+    def xcom(self, key: str = "return_value") -> Any:
+        """Return the task's XCom."""
+        return self.stage.airflow.xcom(self.play.dag_id, self.play.run_id, self.task_id, key=key)
+
+    def words(self, try_number: int = 1) -> str:
+        """Return the log of a try."""
+        return self.stage.airflow.logs(self.play.dag_id, self.play.run_id, self.task_id, try_number=try_number)
+
+    def process(self, try_number: int = 1) -> psutil.Process:
+        """Return the task's process on the worker; its parent is the supervisor."""
+        ti = wait_until(
+            lambda: (ti := self.wait("running", try_number=try_number)) and ti["pid"] and ti,
+            timeout=PATIENCE,
+            what=f"the process of {self.task_id}",
+        )
+        return psutil.Process(ti["pid"])
+
+    def kill(self, try_number: int = 1) -> None:
+        """Kill the task's process, as the kernel does when memory runs out."""
+        os.kill(self.process(try_number).pid, signal.SIGKILL)
+
+    def mark(self, state: str) -> None:
+        """Do as a user who marks the task."""
+        self.stage.airflow.mark(self.play.dag_id, self.play.run_id, self.task_id, state)
+
+    def clear(self) -> None:
+        """Do as a user who clears the task."""
+        assert self.stage.airflow.clear(self.play.dag_id, self.play.run_id, [self.task_id]) == [self.task_id]
+
+    def report(self) -> str:
+        """Return what is known, for the message of a failure."""
+        lines = [f"simulator's log of meter {self.meter_id}:"]
+        for entry in self.log("request,start,transition,stop,refused,fault")[-40:]:
+            brief = {k: v for k, v in entry.items() if k not in ("at", "query", "body", "entity_ids", "org_ids")}
+            lines.append(f"  {brief}")
+        ti = self.play.task(self.task_id)
+        lines.append(f"task {self.task_id}: {ti['state']} in try {ti['try_number']}")
+        for number in range(1, ti["try_number"] + 1):
+            lines.append(f"log of try {number}:")
+            lines += [f"  {line}" for line in self.words(number).splitlines()[-25:]]
+        return "\n".join(lines)
+
+
+class Play:
+    """One run of a DAG with a task for each scenario.
+
+    :param scenarios: by the ids of their tasks
+    :param conf: further configuration of the run
+    """
+
+    def __init__(
+        self, stage: Stage, dag_id: str, scenarios: Mapping[str, Scenario], conf: Mapping[str, Any] | None = None
+    ) -> None:
+        self.stage = stage
+        self.dag_id = dag_id
+        self.run_id = f"play__{datetime.now(UTC).isoformat()}"
+        self.acts = {name: Act(self, name) for name in scenarios}
+        self.seconds: dict[str, float] = {}
+        self._scenarios = scenarios
+        self._conf = dict(conf or {})
+        self._lock = threading.Lock()
+        self._tasks: dict[str, dict[str, Any]] = {}
+        self._asked_at = 0.0
+        self._futures: dict[str, Future[None]] = {}
+        self.settled = False
+
+    def task(self, task_id: str) -> dict[str, Any]:
+        """Return a task instance as it is now, or was a moment ago."""
+        with self._lock:
+            if time.monotonic() - self._asked_at > FRESH_SECONDS:
+                found = self.stage.airflow.task_instances(self.dag_id, self.run_id)
+                self._tasks = {ti["task_id"]: ti for ti in found}
+                self._asked_at = time.monotonic()
+            return self._tasks[task_id]
+
+    def outcome(self, name: str) -> None:
+        """Wait for the end of a scenario; what it raised is raised here."""
+        self._futures[name].result(timeout=2 * PATIENCE)
+
+    def _continue(self, name: str, rest: Iterator[None]) -> None:
+        began = time.monotonic()
+        act = self.acts[name]
+        try:
+            for _ in rest:
+                raise AssertionError(f"scenario {name} yields more than once")
+        except BaseException as error:
+            try:
+                report = act.report()
+            except Exception as trouble:
+                report = f"no report: {trouble!r}"
+            error.add_note(report)
+            raise
+        finally:
+            self.seconds[name] = time.monotonic() - began
+
+    @contextmanager
+    def playing(self, *, others: Collection[str] = ()) -> Iterator[Play]:
+        """Set all scenes, start the DAG run, and let all scenarios play; waits for their end at the end.
+
+        :param others: further DAGs that must be known first
+        """
+        airflow = self.stage.airflow
+        airflow.wait_dags({self.dag_id, *others})
+        rests = {name: scenario(self.acts[name]) for name, scenario in self._scenarios.items()}
+        for rest in rests.values():
+            next(rest)
+        acts = self.acts.values()
+        conf = {
+            "meters": {act.task_id: act.meter_id for act in acts},
+            "sessions": {act.task_id: act.session_id for act in acts if act.session_id},
+            **self._conf,
+        }
+        airflow.trigger(self.dag_id, conf, run_id=self.run_id)
+        with ThreadPoolExecutor(len(rests), thread_name_prefix="scenario") as pool:
+            self._futures = {name: pool.submit(self._continue, name, rest) for name, rest in rests.items()}
+            yield self
