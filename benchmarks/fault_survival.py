@@ -10,6 +10,7 @@ are told from lasting ones, which must end the wait with the reason.
   python -m benchmarks.fault_survival                       all kinds, about 6 minutes
   python -m benchmarks.fault_survival --check               the same; exit code 1 unless our claims hold
   python -m benchmarks.fault_survival --faults 503 hang --only mediation
+  python -m benchmarks.fault_survival --markdown docs/benchmarks.md   renew the numbers of the documentation
 
 Needs the packages of the extra `bench`.
 """
@@ -161,7 +162,7 @@ def survivals(kind: str, cases: list[Case], waits: int) -> list[Survival]:
 
 def main() -> int:
     """Measure, print, and return the exit code."""
-    parser = common_arguments(__doc__ or "")
+    parser = common_arguments(__doc__ or "", list(CONTENDERS))
     parser.add_argument("--waits", type=int, default=10, help="triggers of each kind (10)")
     parser.add_argument("--faults", nargs="+", choices=list(CASES), metavar="FAULT", help=f"of: {'; '.join(CASES)}")
     arguments = parser.parse_args()
@@ -180,6 +181,7 @@ def main() -> int:
     if arguments.check and not ours:
         parser.error("--check needs the kind mediation")
     table = Table(
+        name="fault_survival",
         title=f"{arguments.waits} waits, polled every {INTERVAL:g} s: a fault for 6 s, then the end of the remote work",
         columns=["fault", *(CONTENDERS[kind].label for kind in results)],
         rows=[[case.name, *(results[kind][row].cell() for kind in results)] for row, case in enumerate(cases)],

@@ -37,8 +37,12 @@ def environment() -> dict[str, str]:
 
 @dataclass
 class Table:
-    """A result as people read it: a title, columns, rows of text, and what to know before reading them."""
+    """A result as people read it: a title, columns, rows of text, and what to know before reading them.
 
+    :param name: of the section that it fills in a Markdown file
+    """
+
+    name: str
     title: str
     columns: Sequence[str]
     rows: list[Sequence[str]]
@@ -66,14 +70,21 @@ class Table:
         where = ", ".join(f"{name} {value}" for name, value in environment().items())
         return "\n".join([*lines, "", *(f"- {note}" for note in self.notes), f"- Measured: {where}.", ""])
 
+    def write_markdown(self, file: Path) -> None:
+        """Put the table between `<!-- begin NAME -->` and `<!-- end NAME -->`; without these it is the whole file."""
+        begin, end = f"<!-- begin {self.name} -->\n", f"<!-- end {self.name} -->"
+        text = file.read_text() if file.exists() else ""
+        before, found, rest = text.partition(begin)
+        file.write_text(before + begin + self.markdown() + end + rest.partition(end)[2] if found else self.markdown())
 
-def common_arguments(description: str) -> argparse.ArgumentParser:
+
+def common_arguments(description: str, kinds: Sequence[str]) -> argparse.ArgumentParser:
     """Return a parser with what both programs take."""
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", nargs="+", metavar="KIND", help="measure these kinds of trigger alone")
+    parser.add_argument("--only", nargs="+", choices=kinds, metavar="KIND", help=f"of: {', '.join(kinds)}")
     parser.add_argument("--check", action="store_true", help="exit with 1 unless our trigger keeps what we claim")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all numbers there")
-    parser.add_argument("--markdown", type=Path, metavar="FILE", help="write the table there")
+    parser.add_argument("--markdown", type=Path, metavar="FILE", help="write the table there, or into its section")
     return parser
 
 
@@ -87,7 +98,7 @@ def publish(arguments: argparse.Namespace, table: Table, numbers: object, broken
     if arguments.json:
         arguments.json.write_text(json.dumps({"environment": environment(), "results": numbers}, indent=2) + "\n")
     if arguments.markdown:
-        arguments.markdown.write_text(table.markdown())
+        table.write_markdown(arguments.markdown)
     if not arguments.check:
         return 0
     for sentence in broken:

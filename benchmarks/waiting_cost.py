@@ -6,10 +6,11 @@ measured; then the remote objects end one after the other and the detections are
 memory with tracemalloc. Ours waits on 10 meters; the others do not share polls, so each of their waits is on an object
 of its own, as they are used. Memory is counted on top of N empty triggers, measured in the same way.
 
-  python -m benchmarks.waiting_cost                        all kinds, 1,000 waits, about 7 minutes
+  python -m benchmarks.waiting_cost                        all kinds, 1,000 waits, about 8 minutes
   python -m benchmarks.waiting_cost --check                the same; exit code 1 unless our claims hold
   python -m benchmarks.waiting_cost --waits 50 --steady 6  a quick look, about 2 minutes
   python -m benchmarks.waiting_cost --only mediation --check
+  python -m benchmarks.waiting_cost --markdown docs/benchmarks.md     renew the numbers of the documentation
 
 Needs the packages of the extra `bench`. Run it on a machine that does nothing else.
 """
@@ -115,7 +116,7 @@ def cost_of(run: Measurement, memory: Measurement, empty_rss: float, empty_trace
 
 def main() -> int:
     """Measure, print, and return the exit code."""
-    parser = common_arguments(__doc__ or "")
+    parser = common_arguments(__doc__ or "", list(CONTENDERS))
     parser.add_argument("--waits", type=int, default=1000, help="number of triggers (1000)")
     parser.add_argument("--meters", type=int, default=10, help="meters that ours waits on (10)")
     parser.add_argument("--interval", type=float, default=2.0, help="poll interval, seconds (2)")
@@ -151,12 +152,16 @@ def main() -> int:
             empty_traced = traced.outcome.traced_bytes / arguments.waits
 
     table = Table(
+        name="waiting_cost",
         title=f"{arguments.waits} deferred waits, polled every {arguments.interval:g} s",
         columns=COLUMNS,
         rows=[cost.row() for cost in costs],
         notes=[
             f"MeterSessionTrigger waits on {arguments.meters} meters, the others on an object each, as they are used.",
-            f"{arguments.steady:g} s of steady state, {arguments.start_rate or 'all'} triggers started a second.",
+            f"{arguments.steady:g} s of steady state; "
+            + (
+                f"{arguments.start_rate} triggers started a second." if arguments.start_rate else "all started at once."
+            ),
             "All over TLS, nothing patched. Memory of the empty trigger is absolute, all other memory is on top of it.",
             "RSS keeps the peak of open sockets and TLS buffers; traced is what Python holds, tracemalloc's median.",
             f"Ideal polls detect after {arguments.interval / 2:g} s in the mean and {arguments.interval:g} s at most.",
