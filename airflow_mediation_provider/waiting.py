@@ -82,7 +82,7 @@ class SessionWaitMixin(_Operator):
     def _make_hook(self, **options: Any) -> MediationHook:
         from airflow_mediation_provider.hooks.mediation import MediationHook
 
-        return MediationHook(self.mediation_conn_id, track_id=_track_id(), **options)
+        return MediationHook(self.mediation_conn_id, **options)
 
     def _wait_until(self, context: Context) -> datetime:
         """Return the deadline of this try: ``timeout`` after its first start, which a deferral does not move."""
@@ -327,14 +327,3 @@ def has_post_execute(task: Any) -> bool:
     if not isinstance(task, BaseOperator):
         return False
     return task._post_execute_hook is not None or type(task).post_execute is not BaseOperator.post_execute
-
-
-def _track_id() -> str | None:
-    """Return what names the running task to Zuora, or ``None`` outside of a task."""
-    from airflow.sdk import get_current_context
-
-    try:
-        ti = get_current_context()["ti"]
-    except RuntimeError:
-        return None
-    return f"{ti.dag_id}.{ti.task_id}.{ti.run_id}.{ti.try_number}"
