@@ -1,17 +1,110 @@
-"""Who ended the task: a user, or Airflow itself? Only the first may reach as far as Zuora."""
+"""Stopping the meter of a run whose task was ended, but only when a user did that and no other session is hit.
+
+Zuora stops every NORMAL run of a meter version, not one session:
+https://docs.zuora.com/en/zuora-platform/extensibility/mediation/meters/stop-a-meter
+"""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final
+import time
+from typing import TYPE_CHECKING, Any, Final
+
+from airflow_mediation_provider.protocol.errors import MediationError, NotRunningError, StopInProgressError
+from airflow_mediation_provider.protocol.status import ANY_TERMINAL, RunType, SessionStatus
 
 if TYPE_CHECKING:
+    from airflow.sdk import BaseOperator, Context
     from airflow.sdk.types import RuntimeTaskInstanceProtocol
+
+    from airflow_mediation_provider.hooks.mediation import MediationHook
+    from airflow_mediation_provider.operators.run_state import RunState
+
+    _Operator = BaseOperator
+else:
+    _Operator = object
 
 USERS_STATES: Final = frozenset({"success", "failed", "skipped", "restarting", "removed"})
 """States into which only someone outside puts a running task: marked, or cleared (``restarting``)."""
+IDLE: Final = ANY_TERMINAL | {SessionStatus.NEVER_RUN, SessionStatus.PAUSED}
+"""A meter version in one of these has no session that a stop could hit."""
+_LOOKS: Final = 24
+_LOOK_SECONDS: Final = 5.0
 
 
-def stopped_by_user(ti: RuntimeTaskInstanceProtocol) -> bool:
+class StopOnKillMixin(_Operator):
+    """How ``RunMeterOperator`` stops what it started; each refusal is logged with its reason."""
+
+    meter_id: str
+    version: str
+    run_type: RunType
+    stop_meter_on_kill: bool
+    # May be read before execute() has begun.
+    _context: Context | None
+    _state: RunState | None
+
+    if TYPE_CHECKING:
+
+        def _make_hook(self, **options: Any) -> MediationHook: ...
+
+    def on_kill(self) -> None:
+        """Stop the meter where that was asked for and a user, not Airflow itself, ended the task."""
+        if not self.stop_meter_on_kill or self._context is None or self._state is None:
+            return
+        if not ended_by_user(self._context["ti"]):
+            self.log.info("Airflow, not a user, ends this process: meter %s goes on.", self.meter_id)
+            return
+        self._stop_meter("a user ended the task", attempts=1)
+
+    def _leave_behind(self, kept: RunState, *, cleared: bool) -> None:
+        """Say that an earlier session may go on; where a user cleared its task and wants that, stop it first."""
+        name = kept.session_id or "(unknown)"
+        if not (cleared and self.stop_meter_on_kill):
+            self.log.warning("Session %s of an earlier try may still run.", name)
+            return
+        self._state = kept
+        if not self._stop_meter(f"the task of session {name} was cleared"):
+            return
+        hook, status = self._make_hook(), "unknown"
+        for _ in range(_LOOKS):
+            try:
+                status = hook.run_status(str(self.meter_id), self.version)
+            except MediationError as error:
+                status = f"unknown ({error})"
+                break
+            if status in IDLE:
+                return
+            time.sleep(_LOOK_SECONDS)
+        self.log.warning("Meter %s is still %s: session %s may still run.", self.meter_id, status, name)
+
+    def _stop_meter(self, why: str, *, attempts: int = 5) -> bool:
+        """Ask Zuora to stop the meter; trouble is only logged. Return whether a stop is under way."""
+        if self.run_type is not RunType.NORMAL:
+            self.log.warning("Meter %s is not stopped: Zuora stops NORMAL runs, and this is a test.", self.meter_id)
+            return False
+        if self._state is None or other_session_lives(self._state):
+            self.log.warning("Meter %s is not stopped: another session of it was live when it was run.", self.meter_id)
+            return False
+        try:
+            self._make_hook(attempts=attempts).stop_meter(str(self.meter_id), self.version)
+        except NotRunningError:
+            self.log.info("Meter %s does not run any more.", self.meter_id)
+            return False
+        except StopInProgressError:
+            self.log.info("A stop of meter %s is under way already.", self.meter_id)
+        except MediationError as error:
+            self.log.warning("Meter %s could not be stopped although %s: %s", self.meter_id, why, error)
+            return False
+        else:
+            self.log.info("Meter %s is being stopped, because %s.", self.meter_id, why)
+        return True
+
+
+def other_session_lives(state: RunState) -> bool:
+    """Say whether the meter was busy just before the run's call: a stop would hit that session too."""
+    return state.baseline is not None and state.baseline not in IDLE
+
+
+def ended_by_user(ti: RuntimeTaskInstanceProtocol) -> bool:
     """Ask Airflow whether a user marked or cleared the running task.
 
     A worker's ``on_kill`` also runs when its pod is evicted or Celery shuts down: the task is then still *running*, or

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 from datetime import UTC, datetime, timedelta
-from typing import TYPE_CHECKING, Any, ClassVar, Final
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from airflow.sdk import BaseOperator, conf
 
 from airflow_mediation_provider.links import MeterSessionLink, push_session_link
 from airflow_mediation_provider.operators.arguments import check_meter, is_template, loaded, run_type_of, seconds
-from airflow_mediation_provider.operators.kill import stopped_by_user
+from airflow_mediation_provider.operators.kill import StopOnKillMixin, other_session_lives
 from airflow_mediation_provider.operators.run_call import only_session_since
 from airflow_mediation_provider.operators.run_start import RunStartMixin
-from airflow_mediation_provider.operators.run_state import Phase, RunMemory, RunState, why_new_generation
+from airflow_mediation_provider.operators.run_state import CLEARED, Phase, RunState, why_new_generation
 from airflow_mediation_provider.operators.sources import (
     validate_event_store_source_options,
     validate_runtime_source_configs,
@@ -20,8 +20,7 @@ from airflow_mediation_provider.operators.sources import (
 )
 from airflow_mediation_provider.operators.stop import StopMeterOperator
 from airflow_mediation_provider.protocol.condition import SessionCondition
-from airflow_mediation_provider.protocol.errors import MediationError
-from airflow_mediation_provider.protocol.status import ANY_TERMINAL, SUCCESS, TERMINAL, RunType, SessionStatus
+from airflow_mediation_provider.protocol.status import SUCCESS, TERMINAL, RunType
 from airflow_mediation_provider.protocol.transition import SessionTransition, Source
 from airflow_mediation_provider.protocol.wait import SessionWait, WaitEnd, WaitResult
 from airflow_mediation_provider.waiting import SessionWaitMixin
@@ -31,15 +30,11 @@ if TYPE_CHECKING:
 
     from airflow.sdk import Context
 
-    from airflow_mediation_provider.hooks.mediation import MediationHook
 
 __all__ = ["RunMeterOperator", "StopMeterOperator"]
 
-# A meter version in one of these has no session that a stop could hit.
-_IDLE: Final = ANY_TERMINAL | {SessionStatus.NEVER_RUN, SessionStatus.PAUSED}
 
-
-class RunMeterOperator(SessionWaitMixin, RunStartMixin, BaseOperator):
+class RunMeterOperator(SessionWaitMixin, RunStartMixin, StopOnKillMixin, BaseOperator):
     """Run a meter of Zuora Mediation and wait for its session; the session is the XCom.
 
     A session is started once per *generation*: a worker that dies, a lost reply, a restarted triggerer, Zuora being out
@@ -160,28 +155,34 @@ class RunMeterOperator(SessionWaitMixin, RunStartMixin, BaseOperator):
 
     def _run(self, context: Context) -> dict[str, Any] | None:
         self._context = context
-        memory = RunMemory.of(context)
+        memory = self._memory(context)
         kept = memory.load()
         ti, request = context["ti"], self._request()
         reason = why_new_generation(
-            kept, max_tries=ti.max_tries, mediation_conn_id=self.mediation_conn_id, request=request
+            kept,
+            max_tries=ti.max_tries,
+            retries=self.retries or 0,
+            mediation_conn_id=self.mediation_conn_id,
+            request=request,
         )
         if kept is None or reason is not None:
             self.log.info("Running meter %s as a new session: %s.", self.meter_id, reason)
-            if kept is not None and kept.phase is not Phase.ENDED:
-                self.log.warning("Session %s of the earlier try may still run.", kept.session_id or "(unknown)")
-            state = memory.save(self._begin(context, request))
-        else:
-            self.log.info("Going on with the session of an earlier try: %s.", kept.session_id or kept.phase)
-            if kept.request != request:
-                self.log.warning("The sources changed since that session was called for: they count from the next one.")
-            state = kept
-        return self._go_on(context, state, {})
+            if kept is not None and kept.may_be_live:
+                self._leave_behind(kept, cleared=reason == CLEARED)
+            return self._go_on(context, memory.save(self._begin(context, request)), {})
+        if kept.phase is Phase.DONE:
+            self.log.info("An earlier try has the result already: session %s.", kept.session_id or "(unknown)")
+            push_session_link(context, self.hook, str(self.meter_id), kept.session_id)
+            return kept.result
+        self.log.info("Going on with the session of an earlier try: %s.", kept.session_id or "(unknown)")
+        if kept.request != request:
+            self.log.warning("The sources changed since that session was called for: they count from the next one.")
+        return self._go_on(context, kept, {})
 
     def execute_complete(self, context: Context, event: Any = None) -> dict[str, Any] | None:
         """Go on with what the trigger reports."""
         self._context = context
-        self._state = state = RunMemory.of(context).load()
+        self._state = state = self._memory(context).load()
         result = self.read_event(event)
         if result is None:
             self.log.warning("The trigger's event holds no result: asking Zuora again.")
@@ -198,17 +199,8 @@ class RunMeterOperator(SessionWaitMixin, RunStartMixin, BaseOperator):
         """
         del event
         self._context = context
-        kept = RunMemory.of(context).load() or (RunState.from_dict(state) if state else None)
+        kept = self._memory(context).load() or (RunState.from_dict(state) if state else None)
         return self._run(context) if kept is None else self._go_on(context, kept, since)
-
-    def on_kill(self) -> None:
-        """Stop the meter where that was asked for and a user, not Airflow itself, ended the task."""
-        if not self.stop_meter_on_kill or self._context is None or self._state is None:
-            return
-        if not stopped_by_user(self._context["ti"]):
-            self.log.info("Airflow, not a user, ends this process: meter %s goes on.", self.meter_id)
-            return
-        self._stop(self._make_hook(attempts=1), "a user ended the task")
 
     def _go_on(self, context: Context, state: RunState, since: dict[str, str]) -> dict[str, Any] | None:
         """Start the session if it is not started yet; then show it, and wait for it."""
@@ -218,8 +210,7 @@ class RunMeterOperator(SessionWaitMixin, RunStartMixin, BaseOperator):
         self._state = state
         push_session_link(context, self.hook, str(self.meter_id), state.session_id)
         if not self.wait_for_completion:
-            RunMemory.of(context).save(state.ended("not waited for"))
-            return self._reply(state)
+            return self._returned(context, state, self._reply(state))
         wait = SessionWait(
             self._condition(str(self.meter_id), self.version, state=state, until=self._deadline(context, state)),
             started_at=self._started_at(state),
@@ -232,7 +223,7 @@ class RunMeterOperator(SessionWaitMixin, RunStartMixin, BaseOperator):
             created_at=datetime.now(UTC),
         )
         result = self._await_session(
-            context, wait, stop_on_kill=self.stop_meter_on_kill and not self._other_session_lives(state)
+            context, wait, stop_on_kill=self.stop_meter_on_kill and not other_session_lives(state)
         )
         return self._finish(context, state, result)
 
@@ -246,7 +237,7 @@ class RunMeterOperator(SessionWaitMixin, RunStartMixin, BaseOperator):
                 self.meter_id,
                 state.called_at,
             )
-        if self._other_session_lives(state):
+        if other_session_lives(state):
             self.log.warning(
                 "The meter was already %s when this run was called for: another session of it may live, and the meter's"
                 " status speaks for either.",
@@ -256,22 +247,28 @@ class RunMeterOperator(SessionWaitMixin, RunStartMixin, BaseOperator):
     # -- the end --------------------------------------------------------------------------------------------------
 
     def _finish(self, context: Context, state: RunState | None, result: WaitResult) -> dict[str, Any] | None:
-        """Write down that the generation is over, where it is; return the session, or raise why not."""
-        if state is not None and result.end not in (WaitEnd.UNREACHABLE, WaitEnd.MISCONFIGURED):
-            RunMemory.of(context).save(state.ended(result.end))
+        """Return the session, or raise why not; write down first what a retry has to know of it."""
         if result.end is WaitEnd.MET:
             session = dict(result.session or {})
             if not session.get("session_id") and state is not None:
                 session["session_id"] = state.session_id or self._hint(state)
-            return session
+            self.log.info(result.message)
+            return self._returned(context, state, session)
         if result.end is WaitEnd.TIMED_OUT and self.stop_meter_on_timeout and state is not None:
             self._state = state
-            self._stop(self.hook, "the timeout passed")
+            self._stop_meter("the timeout passed")
         if result.end is WaitEnd.FAILED:
             from airflow_mediation_provider.exceptions import MeterRunFailed
 
+            if state is not None:
+                self._memory(context).save(state.dead(str((result.session or {}).get("status"))))
             raise MeterRunFailed(result.message, session=result.session)
         return self.raise_for(result)
+
+    def _returned(self, context: Context, state: RunState | None, result: dict[str, Any]) -> dict[str, Any]:
+        if state is not None:
+            self._memory(context).save(state.done(result))
+        return result
 
     def _started_at(self, state: RunState) -> datetime | None:
         """Return when the session started; of an unnamed one, when it was called for, if it is known that it did."""
@@ -298,26 +295,6 @@ class RunMeterOperator(SessionWaitMixin, RunStartMixin, BaseOperator):
         if state.called_at is None:
             return None
         return only_session_since(self.hook, state.request, state.called_at, datetime.now(UTC))
-
-    def _stop(self, hook: MediationHook, why: str) -> None:
-        """Ask Zuora to stop the meter; trouble is logged, for the task ends anyway."""
-        if self.run_type is not RunType.NORMAL:
-            self.log.warning("Meter %s is not stopped: Zuora stops NORMAL runs, and this is a test.", self.meter_id)
-            return
-        if self._state is None or self._other_session_lives(self._state):
-            self.log.warning("Meter %s is not stopped: another session of it was live when it was run.", self.meter_id)
-            return
-        try:
-            hook.stop_meter(str(self.meter_id), self.version)
-        except MediationError as error:
-            self.log.warning("Meter %s could not be stopped although %s: %s", self.meter_id, why, error)
-        else:
-            self.log.info("Meter %s is being stopped, because %s.", self.meter_id, why)
-
-    @staticmethod
-    def _other_session_lives(state: RunState) -> bool:
-        """Whether the meter was busy just before the call: Zuora's stop would hit that session too."""
-        return state.baseline is not None and state.baseline not in _IDLE
 
     # -- the arguments --------------------------------------------------------------------------------------------
 

@@ -43,6 +43,7 @@ class RunStartMixin(_Operator):
     mediation_conn_id: str
     deferrable: bool
     poke_interval: float
+    timeout: float
     max_unreachable: float
     wait_for_capacity: bool
     capacity_timeout: float
@@ -51,10 +52,13 @@ class RunStartMixin(_Operator):
 
         def _make_hook(self, **options: Any) -> MediationHook: ...
 
+    def _memory(self, context: Context) -> RunMemory:
+        return RunMemory.of(context, self.timeout + self.capacity_timeout + self.max_unreachable)
+
     def _begin(self, context: Context, request: dict[str, Any], *, advanced: int = 0) -> RunState:
         """Return a new generation, not called for yet."""
         ti = context["ti"]
-        lasting = RunMemory.of(context).lasting
+        lasting = self._memory(context).lasting
         generation = (
             str(ti.id)
             if lasting
@@ -71,6 +75,7 @@ class RunStartMixin(_Operator):
         return RunState(
             generation=generation,
             max_tries=ti.max_tries,
+            retries=self.retries or 0,
             mediation_conn_id=self.mediation_conn_id,
             request=request,
             unique_key=key,
@@ -78,7 +83,7 @@ class RunStartMixin(_Operator):
 
     def _start(self, context: Context, state: RunState, since: dict[str, str]) -> RunState:
         """Call until Zuora's answer is known; pause on the worker, or in the triggerer, between two calls."""
-        memory = RunMemory.of(context)
+        memory = self._memory(context)
         caller = RunCall(self._make_hook(attempts=1), state, memory, lambda: datetime.now(UTC))
         pauses = 0
         while True:

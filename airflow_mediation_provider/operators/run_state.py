@@ -4,9 +4,12 @@ The state is kept in Airflow's task state store (Airflow 3.3), which survives re
 to one *generation*: one session on purpose. A generation goes on after a crash and after "unreachable"; a new one
 begins
 
-- when the last one ended by itself, which is written down before the task ends (session COMPLETED or FAILED, deadline);
+- when the session of the last one is dead (a status of ``fail_on``), which is written down before the task fails;
 - when a user cleared the task: Airflow then sets ``max_tries`` to the tries made plus ``retries``. A plain retry
   never changes it.
+
+A task that succeeds keeps its result first: a worker that dies before Airflow knows of the success starts nothing
+again.
 
 A generation is named by the id that Airflow gives to the try that began it: unique even where a run is deleted and made
 again, and the same when Airflow hands one try to another worker.
@@ -21,7 +24,7 @@ import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
@@ -30,6 +33,11 @@ if TYPE_CHECKING:
 
 STATE_KEY: Final = "mediation_run"
 STATE_VERSION: Final = 1
+# Airflow's own default of 30 days may be shorter than a wait; without the state a retry would start a second session.
+_RETENTION: Final = timedelta(days=60)
+
+
+CLEARED: Final = "the task was cleared"
 
 
 class Phase(StrEnum):
@@ -38,7 +46,8 @@ class Phase(StrEnum):
     CALLING = "calling"  # the call was about to be made: it may have started a session, or not
     STARTED = "started"  # Zuora said which session it started
     UNNAMED = "unnamed"  # a session was started, but its id was lost with the reply
-    ENDED = "ended"  # this generation is over: the next try begins a new one
+    DEAD = "dead"  # the session ended as it must not: the next try begins a new generation
+    DONE = "done"  # the task has its result: only Clear begins a new generation
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,17 +57,20 @@ class RunState:
     :param generation: the name of the generation
     :param max_tries: ``ti.max_tries`` when it began; another value later means that a user cleared the task
     :param unique_key: Zuora's ``uniqueKey`` of this generation; ``None`` for a DEBUG run, which has none
+    :param retries: the task's ``retries`` when it began
     :param mediation_conn_id: the connection of the call
     :param request: the arguments of the call; a repetition is identical
     :param phase: how far it got
     :param called_at: just before the first call, UTC
     :param baseline: the meter version's status read just before the first call
     :param session: Zuora's reply as a ``SessionTransition`` in plain JSON
-    :param ended_as: how it ended, in one word
+    :param ended_as: how the session ended, in one word
+    :param result: what the task returns, once it has it
     """
 
     generation: str
     max_tries: int
+    retries: int = 0
     mediation_conn_id: str
     request: dict[str, Any]
     unique_key: str | None = None
@@ -67,6 +79,7 @@ class RunState:
     baseline: str | None = None
     session: dict[str, Any] | None = None
     ended_as: str | None = None
+    result: dict[str, Any] | None = None
     version: int = field(default=STATE_VERSION)
 
     @property
@@ -74,9 +87,20 @@ class RunState:
         """The session, where Zuora's reply named it."""
         return (self.session or {}).get("session_id")
 
-    def ended(self, how: str) -> RunState:
+    def dead(self, how: str) -> RunState:
         """Return the state with which the next try begins a new generation."""
-        return replace(self, phase=Phase.ENDED, ended_as=how)
+        return replace(self, phase=Phase.DEAD, ended_as=how)
+
+    def done(self, result: dict[str, Any]) -> RunState:
+        """Return the state with which a retry returns the same result."""
+        return replace(self, phase=Phase.DONE, result=result)
+
+    @property
+    def may_be_live(self) -> bool:
+        """Whether a session of this generation may go on, as far as is known."""
+        return self.phase in (Phase.STARTED, Phase.UNNAMED) or (
+            self.phase is Phase.CALLING and self.called_at is not None
+        )
 
     def to_dict(self) -> dict[str, Any]:
         """Return the state as plain JSON."""
@@ -104,23 +128,25 @@ class Store(Protocol):
     def get(self, key: str) -> Any:
         """Return the value kept under the key, or ``None``."""
 
-    def set(self, key: str, value: Any) -> None:
-        """Keep the value under the key; raise when that is not certain."""
+    def set(self, key: str, value: Any, *, retention: timedelta | None = None) -> None:
+        """Keep the value under the key for so long; raise when that is not certain."""
 
 
 class RunMemory:
     """The kept state of one task instance; without a store (Airflow 3.2) it forgets.
 
     :param store: ``context["task_state_store"]``, or ``None``
+    :param longest_wait: seconds that the task may wait; the state is kept for longer
     """
 
-    def __init__(self, store: Store | None) -> None:
+    def __init__(self, store: Store | None, longest_wait: float = 0.0) -> None:
         self._store = store
+        self._retention = _RETENTION + timedelta(seconds=longest_wait)
 
     @classmethod
-    def of(cls, context: Context) -> RunMemory:
+    def of(cls, context: Context, longest_wait: float) -> RunMemory:
         """Return the memory of the running task."""
-        return cls(context.get("task_state_store"))
+        return cls(context.get("task_state_store"), longest_wait)
 
     @property
     def lasting(self) -> bool:
@@ -135,26 +161,30 @@ class RunMemory:
     def save(self, state: RunState) -> RunState:
         """Keep the state, and return it. An error here must end the try: what is not kept must not be done."""
         if self._store is not None:
-            self._store.set(STATE_KEY, state.to_dict())
+            self._store.set(STATE_KEY, state.to_dict(), retention=self._retention)
         return state
 
 
 def why_new_generation(
-    kept: RunState | None, *, max_tries: int, mediation_conn_id: str, request: Mapping[str, Any]
+    kept: RunState | None, *, max_tries: int, retries: int, mediation_conn_id: str, request: Mapping[str, Any]
 ) -> str | None:
     """Say why a new generation begins, in words for the log; ``None`` where the kept one goes on.
 
     :param kept: what the last try kept
     :param max_tries: ``ti.max_tries`` of this try
+    :param retries: the task's ``retries`` in this try
     :param mediation_conn_id: the connection of this try
     :param request: the arguments that this try would call with
     """
     if kept is None:
         return "first run"
-    if kept.phase is Phase.ENDED:
-        return f"the last one ended ({kept.ended_as})"
     if kept.max_tries != max_tries:
-        return "the task was cleared"
+        return CLEARED
+    if kept.phase is Phase.DEAD:
+        return f"the last one ended as {kept.ended_as}"
+    # Lowering the retries of a DAG can hide a Clear: the sum of tries and retries may then stay the same.
+    if kept.phase is Phase.DONE and kept.retries != retries:
+        return CLEARED
     same = ("meter_id", "version", "run_type")
     if kept.mediation_conn_id != mediation_conn_id or any(kept.request.get(k) != request.get(k) for k in same):
         return "the last try ran another meter"

@@ -43,6 +43,8 @@ def test_a_run_starts_one_session_and_returns_it(sim: Simulator, ti: TaskInstanc
         ("kill_after", "calling", 0),  # the key is kept, the call is not made
         ("kill_before", "started", 1),  # the call was made, its answer is not kept
         ("kill_after", "started", 1),  # all is kept, the wait begins
+        ("kill_before", "done", 1),  # the session is COMPLETED, the result is not kept
+        ("kill_after", "done", 1),  # the result is kept, Airflow does not know of the success
     ],
 )
 def test_a_killed_worker_never_starts_twice(
@@ -145,6 +147,30 @@ def test_a_retry_after_failed_starts_a_new_session_with_a_new_key(sim: Simulator
     assert len(set(keys(sim))) == 2
 
 
+def test_killed_while_the_failure_was_kept_the_retry_starts_once_more_at_most(sim: Simulator, ti: TaskInstance) -> None:
+    sim.set_meter("1001", runs=[ends("FAILED"), ends("COMPLETED")])
+    assert ti.store is not None
+    ti.store.kill_before = "dead"
+    with pytest.raises(Killed):
+        run(ti)
+    ti.store.calm()
+    with pytest.raises(MeterRunFailed):
+        run(ti.retry())
+    assert starts(sim) == 1
+    assert run(ti.retry())["status"] == "COMPLETED"
+    assert starts(sim) == 2
+
+
+def test_clear_after_the_retries_were_lowered_is_a_clear_all_the_same(sim: Simulator, ti: TaskInstance) -> None:
+    run(ti)
+    ti.retries -= 1
+    before = ti.max_tries
+    ti.clear()
+    assert ti.max_tries == before
+    run(ti)
+    assert starts(sim) == 2
+
+
 def test_clear_after_success_starts_a_new_session(sim: Simulator, ti: TaskInstance) -> None:
     first = run(ti)
     second = run(ti.clear())
@@ -185,7 +211,38 @@ def test_a_store_that_fails_prevents_the_call(
     assert starts(sim) == 0
 
 
-def test_a_timeout_ends_the_generation(sim: Simulator, ti: TaskInstance) -> None:
+def test_clear_stops_the_session_before_where_asked(sim: Simulator, ti: TaskInstance) -> None:
+    assert ti.store is not None
+    sim.set_meter("1001", runs=[[["RUNNING", None]], ends("COMPLETED")])
+    ti.store.kill_after = "started"
+    with pytest.raises(Killed):
+        run(ti, stop_meter_on_kill=True)
+    ti.store.calm()
+    assert run(ti.clear(), stop_meter_on_kill=True)["status"] == "COMPLETED"
+    assert [session["status"] for session in sim.sessions("1001")] == ["CANCELED", "COMPLETED"]
+
+
+def test_a_retry_after_a_crash_stops_nothing(sim: Simulator, ti: TaskInstance) -> None:
+    assert ti.store is not None
+    ti.store.kill_after = "started"
+    with pytest.raises(Killed):
+        run(ti, stop_meter_on_kill=True)
+    ti.store.calm()
+    assert run(ti.retry(), stop_meter_on_kill=True)["status"] == "COMPLETED"
+    assert sim.log(kind="stop") == []
+
+
+def test_clear_stops_nothing_where_another_session_was_live(sim: Simulator, ti: TaskInstance) -> None:
+    assert ti.store is not None
+    sim.start_session("1001", script=[["RUNNING", None]])
+    ti.store.kill_after = "started"
+    for task in (ti, ti.clear):
+        with pytest.raises(Killed):
+            run(task() if callable(task) else task, stop_meter_on_kill=True)
+    assert sim.log(kind="stop") == []
+
+
+def test_after_a_timeout_only_clear_starts_again(sim: Simulator, ti: TaskInstance) -> None:
     sim.set_meter("1001", script=[["INITIALIZING", 1], ["RUNNING", None]])
     with pytest.raises(MeterSessionTimeout, match="RUNNING"):
         run(ti, timeout=120)

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from airflow_mediation_provider.operators.run_state import (
+    CLEARED,
     Phase,
     RunMemory,
     RunState,
@@ -22,6 +23,7 @@ REQUEST = {"meter_id": "1001", "version": "0.0.1", "run_type": "NORMAL"}
 STATE = RunState(
     generation="g",
     max_tries=2,
+    retries=2,
     mediation_conn_id="c",
     request=REQUEST,
     unique_key="k",
@@ -49,14 +51,16 @@ def test_what_an_old_version_kept_still_loads() -> None:
         "mediation_conn_id": "mediation_default",
         "request": {"meter_id": "1001", "version": "0.0.1", "run_type": "NORMAL"},
         "unique_key": "airflow-0",
-        "phase": "ended",
+        "phase": "done",
         "called_at": "2026-01-01T00:00:00+00:00",
         "baseline": "NEVER_RUN",
         "session": None,
-        "ended_as": "MET",
+        "ended_as": None,
+        "result": {"session_id": "R-1"},
+        "retries": 2,
         "version": 1,
     }
-    assert RunState.from_dict(kept).phase is Phase.ENDED
+    assert RunState.from_dict(kept).phase is Phase.DONE
 
 
 def test_a_memory_without_a_store_forgets() -> None:
@@ -67,7 +71,7 @@ def test_a_memory_without_a_store_forgets() -> None:
 
 
 def why(kept: RunState | None, **changes: Any) -> str | None:
-    arguments: dict[str, Any] = {"max_tries": 2, "mediation_conn_id": "c", "request": REQUEST, **changes}
+    arguments: dict[str, Any] = {"max_tries": 2, "retries": 2, "mediation_conn_id": "c", "request": REQUEST, **changes}
     return why_new_generation(kept, **arguments)
 
 
@@ -78,8 +82,12 @@ def why(kept: RunState | None, **changes: Any) -> str | None:
         (STATE, {}, None),
         (replace(STATE, phase=Phase.CALLING), {}, None),
         (replace(STATE, phase=Phase.UNNAMED), {}, None),
-        (STATE.ended("FAILED"), {}, "the last one ended (FAILED)"),
-        (STATE, {"max_tries": 3}, "the task was cleared"),
+        (STATE.dead("FAILED"), {}, "the last one ended as FAILED"),
+        (STATE.done({}), {}, None),
+        (STATE.done({}), {"max_tries": 3}, CLEARED),
+        (STATE.done({}), {"retries": 1}, CLEARED),
+        (STATE, {"retries": 1}, None),
+        (STATE, {"max_tries": 3}, CLEARED),
         (STATE, {"mediation_conn_id": "other"}, "the last try ran another meter"),
         (STATE, {"request": {**REQUEST, "meter_id": "2"}}, "the last try ran another meter"),
         (STATE, {"request": {**REQUEST, "run_type": "DEBUG"}}, "the last try ran another meter"),
