@@ -126,10 +126,7 @@ class Act:
 
         def there() -> dict[str, Any] | None:
             ti = self.play.task(self.task_id)
-            fits = ti["state"] in states and try_number in (None, ti["try_number"])
-            if not fits and ti["state"] in TASK_ENDS and ti["try_number"] >= (try_number or 1) and self.play.settled:
-                raise AssertionError(f"{self.task_id} is {ti['state']} in try {ti['try_number']}, awaited {states}")
-            return ti if fits else None
+            return ti if ti["state"] in states and try_number in (None, ti["try_number"]) else None
 
         what = f"{self.task_id} to be {' or '.join(states)}" + (f" in try {try_number}" if try_number else "")
         return wait_until(there, timeout=PATIENCE, what=what, every=0.2)
@@ -145,6 +142,11 @@ class Act:
     def words(self, try_number: int = 1) -> str:
         """Return the log of a try."""
         return self.stage.airflow.logs(self.play.dag_id, self.play.run_id, self.task_id, try_number=try_number)
+
+    def said(self, words: str, try_number: int = 1) -> None:
+        """Wait until the words are in the log of a try."""
+        what = f"{self.task_id} to say {words!r}"
+        wait_until(lambda: words in self.words(try_number), timeout=PATIENCE, what=what, every=0.5)
 
     def process(self, try_number: int = 1) -> psutil.Process:
         """Return the task's process on the worker; its parent is the supervisor."""
@@ -202,7 +204,6 @@ class Play:
         self._tasks: dict[str, dict[str, Any]] = {}
         self._asked_at = 0.0
         self._futures: dict[str, Future[None]] = {}
-        self.settled = False
 
     def task(self, task_id: str) -> dict[str, Any]:
         """Return a task instance as it is now, or was a moment ago."""

@@ -174,7 +174,7 @@ def killed_when_done(act: Act) -> Iterator[None]:
     act.meter([["INITIALIZING", 0.5], ["RUNNING", 4], ["COMPLETED", None]])
     yield
     session = act.started()[0]["session_id"]
-    done_and_slow(act)
+    act.said("Done, and slow.")
     act.kill()
     # The session was ours and is COMPLETED: running the meter again would bill its usage twice.
     ends_well(act, tries=2, session_id=session, certain=True)
@@ -184,17 +184,11 @@ def killed_when_done_and_not_waited(act: Act) -> Iterator[None]:
     act.meter(ENDLESS)
     yield
     session = act.started()[0]["session_id"]
-    done_and_slow(act)
+    act.said("Done, and slow.")
     act.kill()
     assert act.end()["state"] == "success"
     assert act.starts() == [session]
     assert act.xcom()["session_id"] == session
-
-
-def done_and_slow(act: Act) -> None:
-    from demo.processes import wait_until
-
-    wait_until(lambda: "Done, and slow." in act.words(), timeout=120, what=f"{act.task_id} to be done", every=0.5)
 
 
 SCENARIOS = {

@@ -15,9 +15,12 @@ SENSOR = """
 from airflow.sdk import dag
 from airflow_mediation_provider.sensors.meter_session import MeterSessionSensor
 
-@dag(schedule=None, params={{"meter_id": "none"}})
+# Airflow sometimes fails a task that resumes too soon (apache/airflow#72716), hence the retries.
+@dag(schedule=None, params={{"meter_id": "none"}}, default_args={{"retries": 3, "retry_delay": 1}})
 def {dag_id}():
-    MeterSessionSensor(task_id="wait", meter_id="{{{{ params.meter_id }}}}", poke_interval=1, {arguments})
+    MeterSessionSensor(
+        task_id="wait", meter_id="{{{{ params.meter_id }}}}", poke_interval=3, settle=3, {arguments}
+    )
 
 {dag_id}()
 """
