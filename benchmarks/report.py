@@ -58,7 +58,7 @@ class Table:
         for row in self.rows:
             table.add_row(*row)
         console = Console()
-        console = console if console.is_terminal else Console(width=220)
+        console = console if console.is_terminal else Console(width=230)
         console.print(table)
         for note in self.notes:
             console.print(note, style="dim", highlight=False, markup=False)

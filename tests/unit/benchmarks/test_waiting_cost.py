@@ -26,8 +26,8 @@ def test_rates_are_of_the_steady_state_and_memory_is_on_top_of_the_empty_trigger
     cost = cost_of(
         measurement(ends=ENDS, rss_bytes=4 * 9 * 1024, lag_max=0.02),
         measurement(traced_bytes=4 * 8 * 1024),
-        empty_rss=4 * 1024,
-        empty_traced=3 * 1024,
+        empty_rss=4.0,
+        empty_traced=3.0,
     )
 
     assert (cost.requests_per_second, cost.requests_per_interval) == (5.0, 10.0)
