@@ -75,12 +75,17 @@ class _ConnectionHook(BaseHook):
         return exchange(call, self._peer(settings), self._tokens(settings), attempts=self.attempts)
 
     def _no_connection(self, error: Exception) -> MediationError:
+        name = f"Connection {self.mediation_conn_id!r}"
         if isinstance(error, AirflowNotFoundException):
             return MisconfigurationError(
-                f"Connection {self.mediation_conn_id!r} was not found: define it, of type 'mediation', or see whether "
-                f"your secrets backend is down (Airflow does not tell the two apart)."
+                f"{name} was not found: define it, of type 'mediation', or see whether your secrets backend is down "
+                f"(Airflow does not tell the two apart)."
             )
-        return TransientError(f"Connection {self.mediation_conn_id!r} could not be looked up: {error}")
+        if isinstance(error, PermissionError) or "PERMISSION_DENIED" in str(error):
+            return MisconfigurationError(f"{name} may not be read by this task or triggerer: {error}")
+        if isinstance(error, ValueError):
+            return MisconfigurationError(f"{name} cannot be read: {error}")
+        return TransientError(f"{name} could not be looked up: {error}")
 
 
 def _track_id_of_task() -> str | None:

@@ -268,6 +268,25 @@ class TestTrouble:
         with pytest.raises(MisconfigurationError, match="'mediation_test' was not found"):
             ask("run_status", 5)
 
+    @pytest.mark.parametrize(
+        ("trouble", "kind", "says"),
+        [
+            (PermissionError("no"), MisconfigurationError, "may not be read"),
+            (RuntimeError("PERMISSION_DENIED: no"), MisconfigurationError, "may not be read"),
+            (ValueError("no JSON"), MisconfigurationError, "cannot be read"),
+            (RuntimeError("API_SERVER_ERROR: down"), TransientError, "could not be looked up"),
+        ],
+    )
+    def test_a_connection_that_cannot_be_looked_up(self, ask, monkeypatch, trouble, kind, says):
+        def fail(*args, **kwargs):
+            raise trouble
+
+        monkeypatch.setattr(MediationHook, "get_connection", fail)
+        monkeypatch.setattr("airflow.providers.common.compat.connection.get_async_connection", fail)
+
+        with pytest.raises(kind, match=f"'mediation_test' {says}"):
+            ask("run_status", 5)
+
     def test_nothing_secret_in_any_log(self, ask, zuora, caplog, capfd, slept):
         caplog.set_level(logging.DEBUG)
         zuora.on(STATUS, Answer(status=503), Answer({"data": {"runStatus": 7}}))
