@@ -37,6 +37,8 @@ HEARTBEAT_SECONDS: Final = 300.0
 """A wait in which nothing changes says so this often."""
 BACKSTOP: Final = timedelta(seconds=60)
 """Airflow's own timeout of a deferral comes this much after the wait's deadline, which knows the session's status."""
+RESCHEDULE_SECONDS: Final = 10.0
+"""A rescheduled task stays away this long: a busy scheduler takes one that comes back sooner for one that failed."""
 MAX_TRIGGER_CRASHES: Final = 3
 """After so many crashed triggers in one try the wait stays on the worker."""
 _OWN_XCOM_BACKEND: Final = "airflow.sdk.execution_time.xcom.BaseXCom"
@@ -128,7 +130,7 @@ class SessionWaitMixin(_Operator):
             pause = self._pause(wait, retry_after)
             if self.mode == "reschedule" and not self.deferrable:
                 memory.keep(wait, method_name, required=True)
-                raise AirflowRescheduleException(utcnow() + timedelta(seconds=pause))
+                raise AirflowRescheduleException(utcnow() + timedelta(seconds=max(pause, RESCHEDULE_SECONDS)))
             if update.lines:
                 memory.keep(wait, method_name)
                 said_at = time.monotonic()

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
+from contextlib import suppress
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any, Final
 
@@ -54,7 +56,8 @@ class MeterSessionSensor(SessionWaitMixin, BaseSensorOperator):
 
     :param meter_id: the meter; its id is in the URL of its page in Zuora. Templated
     :param version: the meter's version; Zuora documents ``0.0.1`` alone. Templated
-    :param session_id: the session, for example ``R-00005468`` or ``run.output["session_id"]``. Templated
+    :param session_id: the session, for example ``R-00005468``, or what a ``RunMeterOperator`` returned: ``run.output``.
+        Templated
     :param run_type: ``NORMAL`` or ``DEBUG``. Templated
     :param statuses: status or statuses to wait for; COMPLETED (DEBUG: TESTING_PASSED) unless given. Templated
     :param previous_statuses: statuses that must have come right before; needs Zuora's callouts, so it is refused as yet
@@ -65,7 +68,8 @@ class MeterSessionSensor(SessionWaitMixin, BaseSensorOperator):
     :param poke_interval: seconds between two looks at the status. Triggers share their looks, and take up to twice as
         long between them while nothing changes for long
     :param timeout: seconds from the first start of a try, across reschedules and deferrals
-    :param mode: ``poke`` or ``reschedule`` (Airflow 3.3); of no meaning when deferrable
+    :param mode: ``poke`` or ``reschedule`` (Airflow 3.3); of no meaning when deferrable. Between two
+        reschedules lie ten seconds at least: a busy scheduler takes a task that comes back sooner for a failed one
     :param deferrable: wait in the triggerer; ``[operators] default_deferrable`` unless given
     :param start_from_trigger: begin there as well, without a worker; the task also ends there if it succeeds and
         Airflow loses nothing by that. Refused where an argument needs an XCom, and for mapped tasks
@@ -100,7 +104,7 @@ class MeterSessionSensor(SessionWaitMixin, BaseSensorOperator):
         *,
         meter_id: str,
         version: str = "0.0.1",
-        session_id: str | None = None,
+        session_id: str | Mapping[str, Any] | None = None,
         run_type: RunType | str = RunType.NORMAL,
         statuses: Sequence[str] | str | None = None,
         previous_statuses: Sequence[str] | str | None = None,
@@ -161,7 +165,7 @@ class MeterSessionSensor(SessionWaitMixin, BaseSensorOperator):
         if all(_is_known(value) for value in (self.session_id, self.run_type, self.statuses, self.fail_on)):
             SessionCondition(
                 meter_id="any",
-                session_id=self.session_id,
+                session_id=self.session_id,  # type: ignore[arg-type]  # known, so a text, or refused
                 run_type=self.run_type,  # type: ignore[arg-type]  # made one of these, like the statuses
                 statuses=self.statuses,  # type: ignore[arg-type]
                 fail_on=self.fail_on,  # type: ignore[arg-type]
@@ -219,6 +223,8 @@ class MeterSessionSensor(SessionWaitMixin, BaseSensorOperator):
 
         :return: the session as JSON, with ``evidence`` and ``certain``
         """
+        if isinstance(self.session_id, Mapping):
+            self.session_id = str(self.session_id.get("session_id"))
         try:
             since = instant("since", self.since) or self._default_since(context)
             wait = make_wait(
@@ -255,12 +261,14 @@ class MeterSessionSensor(SessionWaitMixin, BaseSensorOperator):
         return result.session
 
     def _push_link(self, context: Context) -> None:
-        if self.session_id is None:
-            return
-        try:
-            url = self.hook.session_url(str(self.meter_id), self.session_id)
-        except MediationError:
-            return  # the first look says what is wrong with the connection
+        url = None
+        if isinstance(self.session_id, str):
+            # What is wrong with the connection, the first look says.
+            with suppress(MediationError):
+                url = self.hook.session_url(str(self.meter_id), self.session_id)
+        if url is None:
+            # Airflow looks for the link when the process ends, and logs an error where there is none at all.
+            context["ti"].xcom_push(key=MeterSessionLink.key, value="")
         push_links(context, url)
 
     @staticmethod

@@ -7,8 +7,9 @@ version, and those of every published version still load.
 from __future__ import annotations
 
 import asyncio
+from contextlib import suppress
 from datetime import UTC, datetime, timedelta
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, ClassVar, Final
 
 from airflow.triggers.base import BaseTrigger, TaskSuccessEvent, TriggerEvent
 
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
     from airflow_mediation_provider.protocol.condition import SessionCondition
 
 ARGUMENTS_VERSION: Final = 1
-_ON_KILL_SECONDS: Final = 25.0
+_ON_KILL_SECONDS: Final = 28.0
 """Airflow gives ``on_kill`` 30 seconds."""
 _ENDED_BY_USER: Final = frozenset({None, "failed", "success", "skipped", "removed"})
 """States of a task that a user ended or cleared (``None``); in every other one it is waited for, here or elsewhere."""
@@ -38,6 +39,8 @@ class MeterSessionTrigger(BaseTrigger):
     :param stop_on_kill: stop the meter when a user ends the task meanwhile (Airflow 3.3)
     :param arguments_version: version of these arguments
     """
+
+    _asked_before: ClassVar[bool] = False
 
     def __init__(
         self,
@@ -81,6 +84,7 @@ class MeterSessionTrigger(BaseTrigger):
 
         waiter = watch.subscribe(self.mediation_conn_id, wait, poll_interval=self.poll_interval, eager=eager)
         try:
+            await self._prepare(wait.condition)
             while True:
                 news = await waiter.news()
                 for line in news.lines:
@@ -90,10 +94,17 @@ class MeterSessionTrigger(BaseTrigger):
         finally:
             waiter.close()
 
-    @staticmethod
-    def _event(result: WaitResult, *, may_end: bool) -> TriggerEvent:
+    async def _prepare(self, condition: SessionCondition) -> None:  # noqa: ARG002  # for the class below
+        """Do what is to be done once, when the waiting has begun."""
+        if self.stop_on_kill and not MeterSessionTrigger._asked_before:
+            # The triggerer builds what answers this at the first question, and that can take longer than a kill may.
+            MeterSessionTrigger._asked_before = True
+            await self._task_state()
+
+    def _event(self, result: WaitResult, *, may_end: bool) -> TriggerEvent:
         """Return the event; every end but success goes on on a worker, where Airflow does all it does for a task."""
         if may_end and result.end is WaitEnd.MET:
+            self.log.info(result.message)
             return TaskSuccessEvent(xcoms={"return_value": result.session})
         return TriggerEvent(result.to_dict())
 
@@ -138,9 +149,7 @@ class MeterSessionTrigger(BaseTrigger):
         )
         if others:
             return f"it would stop {', '.join(sorted(others))} as well, which other tasks wait for"
-        from airflow_mediation_provider.hooks.mediation import MediationAsyncHook
-
-        async with MediationAsyncHook(self.mediation_conn_id, attempts=2) as hook:
+        async with await watch.open_hook(self.mediation_conn_id, attempts=2) as hook:
             status = await hook.run_status(condition.meter_id, condition.version)
             if status in ANY_TERMINAL:
                 return f"it is {status} already"
@@ -278,23 +287,21 @@ class MeterSessionStartTrigger(MeterSessionTrigger):
         except ValueError as error:
             yield TriggerEvent(WaitResult(end=WaitEnd.MISCONFIGURED, message=str(error)).to_dict())
             return
-        await self._push_link(wait.condition)
         result = await self._follow(wait, eager=True)
         may_end = self.end_from_trigger and self.task is not None and may_end_without_worker(self.task)
         yield self._event(result, may_end=may_end)
 
-    async def _push_link(self, condition: SessionCondition) -> None:
+    async def _prepare(self, condition: SessionCondition) -> None:
         """Show the session's address in the UI from now on, as a worker does before it waits."""
-        from airflow_mediation_provider.hooks.mediation import MediationAsyncHook
+        from airflow_mediation_provider import watch
         from airflow_mediation_provider.links import MeterSessionLink
 
         ti: Any = self.task_instance
         if condition.session_id is None or not hasattr(ti, "axcom_push"):
             return
-        try:
-            async with MediationAsyncHook(self.mediation_conn_id, attempts=1) as hook:
-                url = await hook.session_url(condition.meter_id, condition.session_id)
-        except MediationError:
-            return  # the first look says what is wrong with the connection
+        url = None
+        # What is wrong with the connection, the first look says.
+        with suppress(MediationError):
+            url = await watch.session_url(self.mediation_conn_id, condition.meter_id, condition.session_id)
         if url:
             await ti.axcom_push(MeterSessionLink.key, url)

@@ -11,6 +11,7 @@ from weakref import WeakKeyDictionary
 from airflow_mediation_provider.watch.hub import Hub, StatusHook
 
 if TYPE_CHECKING:
+    from airflow_mediation_provider.hooks.mediation import MediationAsyncHook
     from airflow_mediation_provider.protocol.wait import SessionWait
     from airflow_mediation_provider.watch.waiter import Waiter
 
@@ -44,12 +45,27 @@ def other_sessions(mediation_conn_id: str, meter_id: str, version: str, session_
     return hub.other_sessions(meter_id, version, session_id) if hub is not None else set()
 
 
+async def session_url(mediation_conn_id: str, meter_id: str, session_id: str) -> str | None:
+    """Return the address of a session's page in Zuora; to be asked by who has subscribed, over the hub's hook.
+
+    :raises MediationError: the connection is missing or wrong
+    """
+    return await _hubs[asyncio.get_running_loop()][mediation_conn_id].session_url(meter_id, session_id)
+
+
 async def settled() -> None:
     """Wait a moment until the connections of hubs that were left are closed, so that a loop which ends leaks none."""
     loop = asyncio.get_running_loop()
     tasks = [task for task in _closing if task.get_loop() is loop]
     if tasks:
         await asyncio.wait(tasks, timeout=_SETTLE_SECONDS)
+
+
+async def open_hook(mediation_conn_id: str, *, attempts: int) -> MediationAsyncHook:
+    """Make a hook without holding up the event loop: to import the HTTP libraries takes a few hundred milliseconds."""
+    hooks = await asyncio.to_thread(import_module, "airflow_mediation_provider.hooks.mediation")
+    hook: MediationAsyncHook = hooks.MediationAsyncHook(mediation_conn_id, attempts=attempts)
+    return hook
 
 
 def _drop(hubs: dict[str, Hub], mediation_conn_id: str, closing: asyncio.Task[None]) -> None:
@@ -59,8 +75,5 @@ def _drop(hubs: dict[str, Hub], mediation_conn_id: str, closing: asyncio.Task[No
 
 
 async def _open_hook(mediation_conn_id: str) -> StatusHook:
-    # In a thread: the HTTP libraries take a few hundred milliseconds to import, in which no trigger would run.
-    hooks = await asyncio.to_thread(import_module, "airflow_mediation_provider.hooks.mediation")
     # One attempt: the hub paces itself, and a hook that sleeps and repeats would hold a connection meanwhile.
-    hook: StatusHook = hooks.MediationAsyncHook(mediation_conn_id, attempts=1)
-    return hook
+    return await open_hook(mediation_conn_id, attempts=1)

@@ -45,10 +45,13 @@ _TOLD_PER_PASS: Final = 20
 
 
 class StatusHook(Protocol):
-    """What the hub needs of ``MediationAsyncHook``."""
+    """What the watch needs of ``MediationAsyncHook``."""
 
     async def run_status(self, meter_id: str, version: str = ...) -> str:
         """Return the status of a meter version, by Zuora's name."""
+
+    async def session_url(self, meter_id: str, session_id: str | None) -> str | None:
+        """Return the address of a session's page by the connection's template, where it has one."""
 
     async def close(self) -> None:
         """Close the connections."""
@@ -139,6 +142,13 @@ class Hub:
         meter = self._meters.get((meter_id, version))
         named = {waiter.wait.condition.session_id for waiter in meter.waiters} if meter else set()
         return {other for other in named if other is not None and other != session_id}
+
+    async def session_url(self, meter_id: str, session_id: str) -> str | None:
+        """Return the address of a session's page, ``None`` where the connection has no template for it.
+
+        :raises MediationError: the connection is missing or wrong
+        """
+        return await (await self._the_hook()).session_url(meter_id, session_id)
 
     def _start(self) -> None:
         self._agenda.add(self._loop.time() + TICK_SECONDS, self._tick)
@@ -251,11 +261,14 @@ class Hub:
         return pause
 
     async def _ask(self, meter_id: str, version: str) -> str:
+        return await (await self._the_hook()).run_status(meter_id, version)
+
+    async def _the_hook(self) -> StatusHook:
         if self._hook is None:
             async with self._opening:
                 if self._hook is None:
                     self._hook = await self._open_hook()
-        return await self._hook.run_status(meter_id, version)
+        return self._hook
 
     def _retry_after(self, error: MediationError) -> float | None:
         """Return how long Zuora asked us to keep away; a rate limit counts for the whole tenant, not for one meter."""

@@ -24,9 +24,8 @@ from airflow.sdk.exceptions import (
 from airflow.triggers.base import BaseTaskEndEvent, TriggerEvent
 
 from airflow_mediation_provider import waiting, watch
-from airflow_mediation_provider.hooks import mediation
 from airflow_mediation_provider.watch.hub import Hub
-from tests.unit.virtual import EPOCH, AsyncHook, Clock, SyncHook, Zuora, run, through_json
+from tests.unit.virtual import EPOCH, Clock, SyncHook, Zuora, run, through_json
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -203,5 +202,5 @@ def set_up(clock: Clock, zuora: Zuora, monkeypatch: pytest.MonkeyPatch) -> Stage
     monkeypatch.setattr("airflow.sdk.listener.get_listener_manager", lambda: SimpleNamespace(has_listeners=False))
     monkeypatch.setattr(watch, "Hub", partial(Hub, now=clock.now))
     monkeypatch.setattr(watch, "_open_hook", zuora.open)
-    monkeypatch.setattr(mediation, "MediationAsyncHook", lambda *_, **__: AsyncHook(zuora))
+    monkeypatch.setattr(watch, "open_hook", lambda *_, **__: zuora.open())
     return Stage(clock, zuora)
