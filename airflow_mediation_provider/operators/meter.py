@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Final
 
 from airflow.sdk import BaseOperator, conf
 
@@ -32,6 +33,8 @@ if TYPE_CHECKING:
 
 
 __all__ = ["RunMeterOperator", "StopMeterOperator"]
+
+_REPLY_LOST: Final = "The reply that named the session was lost, so nothing proves that it is the one that was started."
 
 
 class RunMeterOperator(SessionWaitMixin, RunStartMixin, StopOnKillMixin, BaseOperator):
@@ -174,7 +177,10 @@ class RunMeterOperator(SessionWaitMixin, RunStartMixin, StopOnKillMixin, BaseOpe
             self.log.info("An earlier try has the result already: session %s.", kept.session_id or "(unknown)")
             push_session_link(context, self.hook, str(self.meter_id), kept.session_id)
             return kept.result
-        self.log.info("Going on with the session of an earlier try: %s.", kept.session_id or "(unknown)")
+        if kept.phase is Phase.CALLING:
+            self.log.info("Going on with the start of an earlier try, which got no answer.")
+        else:
+            self.log.info("Going on with the session of an earlier try: %s.", kept.session_id or "(unknown)")
         if kept.request != request:
             self.log.warning("The sources changed since that session was called for: they count from the next one.")
         return self._go_on(context, kept, {})
@@ -248,10 +254,13 @@ class RunMeterOperator(SessionWaitMixin, RunStartMixin, StopOnKillMixin, BaseOpe
 
     def _finish(self, context: Context, state: RunState | None, result: WaitResult) -> dict[str, Any] | None:
         """Return the session, or raise why not; write down first what a retry has to know of it."""
+        session = dict(result.session or {})
+        if session and state is not None and state.session_id is None:
+            # Whatever polls may prove of a session: that it is the one whose reply was lost, they cannot.
+            session |= {"session_id": self._hint(state), "certain": False}
+            if self.require_certain and result.end in (WaitEnd.MET, WaitEnd.FAILED):
+                result = replace(result, end=WaitEnd.UNCERTAIN, message=f"{result.message} {_REPLY_LOST}")
         if result.end is WaitEnd.MET:
-            session = dict(result.session or {})
-            if not session.get("session_id") and state is not None:
-                session["session_id"] = state.session_id or self._hint(state)
             self.log.info(result.message)
             return self._returned(context, state, session)
         if result.end is WaitEnd.TIMED_OUT and self.stop_meter_on_timeout and state is not None:
@@ -261,8 +270,8 @@ class RunMeterOperator(SessionWaitMixin, RunStartMixin, StopOnKillMixin, BaseOpe
             from airflow_mediation_provider.exceptions import MeterRunFailed
 
             if state is not None:
-                self._memory(context).save(state.dead(str((result.session or {}).get("status"))))
-            raise MeterRunFailed(result.message, session=result.session)
+                self._memory(context).save(state.dead(str(session.get("status"))))
+            raise MeterRunFailed(result.message, session=session)
         return self.raise_for(result)
 
     def _returned(self, context: Context, state: RunState | None, result: dict[str, Any]) -> dict[str, Any]:

@@ -7,7 +7,12 @@ from typing import Any
 import pytest
 from airflow.sdk.exceptions import TaskDeferred
 
-from airflow_mediation_provider.exceptions import MediationUnreachable, MeterRunFailed, MeterSessionTimeout
+from airflow_mediation_provider.exceptions import (
+    MediationUnreachable,
+    MeterRunFailed,
+    MeterSessionTimeout,
+    MeterSessionUncertain,
+)
 from airflow_mediation_provider.operators.meter import RunMeterOperator
 from airflow_mediation_provider.simulator import Simulator, ends
 
@@ -109,6 +114,17 @@ def test_a_lost_session_is_named_by_its_records_but_stays_uncertain(sim: Simulat
     session = run(ti)
     assert session["session_id"] == sim.log(kind="start")[0]["session_id"]
     assert session["certain"] is False
+
+
+def test_a_lost_session_is_never_certain_even_where_the_meter_is_exclusive(sim: Simulator, ti: TaskInstance) -> None:
+    sim.fault("lost_reply", path="/meters/run/", count=1)
+    assert run(ti, exclusive=True)["certain"] is False
+
+
+def test_a_lost_session_fails_where_certainty_is_required(sim: Simulator, ti: TaskInstance) -> None:
+    sim.fault("lost_reply", path="/meters/run/", count=1)
+    with pytest.raises(MeterSessionUncertain, match=r"reply .* was lost"):
+        run(ti, exclusive=True, require_certain=True)
 
 
 def test_a_lost_session_is_not_named_where_two_wrote_records(sim: Simulator, ti: TaskInstance) -> None:
