@@ -160,11 +160,6 @@ class Attribution:
         if baseline is not None:
             self._take_baseline(baseline, self._since)
 
-    @property
-    def bound(self) -> bool:
-        """Whether the awaited session is known to have begun."""
-        return self._begun_at is not None
-
     def contradict(self, reason: str) -> None:
         """Note that the promise of ``exclusive`` is not kept: no result of these polls is certain from now on.
 
@@ -190,15 +185,15 @@ class Attribution:
             return _SILENT
         if self._unbound and self._baseline is None:
             self._take_baseline(status, at)
-            if not live:
-                return self._unchanged(status)
         if status in FOREIGN[run_type]:
             return self._masked(status, at)
         if live:
             self._note_live(status, at)
-        elif self._live_seen and self._settled(at):
-            self._furthest = 2 if status in ANY_TERMINAL else max(self._furthest, 1)
+        elif self._live_seen:
+            if self._settled(at):
+                self._furthest = 2 if status in ANY_TERMINAL else max(self._furthest, 1)
         elif status == self._baseline and at - self._since >= self._settle:
+            # Still none: a session that shows from here on did not begin before ``since``.
             self._shown_since = True
         return self._conclude(status, at)
 
@@ -234,14 +229,8 @@ class Attribution:
     def _take_baseline(self, status: str, at: datetime) -> None:
         """Keep the status from before; where it is live, a session still to be found is taken to be that one."""
         self._baseline = status
-        if status in LIVE[self._condition.run_type]:
-            if self._unbound:
-                self._note_live(status, at)
-                self.contradict(f"the meter was {status} already when the wait began")
-            else:
-                self.contradict(f"the meter was {status} already when this session was started")
-        elif status not in IDLE:
-            self.contradict(f"the meter was {status} before, which may be another session that goes on")
+        if self._unbound and status in LIVE[self._condition.run_type]:
+            self._note_live(status, at)
 
     def _note_live(self, status: str, at: datetime) -> None:
         """Keep that a session was seen alive, and what that says of newer sessions and of its start."""
@@ -287,6 +276,8 @@ class Attribution:
             return self._doubt
         if not self._exclusive:
             return NOT_EXCLUSIVE
+        if self._baseline is not None and self._baseline not in IDLE:
+            return f"the meter was {self._baseline} before, and that may be another session which goes on"
         if not changed:
             return f"the meter showed no status but {status} since the session began, and may have shown that before"
         if not self._shown_since:
