@@ -1,0 +1,238 @@
+"""The fold: the same set of reports gives the same state, it is the right one, and what cannot be known says so."""
+
+from __future__ import annotations
+
+import itertools
+from dataclasses import replace
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from airflow_mediation_provider.protocol.lifecycle import PRECEDENCE, SessionState, fold
+from airflow_mediation_provider.protocol.status import ANY_TERMINAL, RunType
+from airflow_mediation_provider.protocol.transition import SessionTransition, Source
+from tests.unit.protocol.tenant import at
+
+PATH = ("INITIALIZING", "RUNNING", "CONSUME_COMPLETED", "USAGE_PUSHING", "PUSH_COMPLETED", "COMPLETED")
+
+
+def report(previous: str | None, status: str, second: float = 0, **fields: object) -> SessionTransition:
+    values: dict[str, object] = {
+        "meter_id": "2470",
+        "session_id": "R-1",
+        "previous_status": previous,
+        "status": status,
+        "observed_at": at(second),
+        "source": Source.CALLOUT,
+        **fields,
+    }
+    return SessionTransition(**values)  # type: ignore[arg-type]
+
+
+def walk(*statuses: str, ids: bool = True) -> list[SessionTransition]:
+    """Return the reports of a session that went through the statuses, one a second."""
+    edges = itertools.pairwise((None, *statuses))
+    return [
+        report(before, status, second, notification_id=f"n-{second}" if ids else None)
+        for second, (before, status) in enumerate(edges)
+    ]
+
+
+def brief(state: SessionState) -> tuple[str, str | None, bool, bool]:
+    return state.status, state.previous_status, state.conflict, state.ambiguous
+
+
+@st.composite
+def deliveries(draw: st.DrawFn, reports: list[SessionTransition]) -> list[SessionTransition]:
+    """Deliver each report at least once, with copies, in any order; what is learned when is as it comes."""
+    copies = draw(st.lists(st.sampled_from(reports), max_size=6))
+    order = draw(st.permutations([*reports, *copies]))
+    return [replace(one, observed_at=at(second)) for second, one in enumerate(order)]
+
+
+_NON_TERMINAL = ["INITIALIZING", "RUNNING", "PAUSED", "STOPPING", "USAGE_PUSHING", "PUSH_COMPLETED"]
+_FAILING = [*_NON_TERMINAL, "FAILED", "COMPLETED"]
+
+
+@st.composite
+def acyclic(draw: st.DrawFn) -> list[str]:
+    middle = draw(st.permutations(_NON_TERMINAL))[: draw(st.integers(1, 6))]
+    return [*middle, *draw(st.sampled_from([[], ["COMPLETED"], ["FAILED"], ["CANCELED"]]))]
+
+
+@st.composite
+def cyclic(draw: st.DrawFn) -> list[str]:
+    """Walks that come back to statuses, to terminal ones too: a session may be re-opened."""
+    statuses = draw(st.lists(st.sampled_from(draw(st.sampled_from([_FAILING, _FAILING[:3]]))), min_size=1, max_size=12))
+    return [status for status, _ in itertools.groupby(statuses)]
+
+
+OFTEN = settings(max_examples=200, deadline=None)
+
+
+class TestProperties:
+    @OFTEN
+    @given(st.data(), acyclic(), st.booleans())
+    def test_an_acyclic_history_ends_in_its_last_status(self, data: st.DataObject, path: list[str], ids: bool) -> None:
+        state = fold(data.draw(deliveries(walk(*path, ids=ids))))
+        before = path[-2] if len(path) > 1 else None
+        assert brief(state) == (path[-1], before, False, False)
+        assert state.terminal == (path[-1] in ANY_TERMINAL)
+
+    @OFTEN
+    @given(st.data(), cyclic())
+    def test_a_cyclic_history_does_with_ids(self, data: st.DataObject, path: list[str]) -> None:
+        state = fold(data.draw(deliveries(walk(*path))))
+        assert (state.status, state.conflict, state.ambiguous) == (path[-1], False, False)
+
+    @OFTEN
+    @given(st.data(), cyclic(), st.sets(st.integers(0, 12)))
+    def test_without_ids_it_is_right_or_says_that_it_may_not_be(
+        self, data: st.DataObject, path: list[str], without: set[int]
+    ) -> None:
+        reports = [
+            replace(one, notification_id=None) if index in without else one for index, one in enumerate(walk(*path))
+        ]
+        state = fold(data.draw(deliveries(reports)))
+        assert state.ambiguous or (state.status, state.conflict) == (path[-1], False)
+        if state.ambiguous:
+            assert not state.terminal
+
+    @OFTEN
+    @given(st.data(), cyclic(), cyclic())
+    def test_the_order_in_which_reports_are_given_is_of_no_matter(
+        self, data: st.DataObject, one: list[str], other: list[str]
+    ) -> None:
+        """Whatever was lost, contradicts itself, or came in the same instant."""
+        reports = [*walk(*one), *walk(*other, ids=False)]
+        kept = data.draw(st.lists(st.sampled_from(reports), min_size=1, max_size=12))
+        assert fold(data.draw(st.permutations(kept))) == fold(kept)
+
+    @OFTEN
+    @given(st.data(), acyclic())
+    def test_losing_reports_never_invents_an_end(self, data: st.DataObject, path: list[str]) -> None:
+        reports = walk(*path)
+        state = fold(data.draw(st.lists(st.sampled_from(reports), min_size=1)))
+        assert state.status in path
+        assert not state.terminal or state.status == path[-1]
+
+
+class TestRules:
+    def test_a_whole_life(self) -> None:
+        state = fold(walk(*PATH))
+        assert brief(state) == ("COMPLETED", "PUSH_COMPLETED", False, False)
+
+    def test_what_is_late_moves_nothing(self) -> None:
+        reports = [*walk("INITIALIZING", "RUNNING", "COMPLETED"), report("PAUSED", "STOPPING", 99)]
+        assert brief(fold(reports)) == ("COMPLETED", "RUNNING", False, False)
+
+    def test_an_edge_from_the_terminal_status_re_opens(self) -> None:
+        reports = walk("INITIALIZING", "RUNNING", "FAILED", "RUNNING")
+        assert brief(fold(reports)) == ("RUNNING", "FAILED", False, False)
+        assert fold(reports[:3]).terminal
+        assert brief(fold([*reports, report("RUNNING", "COMPLETED", 9, notification_id="n-9")]))[0] == "COMPLETED"
+
+    def test_a_re_opening_that_comes_before_the_end_it_undoes(self) -> None:
+        reports = walk("RUNNING", "COMPLETED", "USAGE_PUSHING")
+        assert fold(reversed(reports)).status == "USAGE_PUSHING"
+
+    @pytest.mark.parametrize(
+        ("ends", "status"),
+        [
+            (("COMPLETED", "FAILED"), "FAILED"),
+            (("COMPLETED", "CANCELED"), "CANCELED"),
+            (("CANCELED", "FAILED"), "FAILED"),
+            (("TESTING_PASSED", "TESTING_FAILED"), "TESTING_FAILED"),
+        ],
+    )
+    def test_of_two_ends_the_graver_wins_and_it_is_a_conflict(self, ends: tuple[str, str], status: str) -> None:
+        for order in itertools.permutations(ends):
+            state = fold([report("RUNNING", end, second) for second, end in enumerate(order)])
+            assert (state.status, state.conflict, state.terminal) == (status, True, True)
+
+    def test_an_end_left_for_another_is_no_conflict(self) -> None:
+        assert brief(fold(walk("RUNNING", "FAILED", "COMPLETED"))) == ("COMPLETED", "FAILED", False, False)
+
+    def test_several_notifications_of_one_change_count_once(self) -> None:
+        """A second notification definition, filtered to FAILED, reports the same change with an id of its own."""
+        reports = [*walk("RUNNING", "FAILED"), report("RUNNING", "FAILED", 5, notification_id="twin")]
+        assert brief(fold(reports)) == ("FAILED", "RUNNING", False, False)
+
+    def test_a_loop_reported_unevenly_is_ambiguous(self) -> None:
+        reports = [*walk("RUNNING", "PAUSED", "RUNNING"), report("RUNNING", "PAUSED", 7, notification_id="twin")]
+        reports.append(report("RUNNING", "PAUSED", 8, notification_id="triplet"))
+        assert brief(fold(reports)) == ("PAUSED", "RUNNING", False, True)
+
+    def test_a_loop_without_its_entry_is_ambiguous(self) -> None:
+        state = fold(walk("RUNNING", "PAUSED", "RUNNING")[1:])
+        assert (state.status, state.ambiguous) == ("RUNNING", True)
+
+    def test_a_loop_that_was_entered_at_two_statuses_is_ambiguous(self) -> None:
+        reports = [*walk("RUNNING", "PAUSED", "RUNNING"), report("STOPPING", "PAUSED", 9, notification_id="x")]
+        assert fold(reports).ambiguous
+
+    def test_an_end_after_a_loop_is_no_less_an_end(self) -> None:
+        assert fold(walk("RUNNING", "PAUSED", "RUNNING", "COMPLETED", ids=False)).terminal
+
+    def test_without_previous_statuses_an_end_is_an_end_and_else_it_is_ambiguous(self) -> None:
+        lives = [report(None, "INITIALIZING", 1), report(None, "RUNNING", 2)]
+        assert brief(fold(lives)) == ("RUNNING", None, False, True)
+        assert brief(fold([*lives, report(None, "COMPLETED", 3)])) == ("COMPLETED", None, False, False)
+
+    @pytest.mark.parametrize("nothing", [None, "", "NULL", "NEVER_RUN"])
+    def test_the_run_reply_and_the_first_callout_are_the_same_change(self, nothing: str | None) -> None:
+        reply = report(None, "INITIALIZING", 0, source=Source.RUN)
+        callout = report(nothing, "INITIALIZING", 5, notification_id="n-1")
+        assert brief(fold([callout, reply])) == ("INITIALIZING", None, False, False)
+        assert fold([callout, reply, report("INITIALIZING", "RUNNING", 6)]).status == "RUNNING"
+
+    def test_a_change_to_itself_is_a_report_of_the_status(self) -> None:
+        assert brief(fold([report("RUNNING", "RUNNING")]))[0] == "RUNNING"
+        assert not fold([*walk("INITIALIZING", "RUNNING"), report("RUNNING", "RUNNING", 9)]).ambiguous
+
+    def test_an_unknown_status_is_kept(self) -> None:
+        assert brief(fold(walk("RUNNING", "HIBERNATING"))) == ("HIBERNATING", "RUNNING", False, False)
+
+
+class TestState:
+    def test_times_and_origin(self) -> None:
+        reports = [
+            report(None, "INITIALIZING", 7, started_at=at(3), source=Source.RUN),
+            report("INITIALIZING", "RUNNING", 50, started_at=at(2)),
+            report("RUNNING", "COMPLETED", 30, ended_at=at(28), source=Source.HISTORY, notification_id="n"),
+            report("RUNNING", "COMPLETED", 90, ended_at=at(29), notification_id="n"),
+        ]
+        state = fold(reports)
+        assert (state.started_at, state.begun_at, state.ended_at) == (at(2), at(2), at(29))
+        assert (state.first_observed_at, state.last_observed_at) == (at(7), at(90))
+        assert (state.observed_at, state.source) == (at(30), Source.HISTORY)
+        assert (state.session_id, state.meter_id, state.run_type) == ("R-1", "2470", RunType.NORMAL)
+
+    def test_without_a_start_it_is_when_it_was_first_heard_of(self) -> None:
+        assert fold([report(None, "RUNNING", 5)]).begun_at == at(5)
+
+    def test_a_session_that_goes_on_has_no_end(self) -> None:
+        reopened = [report("RUNNING", "FAILED", 1, ended_at=at(1)), report("FAILED", "INITIALIZING", 2)]
+        assert fold(reopened).ended_at is None
+
+    def test_a_debug_session_is_known_by_its_statuses(self) -> None:
+        assert fold([report(None, "TESTING")]).run_type is RunType.DEBUG
+        assert fold([report(None, "INITIALIZING", run_type=RunType.DEBUG)]).run_type is RunType.DEBUG
+
+    @pytest.mark.parametrize(
+        "reports",
+        [
+            [],
+            [report(None, "RUNNING"), report(None, "RUNNING", session_id="R-2")],
+            [report(None, "RUNNING"), report(None, "RUNNING", meter_id="7")],
+            [report(None, "RUNNING", session_id=None)],
+        ],
+    )
+    def test_it_is_of_one_session(self, reports: list[SessionTransition]) -> None:
+        with pytest.raises(ValueError, match="session"):
+            fold(reports)
+
+
+def test_every_terminal_status_has_its_place() -> None:
+    assert set(PRECEDENCE) == set(ANY_TERMINAL)
