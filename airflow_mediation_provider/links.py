@@ -47,18 +47,21 @@ def push_links(context: Context, url: str | None) -> None:
         context["ti"].xcom_push(key=MeterSessionLink.key, value=url)
 
 
-def push_session_link(context: Context, hook: MediationHook, meter_id: str, session_id: str | None) -> None:
+def push_session_link(
+    context: Context, hook: MediationHook, meter_id: str, session_id: str | None, run_id: str | None = None
+) -> None:
     """Show a session's address in Airflow's UI, where the session is known and the connection has a template for it.
 
     :param context: the running task's context
     :param hook: knows the connection; trouble with it is left to the calls that matter
     :param meter_id: the meter
     :param session_id: the session
+    :param run_id: Zuora's own id of the run, which only the reply of a run call tells
     """
     if session_id is None:
         return
     try:
-        url = hook.session_url(meter_id, session_id)
+        url = hook.session_url(meter_id, session_id, run_id)
     except MediationError:
         return
     push_links(context, url)

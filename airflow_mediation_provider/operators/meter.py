@@ -44,6 +44,10 @@ class RunMeterOperator(SessionWaitMixin, RunStartMixin, StopOnKillMixin, BaseOpe
     of reach, and the retries that follow from these find the session again. A retry after the session FAILED, and a
     user's *Clear*, start a new one. See ``run_state``.
 
+    Airflow 3.2 keeps nothing between two tries. There Zuora's ``uniqueKey`` alone prevents a second start, so a retry
+    that finds its key used never learns the session's id, a retry of a DEBUG run starts one more test, and a DAG run that
+    was deleted and made again under the same run id finds the key of the old one.
+
     :param meter_id: the meter; its id is in the URL of its page in Zuora. Templated
     :param version: the meter's version; Zuora documents ``0.0.1`` alone. Templated
     :param run_type: ``NORMAL``, or ``DEBUG`` for a test that writes nothing downstream. A DEBUG call is never repeated,
@@ -175,7 +179,7 @@ class RunMeterOperator(SessionWaitMixin, RunStartMixin, StopOnKillMixin, BaseOpe
             return self._go_on(context, memory.save(self._begin(context, request)), {})
         if kept.phase is Phase.DONE:
             self.log.info("An earlier try has the result already: session %s.", kept.session_id or "(unknown)")
-            push_session_link(context, self.hook, str(self.meter_id), kept.session_id)
+            push_session_link(context, self.hook, str(self.meter_id), kept.session_id, kept.run_id)
             return kept.result
         if kept.phase is Phase.CALLING:
             self.log.info("Going on with the start of an earlier try, which got no answer.")
@@ -214,7 +218,7 @@ class RunMeterOperator(SessionWaitMixin, RunStartMixin, StopOnKillMixin, BaseOpe
             state = self._start(context, state, since)
             self._say_started(state)
         self._state = state
-        push_session_link(context, self.hook, str(self.meter_id), state.session_id)
+        push_session_link(context, self.hook, str(self.meter_id), state.session_id, state.run_id)
         if not self.wait_for_completion:
             return self._returned(context, state, self._reply(state))
         wait = SessionWait(

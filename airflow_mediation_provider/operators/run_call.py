@@ -78,7 +78,7 @@ class RunCall:
             raise
         # A session was started in any case; a reply that does not name it is as good as a lost one.
         phase = Phase.STARTED if run.session_id else Phase.UNNAMED
-        return self._keep(phase=phase, session=_transition(run, self._now()).to_dict())
+        return self._keep(phase=phase, session=_transition(run, self._now()).to_dict(), run_id=run.run_id)
 
     def _send(self) -> MeterRun:
         request = dict(self.state.request)

@@ -27,7 +27,6 @@ else:
     _Operator = object
 
 _LONGEST_PAUSE: Final = 300.0
-_SETTLE: Final = 30.0
 
 
 class RunStartMixin(_Operator):
@@ -44,6 +43,7 @@ class RunStartMixin(_Operator):
     deferrable: bool
     poke_interval: float
     timeout: float
+    settle: float
     max_unreachable: float
     wait_for_capacity: bool
     capacity_timeout: float
@@ -154,7 +154,7 @@ class RunStartMixin(_Operator):
         if ti.try_number <= max(0, ti.max_tries - (self.retries or 0)) + 1:
             return False
         failures = TERMINAL[self.run_type] - {SUCCESS[self.run_type]}
-        for pause in (0, _SETTLE):
+        for pause in (0, self.settle):
             time.sleep(pause)
             if hook.run_status(str(self.meter_id), self.version) not in failures:
                 return False

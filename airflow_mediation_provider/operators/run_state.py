@@ -64,6 +64,7 @@ class RunState:
     :param called_at: just before the first call, UTC
     :param baseline: the meter version's status read just before the first call
     :param session: Zuora's reply as a ``SessionTransition`` in plain JSON
+    :param run_id: Zuora's own id of the run, for links
     :param ended_as: how the session ended, in one word
     :param result: what the task returns, once it has it
     """
@@ -78,6 +79,7 @@ class RunState:
     called_at: datetime | None = None
     baseline: str | None = None
     session: dict[str, Any] | None = None
+    run_id: str | None = None
     ended_as: str | None = None
     result: dict[str, Any] | None = None
     version: int = field(default=STATE_VERSION)

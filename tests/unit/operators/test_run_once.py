@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import os
 from typing import Any
 
 import pytest
@@ -65,6 +67,14 @@ def test_a_killed_worker_never_starts_twice(
     assert starts(sim) == 1
     assert session["status"] == "COMPLETED"
     assert session["session_id"] == sim.log(kind="start")[0]["session_id"]
+
+
+def test_the_link_may_need_the_id_of_the_run(sim: Simulator, ti: TaskInstance, monkeypatch: pytest.MonkeyPatch) -> None:
+    connection = json.loads(os.environ["AIRFLOW_CONN_MEDIATION_DEFAULT"])
+    connection["extra"]["ui_link_template"] = "https://zuora.example/runs/{run_id}"
+    monkeypatch.setenv("AIRFLOW_CONN_MEDIATION_DEFAULT", json.dumps(connection))
+    run(ti)
+    assert ti.xcoms["mediation_session_link"] == "https://zuora.example/runs/5468"
 
 
 def test_an_answer_that_was_not_kept_leaves_the_session_uncertain(sim: Simulator, ti: TaskInstance) -> None:
