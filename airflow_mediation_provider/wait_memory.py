@@ -65,7 +65,7 @@ class WaitMemory:
         A new try gets its own deadline and a new patience with Zuora, and keeps what is known about the session.
         """
         kept = self.last()
-        if kept is None or _question(kept) != _question(fresh):
+        if kept is None or question(kept) != question(fresh):
             return fresh
         if self._wait_try == self._try_number:
             return kept
@@ -92,6 +92,15 @@ class WaitMemory:
         self.method_name = method_name
         self._wait_try = self._try_number
         self._write(required=required)
+
+    def adopt(self, wait: Mapping[str, Any]) -> None:
+        """Take over what the trigger of this try knew when it ended without an end of the session.
+
+        :param wait: ``SessionWait.to_dict()``
+        """
+        self._wait = dict(wait)
+        self._wait_try = self._try_number
+        self._write(required=False)
 
     def count_crash(self) -> int:
         """Note that a trigger of this try crashed, and return how many did so far."""
@@ -121,6 +130,6 @@ class WaitMemory:
             log.warning("The state of the wait could not be kept; the wait goes on.", exc_info=True)
 
 
-def _question(wait: SessionWait) -> dict[str, Any]:
-    """Return what is waited for, without the deadline."""
+def question(wait: SessionWait) -> dict[str, Any]:
+    """Return what is waited for, without the deadline: two waits that ask the same may share what they know."""
     return {key: value for key, value in wait.condition.to_dict().items() if key != "until"}

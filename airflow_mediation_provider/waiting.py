@@ -183,19 +183,33 @@ class SessionWaitMixin(_Operator):
 
     def resume_execution(self, next_method: str, next_kwargs: dict[str, Any] | None, context: Context) -> Any:
         """Go on after a deferral; a trigger that crashed or stayed silent is no answer, so Zuora is asked again."""
+        event = (next_kwargs or {}).get("event")
+        if isinstance(event, Mapping) and isinstance(event.get("wait"), Mapping):
+            WaitMemory.of(context).adopt(event["wait"])
         try:
             # Not super(): a sensor's own version turns every error into a skip under soft_fail.
             return BaseOperator.resume_execution(self, next_method, next_kwargs, context)
         except TaskDeferralTimeout:
-            memory = WaitMemory.of(context)
+            memory = self._memory_after_trigger(context)
             result = self._last_look(memory.last())
             return getattr(self, memory.method_name)(context, event=result.to_dict())
         except TaskDeferralError as error:
-            crashes = WaitMemory.of(context).count_crash()
+            crashes = self._memory_after_trigger(context).count_crash()
             self.log.warning("The trigger ended without an answer (%s): asking Zuora again and waiting on.", error)
             if crashes == MAX_TRIGGER_CRASHES:
                 self.log.warning("It did so %d times in this try: the wait stays on the worker now.", crashes)
             return self.execute(context)
+
+    @staticmethod
+    def _memory_after_trigger(context: Context) -> WaitMemory:
+        """Return what is known of the wait after its trigger ended without a word."""
+        from airflow_mediation_provider.triggers.memory import kept_by_trigger
+
+        memory = WaitMemory.of(context)
+        kept = kept_by_trigger(context["ti"])
+        if kept is not None:
+            memory.adopt(kept)
+        return memory
 
     def execute_complete(self, context: Context, event: Any = None) -> Any:
         """Go on with the trigger's event; to be overridden."""

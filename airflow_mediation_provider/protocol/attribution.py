@@ -160,6 +160,11 @@ class Attribution:
         if baseline is not None:
             self._take_baseline(baseline, self._since)
 
+    @property
+    def bound(self) -> bool:
+        """Whether the awaited session is known to have begun."""
+        return self._begun_at is not None
+
     def contradict(self, reason: str) -> None:
         """Note that the promise of ``exclusive`` is not kept: no result of these polls is certain from now on.
 

@@ -123,6 +123,16 @@ class SessionWait:
         return self._condition
 
     @property
+    def created_at(self) -> datetime:
+        """When the wait began."""
+        return self._created_at
+
+    @property
+    def bound(self) -> bool:
+        """Whether the awaited session is known to have begun."""
+        return self._attribution.bound
+
+    @property
     def result(self) -> WaitResult | None:
         """The end of the wait, once it has come; a run reply can bring it before the first reading."""
         return self._result

@@ -76,12 +76,14 @@ class MeterSessionTrigger(BaseTrigger):
 
     async def run(self) -> AsyncIterator[TriggerEvent]:
         """Wait; log each change of the session once, and a sign of life every few minutes."""
-        result = await self._follow(SessionWait.from_dict(self.wait))
-        yield self._event(result, may_end=self.end_from_trigger)
+        yield await self._follow(SessionWait.from_dict(self.wait))
 
-    async def _follow(self, wait: SessionWait, *, eager: bool = False) -> WaitResult:
+    async def _follow(self, wait: SessionWait, *, eager: bool = False) -> TriggerEvent:
         from airflow_mediation_provider import watch
+        from airflow_mediation_provider.triggers.memory import TriggerMemory
 
+        memory = TriggerMemory(self.task_instance)
+        wait = await memory.recall(wait)
         waiter = watch.subscribe(self.mediation_conn_id, wait, poll_interval=self.poll_interval, eager=eager)
         try:
             await self._prepare(wait.condition)
@@ -90,9 +92,12 @@ class MeterSessionTrigger(BaseTrigger):
                 for line in news.lines:
                     self.log.info(line)
                 if news.result is not None:
-                    return news.result
+                    break
+                await memory.keep(wait)
         finally:
             waiter.close()
+        await memory.forget()
+        return self._event(wait, news.result)
 
     async def _prepare(self, condition: SessionCondition) -> None:  # noqa: ARG002  # for the class below
         """Do what is to be done once, when the waiting has begun."""
@@ -101,12 +106,14 @@ class MeterSessionTrigger(BaseTrigger):
             MeterSessionTrigger._asked_before = True
             await self._task_state()
 
-    def _event(self, result: WaitResult, *, may_end: bool) -> TriggerEvent:
+    def _event(self, wait: SessionWait, result: WaitResult) -> TriggerEvent:
         """Return the event; every end but success goes on on a worker, where Airflow does all it does for a task."""
-        if may_end and result.end is WaitEnd.MET:
+        if result.end is WaitEnd.MET and self.end_from_trigger:
             self.log.info(result.message)
             return TaskSuccessEvent(xcoms={"return_value": result.session})
-        return TriggerEvent(result.to_dict())
+        # The next try takes up the wait of a session that has not ended.
+        memory = {"wait": wait.to_dict()} if result.end is WaitEnd.UNREACHABLE else {}
+        return TriggerEvent({**result.to_dict(), **memory})
 
     async def cleanup(self) -> None:
         """Let the hub close its connections if this was its last waiter; nothing is asked of Zuora here."""
@@ -287,9 +294,9 @@ class MeterSessionStartTrigger(MeterSessionTrigger):
         except ValueError as error:
             yield TriggerEvent(WaitResult(end=WaitEnd.MISCONFIGURED, message=str(error)).to_dict())
             return
-        result = await self._follow(wait, eager=True)
-        may_end = self.end_from_trigger and self.task is not None and may_end_without_worker(self.task)
-        yield self._event(result, may_end=may_end)
+        task = self.task
+        self.end_from_trigger = self.end_from_trigger and task is not None and may_end_without_worker(task)
+        yield await self._follow(wait, eager=True)
 
     async def _prepare(self, condition: SessionCondition) -> None:
         """Show the session's address in the UI from now on, as a worker does before it waits."""

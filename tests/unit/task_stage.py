@@ -14,6 +14,7 @@ from functools import partial
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
+from airflow.sdk.bases.xcom import BaseXCom
 from airflow.sdk.exceptions import (
     AirflowFailException,
     AirflowRescheduleException,
@@ -71,14 +72,15 @@ class Stage:
     trigger_crashes: int = 0
     triggerer_is_down: bool = False
     xcoms: dict[str, Any] = field(default_factory=dict)
+    id: uuid.UUID = field(default_factory=uuid.uuid4)
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        return {"id": self.id, "dag_id": "dag", "task_id": "wait", "run_id": "run", "map_index": -1}
 
     def context(self, start_date: datetime) -> Any:
         ti = SimpleNamespace(
-            id=uuid.uuid4(),
-            dag_id="dag",
-            task_id="wait",
-            run_id="run",
-            map_index=-1,
+            **self.identity,
             try_number=self.try_number,
             max_tries=self.retries,
             start_date=start_date,
@@ -91,6 +93,9 @@ class Stage:
     def play(self, make: Callable[[], Any]) -> Ending:
         """Run one try of the task to its end; ``make`` parses the DAG anew, as each worker does."""
         self.try_number += 1
+        self.id = uuid.uuid4()
+        if not make().start_from_trigger:
+            self.xcoms = {}  # a worker that begins a try deletes the XComs of the last one
         start_date, workers, events, resume = self.clock.now(), 0, [], "execute_complete"
         task = make()
         if task.start_from_trigger:
@@ -137,6 +142,16 @@ class Stage:
             except Exception as error:
                 return Ending("up_for_retry", None, error, True, events, workers)
 
+    def xcom_get_one(self, *, key: str, **task: Any) -> Any:
+        assert task == {"dag_id": "dag", "task_id": "wait", "run_id": "run", "map_index": -1}
+        return self.xcoms.get(key)
+
+    def xcom_set(self, *, key: str, value: Any, **_: Any) -> None:
+        self.xcoms[key] = through_json(value)
+
+    def xcom_delete(self, *, key: str, **_: Any) -> None:
+        del self.xcoms[key]
+
     def _render(self, task: Any, kwargs: dict[str, Any]) -> dict[str, Any]:
         """Render what Airflow renders in the triggerer: arguments that are template fields of the operator."""
         default = "{{ dag_run.data_interval_start or dag_run.run_after }}"
@@ -165,14 +180,17 @@ class Stage:
             module, _, name = path.rpartition(".")
             trigger = getattr(import_module(module), name)(**through_json(kwargs))
             trigger.timeout_after = timeout
+            trigger._task_instance = SimpleNamespace(**self.identity)
             if task.start_from_trigger:
-                trigger._task_instance = SimpleNamespace(task=task, axcom_push=self._push)
+                trigger._task_instance = SimpleNamespace(**self.identity, task=task, axcom_push=self._push)
             try:
                 async with asyncio.timeout(limit):
                     async for event in trigger.run():
                         return event
             except TimeoutError:
                 return "Trigger timeout"
+            except ZeroDivisionError:
+                return "Trigger failure"
             finally:
                 await trigger.cleanup()
 
@@ -192,9 +210,10 @@ def set_up(clock: Clock, zuora: Zuora, monkeypatch: pytest.MonkeyPatch) -> Stage
     from airflow.sdk.bases.operator import ExecutorSafeguard
 
     from airflow_mediation_provider.sensors import meter_session as sensors
+    from airflow_mediation_provider.triggers import memory
 
     monkeypatch.setattr(ExecutorSafeguard, "test_mode", True)
-    for module in (waiting, sensors):
+    for module in (waiting, sensors, memory):
         monkeypatch.setattr(module, "utcnow", clock.now)
     monkeypatch.setattr(waiting, "time", SimpleNamespace(sleep=clock.sleep, monotonic=lambda: clock.seconds))
     monkeypatch.setattr(waiting.SessionWaitMixin, "_make_hook", lambda self, **_: SyncHook(zuora))
@@ -203,4 +222,17 @@ def set_up(clock: Clock, zuora: Zuora, monkeypatch: pytest.MonkeyPatch) -> Stage
     monkeypatch.setattr(watch, "Hub", partial(Hub, now=clock.now))
     monkeypatch.setattr(watch, "_open_hook", zuora.open)
     monkeypatch.setattr(watch, "open_hook", lambda *_, **__: zuora.open())
-    return Stage(clock, zuora)
+    stage = Stage(clock, zuora)
+    for name in ("get_one", "set", "delete"):
+        monkeypatch.setattr(BaseXCom, name, getattr(stage, f"xcom_{name}"))
+    monkeypatch.setattr("asgiref.sync.sync_to_async", in_place)
+    return stage
+
+
+def in_place(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Call in the loop what Airflow's triggerer would call in a thread: virtual time knows no threads."""
+
+    async def call(**arguments: Any) -> Any:
+        return function(**arguments)
+
+    return call

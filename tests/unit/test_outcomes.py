@@ -16,6 +16,7 @@ from airflow_mediation_provider.exceptions import (
     MeterSessionUncertain,
 )
 from airflow_mediation_provider.protocol.errors import MisconfigurationError, PermanentError, TransientError
+from airflow_mediation_provider.protocol.wait import SessionWait
 from airflow_mediation_provider.sensors.meter_session import MeterSessionSensor
 
 if TYPE_CHECKING:
@@ -81,7 +82,10 @@ def test_the_deadline_passed(stage: Stage, mode: str, soft_fail: bool, state: st
 
 @pytest.mark.parametrize("soft_fail", [False, True])
 def test_zuora_unreachable_for_long_fails_and_the_retry_waits_on(stage: Stage, mode: str, soft_fail: bool):
-    stage.zuora.script("m", *HEALTHY, (300, DOWN), (5000, "RUNNING"), (5300, "COMPLETED"))
+    # The session ends while Zuora is out of reach, in the status that the meter had before it began.
+    stage.zuora.script("m", *HEALTHY, (300, DOWN), (5000, "COMPLETED"))
+    if mode == "started in the triggerer":  # no worker ever kept anything; the retry sees the session go on
+        stage.zuora.script("m", *HEALTHY, (300, DOWN), (5000, "RUNNING"), (5300, "COMPLETED"))
     make = sensor(mode, soft_fail=soft_fail, max_unreachable=1800)
     ending = stage.play(make)
     assert ending.state == "up_for_retry"
@@ -168,6 +172,34 @@ def test_a_triggerer_that_dies_is_replaced_by_another(stage: Stage, mode: str):
     ending = stage.play(sensor(mode, session_id="S-1"))
     assert ending.state == "success"
     assert stage.clock.seconds < 1100
+
+
+def test_a_triggerer_that_dies_takes_no_knowledge_along(stage: Stage, mode: str):
+    # The session began and was seen, and ends while no triggerer looks: as before, the meter is COMPLETED.
+    stage.zuora.script("m", (0, "COMPLETED"), (100, "RUNNING"), (401, "COMPLETED"))
+    stage.triggerer_dies_at = 400
+    ending = stage.play(sensor(mode))
+    assert ending.state == "success"
+    assert stage.clock.seconds < 600
+    assert "mediation_session_wait" not in stage.xcoms
+
+
+def test_a_trigger_that_crashes_takes_no_knowledge_along(stage: Stage, mode: str, monkeypatch: pytest.MonkeyPatch):
+    stage.zuora.script("m", (0, "COMPLETED"), (100, "RUNNING"), (401, "COMPLETED"))
+
+    def crash_late(wait: Any, reading: Any) -> Any:
+        if stage.clock.seconds > 380 and not crashed and "deferrable" in MODES[mode]:
+            crashed.append(1)
+            raise ZeroDivisionError
+        return observe(wait, reading)
+
+    observe, crashed = SessionWait.observe, []
+    if mode == "deferrable":
+        monkeypatch.setattr(SessionWait, "observe", crash_late)
+    ending = stage.play(sensor(mode))
+    assert ending.state == "success"
+    assert stage.clock.seconds < 600
+    assert len(crashed) == (mode == "deferrable")
 
 
 def test_a_deadline_is_kept_when_the_trigger_moves(stage: Stage, mode: str):

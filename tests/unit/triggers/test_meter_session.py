@@ -16,6 +16,7 @@ from airflow_mediation_provider.protocol.condition import SessionCondition
 from airflow_mediation_provider.protocol.errors import MisconfigurationError, NotRunningError
 from airflow_mediation_provider.protocol.wait import SessionWait, WaitEnd, WaitResult
 from airflow_mediation_provider.triggers.meter_session import MeterSessionStartTrigger, MeterSessionTrigger
+from tests.unit.task_stage import in_place
 from tests.unit.virtual import EPOCH, run, through_json
 
 if TYPE_CHECKING:
@@ -264,11 +265,7 @@ def task_state(monkeypatch: pytest.MonkeyPatch):
         return answers["states"]
 
     monkeypatch.setattr(RuntimeTaskInstance, "get_task_states", staticmethod(get_task_states))
-
-    async def in_place(function, **query):
-        return function(**query)
-
-    monkeypatch.setattr("asgiref.sync.sync_to_async", lambda function: lambda **query: in_place(function, **query))
+    monkeypatch.setattr("asgiref.sync.sync_to_async", in_place)
     return answers
 
 
