@@ -112,7 +112,6 @@ def fold(transitions: Iterable[SessionTransition]) -> SessionState:
         raise ValueError("a transition that names no session cannot be folded")
     status, conflict, ambiguous = _present(reports)
     told = _telling(reports, status)
-    previous = None if told.previous_status in _NO_STATUS else told.previous_status
     started = [report.started_at for report in reports if report.started_at is not None]
     ended = [report.ended_at for report in reports if report.ended_at is not None and report.status == status]
     debug = any(report.run_type is RunType.DEBUG or report.status in DEBUG_ONLY for report in reports)
@@ -120,7 +119,7 @@ def fold(transitions: Iterable[SessionTransition]) -> SessionState:
         session_id=session_id,
         meter_id=meter_id,
         status=status,
-        previous_status=previous,
+        previous_status=_before(told),
         run_type=RunType.DEBUG if debug else RunType.NORMAL,
         started_at=min(started, default=None),
         ended_at=max(ended, default=None) if status in ANY_TERMINAL else None,
@@ -136,6 +135,12 @@ def _order(report: SessionTransition) -> tuple[datetime, str, str, str, str]:
     """Return a total order: by time, and by what it says where two came at the same instant."""
     edge = (report.previous_status or "", report.status)
     return (report.observed_at, *edge, report.notification_id or "", str(report.source))
+
+
+def _before(report: SessionTransition) -> str | None:
+    """Return the status that a report names as the one before; a change of a status to itself names none."""
+    before = report.previous_status
+    return None if before in _NO_STATUS or before == report.status else before
 
 
 def _present(reports: list[SessionTransition]) -> tuple[str, bool, bool]:
@@ -172,10 +177,7 @@ def _count(reports: list[SessionTransition]) -> dict[Edge, int | None]:
     """Return each edge with the number of notifications that report it; ``None`` where one of them bears no id."""
     ids: dict[Edge, set[str | None]] = defaultdict(set)
     for report in reports:
-        before = report.previous_status
-        # A change from a status to itself is a report of the status, with the one before not known.
-        unknown = before in _NO_STATUS or before == report.status
-        ids[(None if unknown else before, report.status)].add(report.notification_id)
+        ids[(_before(report), report.status)].add(report.notification_id)
     return {edge: None if None in known else len(known) for edge, known in ids.items()}
 
 
@@ -205,9 +207,8 @@ def _end_of_cycle(cycle: frozenset[str], walked: dict[Edge, int | None]) -> str 
             balance[str(before)] -= times
         else:
             entries.add(status)
-    # A walk enters a cycle once, however many edges were reported that lead to that status.
-    if len(entries) > 1:
-        return None
+    # A walk enters a cycle once, however many edges were reported that lead to its first status there. Two such
+    # statuses leave two arrivals too many, and so no single end.
     balance.update(entries)
     surplus = [status for status, count in balance.items() if count > 0]
     return surplus[0] if len(surplus) == 1 and balance[surplus[0]] == 1 else None
@@ -223,6 +224,6 @@ def _telling(reports: list[SessionTransition], status: str) -> SessionTransition
     copies: dict[tuple[Edge, str | None], SessionTransition] = {}
     for report in reports:
         if report.status == status:
-            copies.setdefault(((report.previous_status, report.status), report.notification_id), report)
-    known = [report for report in copies.values() if report.previous_status not in _NO_STATUS]
+            copies.setdefault(((_before(report), report.status), report.notification_id), report)
+    known = [report for report in copies.values() if _before(report) is not None]
     return (known or list(copies.values()))[-1]

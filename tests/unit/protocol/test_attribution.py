@@ -75,14 +75,16 @@ class TestKnownSession:
         assert read(polls, (40, "COMPLETED"), (69, "COMPLETED")).outcome is Outcome.WAITING
         assert read(polls, (70, "COMPLETED")) == PollVerdict(Outcome.MET, status="COMPLETED", certain=True)
 
-    def test_polls_that_differ_do_not_agree(self) -> None:
+    @pytest.mark.parametrize("other", ["CANCELED", "PAUSED", "99"])
+    def test_polls_that_differ_do_not_agree(self, other: str) -> None:
         polls = known(baseline="FAILED")
-        readings = (40, "COMPLETED"), (60, "CANCELED"), (75, "COMPLETED"), (89, "COMPLETED")
+        readings = (40, "COMPLETED"), (60, other), (75, "COMPLETED"), (89, "COMPLETED")
         assert read(polls, *readings).outcome is Outcome.WAITING
 
     def test_agreeing_takes_a_second_poll_even_with_nothing_to_settle(self) -> None:
         polls = Attribution(KNOWN, since=at(0), begun=True, baseline="FAILED", exclusive=True, settle=timedelta())
-        assert read(polls, (1, "COMPLETED"), (2, "COMPLETED")).certain
+        assert read(polls, (1, "COMPLETED"), (1, "COMPLETED")).outcome is Outcome.WAITING
+        assert read(polls, (2, "COMPLETED")).certain
 
     @pytest.mark.parametrize("baseline", ["COMPLETED", None])
     def test_the_same_end_as_before_ends_it_late_and_uncertain(self, baseline: str | None) -> None:
@@ -114,6 +116,10 @@ class TestKnownSession:
     def test_back_to_initializing_is_a_newer_run(self) -> None:
         verdict = read(known(), (40, "RUNNING"), (90, "INITIALIZING"), (120, "RUNNING"), (200, "COMPLETED"))
         assert (verdict.outcome, verdict.certain, verdict.reason) == (Outcome.MET, False, NEWER_RUN)
+
+    def test_initializing_after_what_may_be_stale_is_not(self) -> None:
+        readings = (5, "RUNNING"), (6, "FAILED"), (40, "INITIALIZING"), (50, "RUNNING"), (90, "COMPLETED")
+        assert read(known(), *readings).certain
 
     def test_pausing_and_resuming_is_not(self) -> None:
         verdict = read(known(), (40, "RUNNING"), (90, "STOPPING"), (95, "PAUSED"), (120, "RUNNING"), (200, "COMPLETED"))
@@ -172,6 +178,11 @@ class TestStatusesThatPass:
         running = SessionCondition(meter_id="2470", session_id="R-1", statuses=("RUNNING",))
         verdict = read(known(running), (5, "RUNNING"), (35, "COMPLETED"))
         assert (verdict.outcome, verdict.status, verdict.certain) == (Outcome.MET, "RUNNING", False)
+
+    def test_a_glimpse_of_what_was_there_before_is_none(self) -> None:
+        paused = SessionCondition(meter_id="2470", session_id="R-1", statuses=("PAUSED",))
+        verdict = read(known(paused, baseline="PAUSED"), (5, "PAUSED"), (40, "RUNNING"), (60, "FAILED"))
+        assert verdict.outcome is Outcome.FAILED
 
     def test_any_end_meets_what_waits_for_any(self) -> None:
         ends = ("COMPLETED", "FAILED", "CANCELED")

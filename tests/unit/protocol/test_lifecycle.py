@@ -188,7 +188,7 @@ class TestRules:
         assert fold([callout, reply, report("INITIALIZING", "RUNNING", 6)]).status == "RUNNING"
 
     def test_a_change_to_itself_is_a_report_of_the_status(self) -> None:
-        assert brief(fold([report("RUNNING", "RUNNING")]))[0] == "RUNNING"
+        assert brief(fold([report("RUNNING", "RUNNING")])) == ("RUNNING", None, False, False)
         assert not fold([*walk("INITIALIZING", "RUNNING"), report("RUNNING", "RUNNING", 9)]).ambiguous
 
     def test_an_unknown_status_is_kept(self) -> None:
@@ -211,6 +211,10 @@ class TestState:
 
     def test_without_a_start_it_is_when_it_was_first_heard_of(self) -> None:
         assert fold([report(None, "RUNNING", 5)]).begun_at == at(5)
+
+    def test_the_report_that_names_the_status_before_tells_more(self) -> None:
+        reports = [report("INITIALIZING", "RUNNING", 1), report(None, "RUNNING", 5, source=Source.HISTORY)]
+        assert (fold(reports).previous_status, fold(reports).source) == ("INITIALIZING", Source.CALLOUT)
 
     def test_a_session_that_goes_on_has_no_end(self) -> None:
         reopened = [report("RUNNING", "FAILED", 1, ended_at=at(1)), report("FAILED", "INITIALIZING", 2)]

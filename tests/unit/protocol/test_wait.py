@@ -110,6 +110,9 @@ class TestLines:
         assert read(wait, 260, "RUNNING").lines == ()
         assert wait.fault(DOWN, at(300)).lines == (line,)
 
+    def test_the_status_of_the_run_reply_is_as_old_as_the_session(self) -> None:
+        assert started(created_at=at(100)).heartbeat(at(160)) == "still INITIALIZING, 2m 40s so far"
+
     def test_a_heartbeat_before_anything_is_known(self) -> None:
         assert sensing().heartbeat(at(45)) == "no status read yet, 45s so far"
 
@@ -222,6 +225,19 @@ class TestDeadline:
         assert result.message.endswith("(no status was read); Zuora gave no good answer since 2026-03-31 09:00:10 UTC.")
         assert result.last_status is None
 
+    def test_what_comes_late_is_not_the_last_status(self) -> None:
+        wait = sensing(until=at(100))
+        for second, status in ((50, "COMPLETED"), (10, "FAILED"), (60, "COMPLETED")):
+            read(wait, second, status)
+        result = wait.tick(at(100)).result
+        assert result is not None
+        assert (result.last_status, result.last_status_since) == ("COMPLETED", "2026-03-31T09:00:50+00:00")
+
+    def test_a_misconfiguration_outweighs_it(self) -> None:
+        result = sensing(until=at(1)).fault(DENIED, at(1)).result
+        assert result is not None
+        assert result.end is WaitEnd.MISCONFIGURED
+
     def test_a_reading_after_it_that_ends_the_wait_counts(self) -> None:
         wait = started(until=at(100))
         read(wait, 40, "RUNNING")
@@ -246,10 +262,10 @@ class TestPatience:
         wait = started(max_unreachable=timedelta(minutes=10))
         read(wait, 40, "RUNNING")
         assert [wait.fault(DOWN, at(s)).result for s in (100, 300, 699)] == [None, None, None]
-        result = wait.fault(DOWN, at(703)).result
+        result = wait.fault(DOWN, at(700)).result
         assert result is not None
         assert result.end is WaitEnd.UNREACHABLE
-        assert result.message == ("Zuora gave no good answer for 10m 3s, since 2026-03-31 09:01:40 UTC: HTTP 503.")
+        assert result.message == ("Zuora gave no good answer for 10m, since 2026-03-31 09:01:40 UTC: HTTP 503.")
         assert result.last_status == "RUNNING"
 
     def test_a_good_answer_begins_it_anew(self) -> None:
@@ -409,6 +425,15 @@ class TestClocks:
         wait = started(created_at=at(5000))
         read(wait, 5001, "RUNNING")
         assert read(wait, 5002, "COMPLETED").result is not None
+
+    def test_a_sensors_since_long_ago_makes_no_reading_older(self) -> None:
+        wait = SessionWait(condition(None, since=at(-3600)), created_at=at(0), exclusive=True)
+        readings = [(1, "COMPLETED"), (3, "RUNNING"), (32, "COMPLETED")]
+        assert [read(wait, *reading).result for reading in readings] == [None, None, None]
+        result = read(wait, 33, "COMPLETED").result
+        assert result is not None
+        assert result.session is not None
+        assert result.session["certain"] is False
 
     def test_times_of_any_zone_and_of_pendulum_are_taken(self) -> None:
         zone = timezone(timedelta(hours=-7))
