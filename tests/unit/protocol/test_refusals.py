@@ -190,6 +190,12 @@ def test_words_without_a_code(words, kind):
     assert type(of(reply(400, {"message": words}))) is kind
 
 
+def test_words_count_less_than_a_code():
+    error = of(coded("70002023", "The eventStoreId of the meter is unknown"))
+
+    assert type(error) is PermanentError
+
+
 def test_refused():
     assert refused(reply(200, {"success": False}), {"success": False})
     assert refused(reply(302), {})
