@@ -47,7 +47,8 @@ class WaitMemory:
         record = store.get(KEY) if store is not None else None
         if not isinstance(record, Mapping) or record.get("generation") != generation:
             record = {}
-        self._wait: dict[str, Any] | None = record.get("wait")
+        wait = record.get("wait")
+        self._wait: dict[str, Any] | None = dict(wait) if isinstance(wait, Mapping) else None
         self._wait_try: int | None = record.get("wait_try")
         self.method_name: str = record.get("method_name", "execute_complete")
         crashed = record.get("crashed", {})

@@ -288,7 +288,9 @@ _REFUSED: Final = {
 
 def _is_known(value: Any) -> bool:
     """Say whether an argument is what it will be when the task runs."""
-    return all(map(_is_known, value)) if isinstance(value, list | tuple | set) else not is_template(value)
+    if isinstance(value, list | tuple | set):
+        return all(map(_is_known, value))
+    return not isinstance(value, Mapping) and not is_template(value)
 
 
 def _check_in_triggerer(name: str, value: Any) -> None:

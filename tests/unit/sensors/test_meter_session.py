@@ -1,0 +1,284 @@
+"""What MeterSessionSensor refuses when a DAG is parsed, and how it is set up to start in the triggerer."""
+
+from __future__ import annotations
+
+import json
+from datetime import UTC, datetime, timedelta
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from airflow.sdk import DAG, BaseOperator
+from airflow.triggers.base import StartTriggerArgs
+
+from airflow_mediation_provider.protocol.status import RunType
+from airflow_mediation_provider.sensors import meter_session
+from airflow_mediation_provider.sensors.meter_session import MeterSessionSensor
+from airflow_mediation_provider.triggers.meter_session import MeterSessionStartTrigger
+from airflow_mediation_provider.waiting import may_end_without_worker
+
+if TYPE_CHECKING:
+    from tests.unit.task_stage import Stage
+
+
+def sensor(**arguments: Any) -> MeterSessionSensor:
+    with DAG("dag", schedule=None):
+        return MeterSessionSensor(**{"task_id": "wait", "meter_id": "12", **arguments})
+
+
+@pytest.mark.parametrize(
+    ("arguments", "names"),
+    [
+        ({"meter_id": ""}, "meter_id"),
+        ({"meter_id": None}, "meter_id"),
+        ({"version": " "}, "version"),
+        ({"session_id": ""}, "session_id"),
+        ({"session_id": "R-1", "since": "2026-01-01T00:00:00Z"}, "session_id and since"),
+        ({"session_id": "{{ x }}", "since": "{{ y }}"}, "session_id and since"),
+        ({"since": "yesterday"}, "since"),
+        ({"since": "2026-01-01"}, "since"),
+        ({"since": datetime(2026, 1, 1)}, "since"),
+        ({"run_type": "TEST"}, "run_type must be one of NORMAL, DEBUG"),
+        ({"statuses": "COMPLETD"}, "statuses.*COMPLETED"),
+        ({"statuses": []}, "statuses"),
+        ({"statuses": ["COMPLETED", "{{ x }}", "COMPLETD"]}, "COMPLETD|nothing"),
+        ({"fail_on": "NEVER"}, "fail_on"),
+        ({"fail_on": ["COMPLETED"]}, "both statuses and fail_on"),
+        ({"statuses": "FAILED", "fail_on": ["FAILED"]}, "both statuses and fail_on"),
+        ({"run_type": "DEBUG", "statuses": "COMPLETED"}, "statuses.*TESTING_PASSED"),
+        ({"previous_statuses": ["RUNNING"]}, "previous_statuses.*callouts"),
+        ({"poke_interval": 0}, "poke_interval"),
+        ({"timeout": -1}, "timeout"),
+        ({"max_unreachable": -1}, "max_unreachable"),
+        ({"max_unreachable": "1h"}, "max_unreachable"),
+        ({"settle": -1}, "settle"),
+        ({"mode": "defer"}, "mode"),
+        ({"never_fail": True}, "never_fail"),
+        ({"silent_fail": True}, "silent_fail"),
+        ({"exponential_backoff": True}, "exponential_backoff"),
+        ({"max_wait": 60}, "max_wait"),
+    ],
+    ids=str,
+)
+def test_the_impossible_is_refused_when_the_dag_is_parsed(arguments, names):
+    if names == "COMPLETD|nothing":
+        sensor(**arguments)  # one template among them: all are checked when it is rendered
+        return
+    with pytest.raises(ValueError, match=names):
+        sensor(**arguments)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        {},
+        {"run_type": RunType.DEBUG, "statuses": "TESTING_PASSED"},
+        {"run_type": "debug"},
+        {"statuses": ("PAUSED", "COMPLETED"), "fail_on": []},
+        {"since": datetime(2026, 1, 1, tzinfo=UTC)},
+        {"since": "2026-01-01T00:00:00+01:00"},
+        {"since": "{{ data_interval_start }}", "statuses": "{{ params.status }}", "run_type": "{{ params.type }}"},
+        {"poke_interval": timedelta(minutes=2), "timeout": timedelta(days=2), "max_unreachable": timedelta(hours=3)},
+        {"deferrable": True, "mode": "reschedule"},
+        {"timeout": 0},
+    ],
+    ids=str,
+)
+def test_the_possible_is_not(arguments):
+    sensor(**arguments)
+
+
+def test_the_output_of_a_run_names_the_session(stage: Stage):
+    stage.zuora.script("12", (0, "RUNNING"), (700, "COMPLETED"))
+    output = {"session_id": "R-00005468", "status": "RUNNING", "meter_id": "12"}
+    ending = stage.play(lambda: sensor(session_id=output, poke_interval=20))
+    assert ending.xcom["session_id"] == "R-00005468"
+    ending = stage.play(lambda: sensor(session_id={"session_id": None}))
+    assert ending.state == "failed"
+    assert "session_id" in str(ending.error)
+
+
+def test_a_run_that_returned_nothing_is_not_waited_for(stage: Stage):
+    ending = stage.play(lambda: sensor(session_id="{{ None }}".replace("{{ None }}", "None")))
+    assert ending.state == "failed"
+    assert stage.zuora.asked == []
+
+
+def test_since_is_the_data_interval_else_when_the_run_was_due():
+    starts, due = datetime(2026, 3, 31, tzinfo=UTC), datetime(2026, 4, 1, tzinfo=UTC)
+    for interval_start, expected in ((starts, starts), (None, due)):
+        dag_run = SimpleNamespace(data_interval_start=interval_start, run_after=due)
+        assert MeterSessionSensor._default_since({"dag_run": dag_run}) == expected
+
+
+def test_reschedule_needs_airflow_33(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(meter_session, "AIRFLOW_V_3_3_PLUS", False)
+    with pytest.raises(ValueError, match=r"reschedule.*3\.3"):
+        sensor(mode="reschedule")
+    sensor(mode="reschedule", deferrable=True)
+    sensor(mode="poke")
+
+
+# ---- started in the triggerer ----------------------------------------------------------------------------------------
+
+
+def test_it_is_set_on_the_instance_never_on_the_class():
+    started = sensor(start_from_trigger=True)
+    assert started.start_from_trigger is True
+    assert started.deferrable is True
+    assert MeterSessionSensor.start_from_trigger is False
+    assert MeterSessionSensor.start_trigger_args is None
+    assert sensor().start_from_trigger is False
+
+
+def test_the_arguments_are_json_and_make_the_trigger():
+    args = sensor(
+        start_from_trigger=True, statuses=("COMPLETED", "PAUSED"), timeout=600, poke_interval=5, soft_fail=True
+    ).start_trigger_args
+    assert isinstance(args, StartTriggerArgs)
+    kwargs = json.loads(json.dumps(args.trigger_kwargs))
+    assert args.trigger_cls.endswith(MeterSessionStartTrigger.__qualname__)
+    trigger = MeterSessionStartTrigger(**kwargs)
+    assert trigger.serialize()[1] == kwargs | {"arguments_version": 1}
+    assert kwargs["statuses"] == ["COMPLETED", "PAUSED"]
+    assert args.timeout == timedelta(seconds=660)
+    assert (kwargs["timeout"], kwargs["backstop"]) == (600, 660)
+    assert args.next_method == "execute_complete"
+
+
+def test_what_airflow_renders_has_the_same_name_on_both_sides():
+    started = sensor(start_from_trigger=True)
+    trigger = MeterSessionStartTrigger(**started.start_trigger_args.trigger_kwargs)
+    rendered = {name for name in started.template_fields if name in started.start_trigger_args.trigger_kwargs}
+    assert rendered == set(started.template_fields)
+    assert all(hasattr(trigger, name) for name in rendered)
+
+
+def test_since_is_a_template_that_every_run_can_render():
+    since = sensor(start_from_trigger=True).start_trigger_args.trigger_kwargs["since"]
+    assert since == "{{ dag_run.data_interval_start or dag_run.run_after }}"
+    assert sensor(start_from_trigger=True, session_id="R-1").start_trigger_args.trigger_kwargs["since"] is None
+    given = datetime(2026, 1, 1, tzinfo=UTC)
+    assert sensor(start_from_trigger=True, since=given).start_trigger_args.trigger_kwargs["since"] == given.isoformat()
+
+
+def test_an_execution_timeout_that_comes_first_does_not_move_the_start():
+    started = sensor(start_from_trigger=True, timeout=600, execution_timeout=timedelta(seconds=300))
+    assert started.start_trigger_args.trigger_kwargs["backstop"] == 300
+
+
+@pytest.mark.parametrize(
+    ("arguments", "names"),
+    [
+        ({"session_id": "{{ ti.xcom_pull(task_ids='run')['session_id'] }}"}, "session_id.*xcom_pull"),
+        ({"meter_id": "{{ task_instance.xcom_pull('a') }}"}, "meter_id"),
+        ({"since": "{{ prev_data_interval_end_success }}"}, "since.*prev_"),
+        ({"since": "{{ ti.start_date }}"}, r"since.*ti\.start_date"),
+        ({"meter_id": "{{ triggering_asset_events }}"}, "meter_id"),
+        ({"statuses": ["COMPLETED", "{{ ti.xcom_pull('a') }}"]}, "statuses"),
+    ],
+    ids=str,
+)
+def test_what_only_a_worker_can_render_is_refused(arguments, names):
+    with pytest.raises(ValueError, match=names):
+        sensor(start_from_trigger=True, **arguments)
+
+
+def test_the_output_of_a_task_is_refused():
+    with DAG("dag", schedule=None):
+        upstream = BaseOperator(task_id="run")
+        with pytest.raises(ValueError, match="session_id is the output of a task"):
+            MeterSessionSensor(task_id="wait", meter_id="1", session_id=upstream.output, start_from_trigger=True)
+
+
+@pytest.mark.parametrize("template", ["{{ params.meter }}", "{{ dag_run.conf['m'] }}", "{{ ti.run_id }}", "{{ ds }}"])
+def test_what_the_triggerer_renders_is_not(template):
+    sensor(start_from_trigger=True, meter_id=template)
+
+
+def test_airflow_32_renders_nothing_there(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(meter_session, "AIRFLOW_V_3_3_PLUS", False)
+    with pytest.raises(ValueError, match=r"3\.3.*since"):
+        sensor(start_from_trigger=True)
+    with pytest.raises(ValueError, match=r"3\.3.*meter_id"):
+        sensor(start_from_trigger=True, session_id="R-1", meter_id="{{ params.meter }}")
+    sensor(start_from_trigger=True, session_id="R-1")
+
+
+def test_mapping_refuses_it_clearly_and_maps_without_it():
+    with DAG("dag", schedule=None):
+        with pytest.raises(ValueError, match="start_from_trigger cannot be used with mapping"):
+            MeterSessionSensor.partial(task_id="wait", start_from_trigger=True)
+        mapped = MeterSessionSensor.partial(task_id="wait", deferrable=True).expand(meter_id=["1", "2"])
+    assert mapped.start_from_trigger is False
+    assert mapped.start_trigger_args is None
+
+
+def test_a_mapped_one_starts_on_a_worker_whatever_it_is_expanded_with():
+    with DAG("dag", schedule=None):
+        mapped = MeterSessionSensor.partial(task_id="wait", meter_id="1").expand(start_from_trigger=[True])
+    unmapped = mapped.unmap({"start_from_trigger": True})
+    assert unmapped.start_from_trigger is False
+    assert unmapped.deferrable is True
+
+
+# ---- ended in the triggerer ------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def no_listeners(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("airflow.sdk.listener.get_listener_manager", lambda: SimpleNamespace(has_listeners=False))
+
+
+@pytest.mark.parametrize(
+    "cost",
+    [
+        {"do_xcom_push": False},
+        {"outlets": ["an asset"]},
+        {"on_success_callback": print},
+        {"on_skipped_callback": print},
+        {"multiple_outputs": True},
+        {"post_execute": print},
+        {"map_index_template": "{{ x }}"},
+    ],
+    ids=str,
+)
+@pytest.mark.usefixtures("no_listeners")
+def test_a_task_ends_there_only_where_airflow_loses_nothing(cost):
+    from airflow.sdk import Asset
+
+    assert may_end_without_worker(sensor())
+    cost = {key: [Asset("a")] if key == "outlets" else value for key, value in cost.items()}
+    assert not may_end_without_worker(sensor(**cost))
+
+
+def test_a_listener_keeps_the_end_on_a_worker(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("airflow.sdk.listener.get_listener_manager", lambda: SimpleNamespace(has_listeners=True))
+    assert not may_end_without_worker(sensor())
+
+
+@pytest.mark.usefixtures("no_listeners")
+def test_a_custom_xcom_backend_keeps_the_end_on_a_worker(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("AIRFLOW__CORE__XCOM_BACKEND", "my.Backend")
+    assert not may_end_without_worker(sensor())
+
+
+@pytest.mark.usefixtures("no_listeners")
+def test_tasks_mapped_over_the_session_keep_the_end_on_a_worker():
+    with DAG("dag", schedule=None):
+        wait = MeterSessionSensor(task_id="wait", meter_id="1")
+        MeterSessionSensor.partial(task_id="next").expand(meter_id=wait.output)
+    assert not may_end_without_worker(wait)
+
+
+@pytest.mark.usefixtures("no_listeners")
+def test_the_serialized_task_answers_alike():
+    from airflow.serialization.serialized_objects import DagSerialization
+
+    with DAG("dag", schedule=None) as dag:
+        MeterSessionSensor(task_id="plain", meter_id="1", start_from_trigger=True)
+        MeterSessionSensor(task_id="called_back", meter_id="1", start_from_trigger=True, on_success_callback=print)
+    again = DagSerialization.from_dict(json.loads(json.dumps(DagSerialization.to_dict(dag))))
+    assert may_end_without_worker(again.get_task("plain"))
+    assert not may_end_without_worker(again.get_task("called_back"))
+    assert again.get_task("plain").start_from_trigger is True
