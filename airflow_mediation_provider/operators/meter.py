@@ -44,8 +44,8 @@ class RunMeterOperator(SessionWaitMixin, RunStartMixin, StopOnKillMixin, BaseOpe
     of reach, and the retries that follow from these find the session again. A retry after the session FAILED, and a
     user's *Clear*, start a new one. See ``run_state``.
 
-    Airflow 3.2 keeps nothing between two tries. There Zuora's ``uniqueKey`` alone prevents a second start, so a retry
-    that finds its key used never learns the session's id, a retry of a DEBUG run starts one more test, and a DAG run that
+    Airflow 3.2 keeps nothing between two tries. There Zuora's ``uniqueKey`` alone prevents a second start: a retry that
+    finds its key used may not learn the session's id, a retry of a DEBUG run starts one more test, and a DAG run that
     was deleted and made again under the same run id finds the key of the old one.
 
     :param meter_id: the meter; its id is in the URL of its page in Zuora. Templated

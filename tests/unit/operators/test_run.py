@@ -186,6 +186,25 @@ def test_capacity_that_does_not_come_fails_the_try_and_the_retry_goes_on(
     assert operator().execute(ti.retry().context)["status"] == "COMPLETED"
 
 
+def test_a_refusal_for_capacity_ends_an_outage(
+    sim: Simulator, ti: TaskInstance, full: list[str], monkeypatch: Any
+) -> None:
+    sim.fault("status", path="/meters/run/", count=1)
+    sleep, slept = ti.clock.sleep, []
+
+    def outage_again(seconds: float) -> None:
+        slept.append(seconds)
+        if ti.clock.passed > 90 and not sim.faults():
+            sim.steer(full[0], [["COMPLETED", None]])
+        elif ti.clock.passed > 80 and len(sim.log(kind="fault")) == 1:
+            sim.fault("status", path="/meters/run/", count=1)
+        sleep(seconds)
+
+    monkeypatch.setattr(ti.clock, "sleep", outage_again)
+    assert operator(max_unreachable=60).execute(ti.context)["status"] == "COMPLETED"
+    assert len(sim.log(kind="fault")) == 2
+
+
 def test_capacity_may_be_a_failure_at_once(sim: Simulator, ti: TaskInstance, full: list[str]) -> None:
     with pytest.raises(CapacityError):
         operator(wait_for_capacity=False).execute(ti.context)

@@ -77,6 +77,43 @@ def test_the_link_may_need_the_id_of_the_run(sim: Simulator, ti: TaskInstance, m
     assert ti.xcoms["mediation_session_link"] == "https://zuora.example/runs/5468"
 
 
+def test_a_result_that_is_kept_is_not_waited_for_again(sim: Simulator, ti: TaskInstance) -> None:
+    session = run(ti)
+    asked = len(sim.log(kind="request"))
+    assert run(ti.retry()) == session
+    assert len(sim.log(kind="request")) == asked
+    assert ti.xcoms["mediation_session_link"].endswith(session["session_id"])
+
+
+@pytest.mark.parametrize(("where", "phase"), [("kill_after", "calling"), ("kill_before", "started")])
+def test_a_debug_call_is_not_repeated_by_a_retry(sim: Simulator, ti: TaskInstance, where: str, phase: str) -> None:
+    assert ti.store is not None
+    arguments: dict[str, Any] = {"run_type": "DEBUG", "source_options": [{"testDataId": 7}], "timeout": 300}
+    setattr(ti.store, where, phase)
+    with pytest.raises(Killed):
+        run(ti, **arguments)
+    called = len(sim.log(kind="request", path="/meters/debug/1001/0.0.1"))
+    ti.store.calm()
+    if called:
+        assert run(ti.retry(), **arguments)["certain"] is False
+    else:
+        with pytest.raises(MeterSessionTimeout):
+            run(ti.retry(), **arguments)
+    assert len(sim.log(kind="request", path="/meters/debug/1001/0.0.1")) == called
+
+
+def test_a_refusal_after_a_lost_reply_forgets_nothing(sim: Simulator, ti: TaskInstance) -> None:
+    sim.fault("lost_reply", path="/meters/run/", count=1)
+    sim.fault("status", status=429, path="/meters/run/", count=1)
+    run(ti)
+    assert [entry["status"] for entry in sim.log(kind="request", path="/meters/run/1001/0.0.1")][1:] == [429, 400]
+    assert ti.store is not None
+    kept = ti.store.get("mediation_run")
+    assert kept["baseline"] == "NEVER_RUN"
+    assert kept["called_at"] == "2026-01-01T00:00:00+00:00"
+    assert starts(sim) == 1
+
+
 def test_an_answer_that_was_not_kept_leaves_the_session_uncertain(sim: Simulator, ti: TaskInstance) -> None:
     assert ti.store is not None
     ti.store.kill_before = "started"
