@@ -124,7 +124,7 @@ class Processes:
         _kill(partial(_session, process.pid))
         process.wait()
 
-    def close(self, *, grace: float = 10) -> None:
+    def close(self, *, grace: float = 3) -> None:
         """Stop all of them at once, then kill what is left of their sessions."""
         processes = list(self._started.values())
         try:

@@ -10,15 +10,16 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
+import httpx
+
 from demo.client import AirflowClient
 from demo.processes import NotInTimeError, Processes, free_ports, kill_processes_in, wait_until
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-COMPONENTS = ("api-server", "scheduler", "dag-processor", "triggerer")
 # By the names that Airflow's health report uses.
-HEALTHY = {"metadatabase", "scheduler", "dag_processor", "triggerer"}
+HEALTHY = {"metadatabase", "scheduler", "dag_processor", "triggerer", "execution_api"}
 
 
 class AirflowStack(AirflowClient):
@@ -31,11 +32,23 @@ class AirflowStack(AirflowClient):
     """
 
     def __init__(self, root: Path, dags: Path, env: Mapping[str, str] | None = None) -> None:
-        (port,) = free_ports(1)
+        port, execution_port = free_ports(2)
         super().__init__(f"http://127.0.0.1:{port}")
         self.root = root.resolve()
+        self._execution_url = f"http://127.0.0.1:{execution_port}"
+        # The user's API writes its audit log on its event loop, and the tasks' API holds SQLite's only write lock until
+        # its event loop goes on: in one process they stop each other. So each is a server of its own.
+        self._commands = {
+            "api-server": ["api-server", "--apps", "core"],
+            "execution-api": ["api-server", "--apps", "execution", "--port", str(execution_port)],
+            # All components share the log directory, so nobody needs to serve logs over the network.
+            "scheduler": ["scheduler", "--skip-serve-logs"],
+            "dag-processor": ["dag-processor"],
+            "triggerer": ["triggerer", "--skip-serve-logs"],
+        }
         self.home = self.root / "airflow"
-        self.processes = Processes(self.root, {**_environment(self.root, dags.resolve(), port), **(env or {})})
+        settings = _environment(self.root, dags.resolve(), port, self._execution_url)
+        self.processes = Processes(self.root, {**settings, **(env or {})})
 
     def __enter__(self) -> Self:
         try:
@@ -49,21 +62,23 @@ class AirflowStack(AirflowClient):
         self.close()
 
     def start(self, component: str | None = None, *, timeout: float = 120) -> None:
-        """Start one component (``api-server``, ``scheduler``, ``dag-processor``, ``triggerer``), or all of them.
+        """Start one component, or all of them.
 
+        Components: ``api-server``, ``execution-api`` (what tasks talk to), ``scheduler``, ``dag-processor`` and
+        ``triggerer``.
         All: makes the database first, and returns when every component reports that it is healthy.
 
         :param timeout: seconds that all may take
         :raises NotInTimeError: a component ended or did not get healthy; the message holds the tail of its log
         """
         if component is not None:
-            self.processes.start(component, [sys.executable, "-m", "airflow", component, *_flags(component)])
+            self.processes.start(component, [sys.executable, "-m", "airflow", *self._commands[component]])
             return
         kill_processes_in(self.root)
         for directory in (self.home, self.root / "tmp"):
             directory.mkdir(parents=True, exist_ok=True)
         self.processes.run("migrate", [sys.executable, "-m", "airflow", "db", "migrate"], timeout=timeout)
-        for each in COMPONENTS:
+        for each in self._commands:
             self.start(each)
         self.wait_healthy(timeout=timeout)
 
@@ -74,7 +89,7 @@ class AirflowStack(AirflowClient):
         """
 
         def healthy() -> bool:
-            for each in COMPONENTS:
+            for each in self._commands:
                 if not self.processes.running(each):
                     raise NotInTimeError(f"{each} ended; the end of its log:\n{self.processes.tail(each)}")
             health = self.health()
@@ -84,9 +99,18 @@ class AirflowStack(AirflowClient):
             wait_until(healthy, timeout=timeout, what="Airflow to be healthy")
         except NotInTimeError as error:
             health = self.health()
-            ill = [each for each in COMPONENTS if health.get(each.replace("-", "_")) != "healthy"]
+            ill = [each for each in self._commands if health.get(each.replace("-", "_")) != "healthy"]
             tails = "\n".join(f"--- {each}\n{self.processes.tail(each)}" for each in ill)
             raise NotInTimeError(f"{error}\nhealth: {health}\n{tails}") from None
+
+    def health(self) -> dict[str, str]:
+        """Return the health of each component by name; empty as long as the API server does not answer."""
+        health = super().health()
+        try:
+            reply = httpx.get(f"{self._execution_url}/execution/health", trust_env=False, timeout=5)
+        except httpx.HTTPError:
+            return health
+        return {**health, "execution_api": "healthy" if reply.is_success else reply.text} if health else {}
 
     def stop(self, component: str, *, sig: int = signal.SIGTERM) -> None:
         """Stop a component; with ``SIGKILL`` it and all its children at once, as when its machine is lost."""
@@ -102,12 +126,7 @@ class AirflowStack(AirflowClient):
         self.processes.close()
 
 
-def _flags(component: str) -> list[str]:
-    # All components share the log directory, so nobody needs to serve logs over the network.
-    return ["--skip-serve-logs"] if component in {"scheduler", "triggerer"} else []
-
-
-def _environment(root: Path, dags: Path, port: int) -> dict[str, str]:
+def _environment(root: Path, dags: Path, port: int, execution_url: str) -> dict[str, str]:
     """Return the environment of all components: the user's without any Airflow setting, plus the private ones."""
     inherited = {
         name: value
@@ -124,12 +143,15 @@ def _environment(root: Path, dags: Path, port: int) -> dict[str, str]:
             "parallelism": 5,
             "dags_are_paused_at_creation": False,
             "simple_auth_manager_all_admins": True,
-            "execution_api_server_url": f"{url}/execution/",
+            "execution_api_server_url": f"{execution_url}/execution/",
             "fernet_key": base64.urlsafe_b64encode(secrets.token_bytes(32)).decode(),
             # The default asks the name server, which a machine without network waits for.
             "hostname_callable": "socket.gethostname",
             "test_connection": "Enabled",
         },
+        # SQLite lets one write at a time, and on a busy machine more than its five seconds can pass until it is one's
+        # turn: Airflow's triggerer would end.
+        "database": {"sql_alchemy_conn": f"sqlite:///{root / 'airflow' / 'airflow.db'}?timeout=60"},
         "api": {
             "host": "127.0.0.1",
             "port": port,
