@@ -7,6 +7,7 @@ version, and those of every published version still load.
 from __future__ import annotations
 
 import asyncio
+import json
 from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any, ClassVar, Final
@@ -54,11 +55,18 @@ class MeterSessionTrigger(BaseTrigger):
     ) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.mediation_conn_id = mediation_conn_id
-        self.wait = wait
+        # As text: a triggerer holds thousands of these, and a tree of dicts takes four times as much.
+        self._wait = json.dumps(wait)
         self.poll_interval = poll_interval
         self.end_from_trigger = end_from_trigger
         self.stop_on_kill = stop_on_kill
         self.arguments_version = arguments_version
+
+    @property
+    def wait(self) -> dict[str, Any]:
+        """What is waited for, as the arguments have it."""
+        wait: dict[str, Any] = json.loads(self._wait)
+        return wait
 
     def serialize(self) -> tuple[str, dict[str, Any]]:
         """Return the class's path and the arguments to make this trigger anew elsewhere."""
