@@ -38,7 +38,13 @@ def many_meters() -> None:
             on_completed="one_meter.load_usage",
             on_failed="one_meter.note_failure",
         )
-        load_usage = TriggerDagRunOperator(task_id="load_usage", trigger_dag_id="usage_batch", conf=run_meter.output)
+        load_usage = TriggerDagRunOperator(
+            task_id="load_usage",
+            trigger_dag_id="usage_batch",
+            trigger_run_id="session-{{ ti.xcom_pull('one_meter.run_meter', map_indexes=ti.map_index)['session_id'] }}",
+            reset_dag_run=True,
+            conf=run_meter.output,
+        )
 
         @task
         def note_failure(session: dict[str, Any]) -> str:

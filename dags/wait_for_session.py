@@ -37,17 +37,17 @@ def wait_for_session() -> None:
 
     @task
     def each_session(sessions: dict[str, Any]) -> list[dict[str, Any]]:
+        ids = [group["dimensions"]["sessionId"] for group in sessions["groups"]]
         return [
             {
-                "meter_id": METER,
-                "session_id": group["dimensions"]["sessionId"],
-                "started_at": sessions["query_from"],
+                "trigger_run_id": f"session-{session_id}",
+                "conf": {"meter_id": METER, "session_id": session_id, "started_at": sessions["query_from"]},
             }
-            for group in sessions["groups"]
+            for session_id in ids
         ]
 
-    TriggerDagRunOperator.partial(task_id="load_usage", trigger_dag_id="usage_batch").expand(
-        conf=each_session(sessions.output)
+    TriggerDagRunOperator.partial(task_id="load_usage", trigger_dag_id="usage_batch", reset_dag_run=True).expand_kwargs(
+        each_session(sessions.output)
     )
 
     wait >> sessions

@@ -40,7 +40,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     # Also SIGINT: a shell starts what runs in its background with that one ignored.
     for each in STOPS:
         signal.signal(each, _interrupt)
-    console = Console()
+    # Where nobody watches, a line may be as long as it needs to be.
+    console = Console() if sys.stdout.isatty() else Console(width=150)
     began = time.monotonic()
     stage = Stage(options.root)
     try:
@@ -120,14 +121,13 @@ class Progress:
 
 def summary(played: list[Played]) -> Table:
     """Return the table at the end: a line for each meter of each run."""
-    table = Table("DAG", "shows", "session", "status", "branch taken", "downstream run", "seconds", "")
+    table = Table("DAG", "session", "status", "branch taken", "downstream run", "seconds", "")
     for each in played:
         for result in each.results:
             session = f"{result.session} (meter {result.row.meter})"
             mark = Text("wrong", "red") if result.problems else Text("ok", "green")
             table.add_row(
                 each.scene.dag_id,
-                each.scene.shows,
                 session,
                 result.status,
                 result.branch,

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from demo.stage import Stage
 
 DOWNSTREAM = "usage_batch"
+RAN = frozenset({"success", "failed"})
 
 
 @dataclass(kw_only=True)
@@ -127,12 +128,14 @@ def _check(
     suffix = "" if row.map_index < 0 else f"[{row.map_index}]"
     for task_id, state in {**row.taken, **dict.fromkeys(row.not_taken, "skipped")}.items():
         must(f"task {task_id}{suffix} of {played.scene.dag_id}", played.tasks.get(f"{task_id}{suffix}"), state)
-    branch = {**row.taken, **dict.fromkeys(row.not_taken, "")}
-    done = [task_id for task_id in branch if played.tasks.get(f"{task_id}{suffix}") not in {"skipped", None}]
-    result.branch = " > ".join(task_id.rpartition(".")[2] for task_id in done) or "skipped"
+    ran = {task_id: played.tasks.get(f"{task_id}{suffix}") for task_id in (*row.taken, *row.not_taken)}
+    names = [f"{each.rpartition('.')[2]}{' failed' * (ran[each] == 'failed')}" for each in ran if ran[each] in RAN]
+    result.branch = " > ".join(names) or "skipped"
     started = [each for each in stage.simulator.sessions(row.meter) if each["run_type"] == "NORMAL"]
     must(f"sessions of meter {row.meter}", len(started), 0 if row.status is None else 1)
     if session is None:
+        tests = stage.simulator.sessions(row.meter)
+        result.session, result.status = (tests[-1]["session_id"], tests[-1]["status"]) if tests else ("none", "")
         return result
     result.session, result.status = session["session_id"], session["status"]
     must(f"the status of session {result.session}", result.status, row.status)
