@@ -318,7 +318,9 @@ class TestLives:
         hook.close()
         with pytest.raises(MisconfigurationError):
             hook.run_status(5)
+        connect({"timeout": 4})
         assert hook.run_status(5) == "RUNNING"
+        assert hook.settings.http.timeout == 4
 
     async def test_the_same_of_the_asynchronous_one(self, zuora, connect):
         async with MediationAsyncHook("mediation_test") as hook:
