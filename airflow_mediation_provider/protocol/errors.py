@@ -1,7 +1,7 @@
 """The one tree of errors: what went wrong at Zuora, whether asking again can help, and what to do next.
 
 Transient, permanent and misconfigured are classes of their own, because each is answered differently: a wait goes on
-through a transient error, a permanent one ends the call, and a misconfiguration ends the task at once with one sentence.
+through a transient error, a permanent one ends the call, and a misconfiguration ends the task at once with a sentence.
 
 Source of the codes: https://docs.zuora.com/en/zuora-platform/extensibility/mediation/error-message-reference-for-mediation
 """
