@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -9,8 +10,11 @@ import pytest
 
 from demo.play import expected, loaded, play
 from demo.scenes import SCENES
+from demo.stage import PROJECT
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from demo.play import Played
     from demo.stage import Stage
 
@@ -57,3 +61,20 @@ def test_loading_a_session_again_leaves_the_same_rows(stage: Stage, played: dict
     after = stage.rows("SELECT * FROM usage_record WHERE session_id = ? ORDER BY kind, event_id", result.session)
     assert after == before
     assert loaded(stage, result.session) == expected(session)
+
+
+def test_the_dag_of_the_readme(stage: Stage, meter: Callable[..., str], add_dag: Callable[[str, str], None]) -> None:
+    (source,) = re.findall(r"```python\n(.*?)```", (PROJECT / "README.md").read_text(), re.DOTALL)
+    meter_id = meter(script=[["RUNNING", 4], ["COMPLETED", 0]], records=8)
+    shown = '@dag(schedule="@hourly")\ndef hourly_usage():'
+    assert shown in source
+    # By hand instead of on the hour, at the simulator's pace, and on a meter that no other test uses.
+    mine = source.replace(shown, "@dag(schedule=None)\ndef hourly_usage():").replace('"1001"', f'"{meter_id}"')
+    mine = mine.replace("fail_on=()", "fail_on=(), poke_interval=3, settle=3, retries=2, retry_delay=1")
+    add_dag("hourly_usage", mine)
+    run_id = stage.airflow.trigger("hourly_usage")
+    stage.airflow.wait_success("hourly_usage", run_id)
+    (session,) = stage.simulator.sessions(meter_id)
+    (batch,) = [run for run in stage.airflow.runs("usage_batch") if run["conf"]["session_id"] == session["session_id"]]
+    stage.airflow.wait_success("usage_batch", batch["dag_run_id"])
+    assert loaded(stage, session["session_id"]) == expected(session) == (8, 0, 8, 0)
