@@ -7,6 +7,8 @@ https://docs.zuora.com/en/zuora-platform/extensibility/mediation/meters/stop-a-m
 from __future__ import annotations
 
 import time
+from contextvars import copy_context
+from threading import Thread
 from typing import TYPE_CHECKING, Any, Final
 
 from airflow_mediation_provider.protocol.errors import MediationError, NotRunningError, StopInProgressError
@@ -27,6 +29,8 @@ USERS_STATES: Final = frozenset({"success", "failed", "skipped", "restarting", "
 """States into which only someone outside puts a running task: marked, or cleared (``restarting``)."""
 IDLE: Final = ANY_TERMINAL | {SessionStatus.NEVER_RUN, SessionStatus.PAUSED}
 """A meter version in one of these has no session that a stop could hit."""
+_ON_KILL_SECONDS: Final = 1.5
+"""Airflow kills a process five seconds after it called ``on_kill``; what is left of them must do for the stop."""
 _LOOKS: Final = 24
 _LOOK_SECONDS: Final = 5.0
 
@@ -47,13 +51,24 @@ class StopOnKillMixin(_Operator):
         def _make_hook(self, **options: Any) -> MediationHook: ...
 
     def on_kill(self) -> None:
-        """Stop the meter where that was asked for and a user, not Airflow itself, ended the task."""
+        """Stop the meter where that was asked for and a user, not Airflow itself, ended the task.
+
+        Airflow calls this in a signal handler. The thread that it interrupts may be talking to Airflow at this moment,
+        under a lock that is not given up before the handler returns; so another thread does it, and is not waited for
+        as long as it takes.
+        """
         if not self.stop_meter_on_kill or self._context is None or self._state is None:
             return
-        if not ended_by_user(self._context["ti"]):
+        work = copy_context().run
+        thread = Thread(target=work, args=(self._stop_for_user, self._context["ti"]), name="on-kill", daemon=True)
+        thread.start()
+        thread.join(_ON_KILL_SECONDS)
+
+    def _stop_for_user(self, ti: RuntimeTaskInstanceProtocol) -> None:
+        if ended_by_user(ti):
+            self._stop_meter("a user ended the task", attempts=1)
+        else:
             self.log.info("Airflow, not a user, ends this process: meter %s goes on.", self.meter_id)
-            return
-        self._stop_meter("a user ended the task", attempts=1)
 
     def _leave_behind(self, kept: RunState, *, cleared: bool) -> None:
         """Say that an earlier session may go on; where a user cleared its task and wants that, stop it first."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from typing import Any
 
 import pytest
@@ -15,6 +16,7 @@ from airflow_mediation_provider.exceptions import (
     MeterSessionTimeout,
     MeterSessionUncertain,
 )
+from airflow_mediation_provider.operators import kill
 from airflow_mediation_provider.operators.meter import RunMeterOperator
 from airflow_mediation_provider.simulator import Simulator, ends
 from airflow_mediation_provider.simulator.config import debug_ends
@@ -316,6 +318,22 @@ def test_the_meter_is_not_stopped_while_another_session_of_it_lives(sim: Simulat
     sim.start_session("1001", script=[["RUNNING", None]])
     killed(ti, "failed", stop_meter_on_kill=True)
     assert sim.log(kind="request", path="/meters/stop/1001/0.0.1") == []
+
+
+def test_killed_in_the_middle_of_a_talk_with_airflow_the_meter_is_stopped_all_the_same(
+    sim: Simulator, ti: TaskInstance, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(kill, "_ON_KILL_SECONDS", 0.05)
+    talking, answer = threading.Lock(), ti.get_task_states
+
+    def get_task_states(**query: Any) -> dict[str, Any]:
+        with talking:
+            return answer(**query)
+
+    ti.get_task_states = get_task_states  # type: ignore[method-assign]
+    with talking:  # until the handler of the signal returns
+        killed(ti, "failed", stop_meter_on_kill=True)
+    assert len(sim.wait_for("stop", meter_id="1001")) == 1
 
 
 def test_on_kill_before_execute_does_nothing() -> None:
