@@ -12,6 +12,7 @@ import os
 import signal
 import threading
 import time
+from collections import defaultdict
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from datetime import UTC, datetime
@@ -20,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 import psutil
 
 from demo.client import TASK_ENDS
-from demo.processes import wait_until
+from demo.processes import NotInTimeError, wait_until
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterator, Mapping
@@ -34,6 +35,9 @@ if TYPE_CHECKING:
 FRESH_SECONDS = 0.4
 PATIENCE = 150.0
 _meters = itertools.count(40_001)
+# Two calls that write stop each other in one API server on SQLite: the second one's audit entry blocks its event loop,
+# which the first one's commit waits for.
+_one_write = threading.Lock()
 
 
 class Act:
@@ -55,6 +59,11 @@ class Act:
     def meter(self, *runs: Any, **settings: Any) -> None:
         """Set the meter up: scripts of its runs, the last of which repeats."""
         self.stage.simulator.meter(self.meter_id, runs=list(runs), **settings)
+
+    def session(self, script: Any) -> str:
+        """Start the session that a sensor shall wait for, as somebody else, and return its id."""
+        self.session_id = str(self.stage.simulator.start_session(self.meter_id, script=script)["session_id"])
+        return self.session_id
 
     def fault(self, kind: str, **settings: Any) -> int:
         """Let something go wrong with calls of this meter; returns the fault's id."""
@@ -163,23 +172,32 @@ class Act:
 
     def mark(self, state: str) -> None:
         """Do as a user who marks the task."""
-        self.stage.airflow.mark(self.play.dag_id, self.play.run_id, self.task_id, state)
+        with _one_write:
+            self.stage.airflow.mark(self.play.dag_id, self.play.run_id, self.task_id, state)
 
     def clear(self) -> None:
         """Do as a user who clears the task."""
-        assert self.stage.airflow.clear(self.play.dag_id, self.play.run_id, [self.task_id]) == [self.task_id]
+        with _one_write:
+            cleared = self.stage.airflow.clear(self.play.dag_id, self.play.run_id, [self.task_id])
+        assert cleared == [self.task_id]
+
+    def await_cue(self, name: str) -> None:
+        """Wait until the play gives the cue."""
+        if not self.play.cues[name].wait(PATIENCE):
+            raise NotInTimeError(f"no cue {name!r} within {PATIENCE:g} s")
 
     def report(self) -> str:
         """Return what is known, for the message of a failure."""
         lines = [f"simulator's log of meter {self.meter_id}:"]
-        for entry in self.log("request,start,transition,stop,refused,fault")[-40:]:
-            brief = {k: v for k, v in entry.items() if k not in ("at", "query", "body", "entity_ids", "org_ids")}
-            lines.append(f"  {brief}")
+        wanted = ("path", "carried_out", "outcome", "faults", "session_id", "previous_status", "status", "reason")
+        for entry in self.log("request,start,transition,stop,refused")[-40:]:
+            facts = ", ".join(f"{name}={entry[name]}" for name in wanted if entry.get(name))
+            lines.append(f"  {entry['time'][11:23]} {entry['seq']} {entry['kind']}: {facts}")
         ti = self.play.task(self.task_id)
         lines.append(f"task {self.task_id}: {ti['state']} in try {ti['try_number']}")
         for number in range(1, ti["try_number"] + 1):
             lines.append(f"log of try {number}:")
-            lines += [f"  {line}" for line in self.words(number).splitlines()[-25:]]
+            lines += [f"  {line}" for line in self.words(number).splitlines()[-30:]]
         return "\n".join(lines)
 
 
@@ -197,6 +215,7 @@ class Play:
         self.dag_id = dag_id
         self.run_id = f"play__{datetime.now(UTC).isoformat()}"
         self.acts = {name: Act(self, name) for name in scenarios}
+        self.cues: defaultdict[str, threading.Event] = defaultdict(threading.Event)
         self.seconds: dict[str, float] = {}
         self._scenarios = scenarios
         self._conf = dict(conf or {})
@@ -230,6 +249,9 @@ class Play:
             except Exception as trouble:
                 report = f"no report: {trouble!r}"
             error.add_note(report)
+            # Nobody shall wait for what this one does not do any more.
+            for cue in [*self.cues.values()]:
+                cue.set()
             raise
         finally:
             self.seconds[name] = time.monotonic() - began
