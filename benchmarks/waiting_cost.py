@@ -49,6 +49,8 @@ REQUESTS_PER_INTERVAL = 10
 CONNECTIONS = 4
 KIB_PER_WAIT = 8.0
 LAG_MS = 50.0
+# An event loop with nothing to do lags more than this only where other programs take the processor away.
+NOISE_MS = 20.0
 
 
 @dataclass
@@ -171,6 +173,9 @@ def main() -> int:
     ]
     ours = next((cost for cost in costs if cost.kind == "mediation"), None)
 
+    noise = (
+        f"The machine was busy with other work: even beside empty triggers the loop lagged {empty.lag_max_ms:.0f} ms."
+    )
     table = Table(
         name="waiting_cost",
         title=f"{arguments.waits} deferred waits, polled every {arguments.interval:g} s",
@@ -185,7 +190,8 @@ def main() -> int:
             "All over TLS, nothing patched. Memory of the empty trigger is absolute, all other memory is on top of it.",
             "RSS keeps the peak of open sockets and TLS buffers; traced is what Python holds, tracemalloc's median.",
             f"Ideal polls detect after {arguments.interval / 2:g} s in the mean and {arguments.interval:g} s at most.",
-            "The server used at most " + f"{max(cost.server_cpu_share for cost in costs):.0%} of its core.",
+            f"The server used at most {max(cost.server_cpu_share for cost in costs):.0%} of its core.",
+            *([noise] if empty.lag_max_ms > NOISE_MS else []),
         ],
     )
     broken = ours.broken_claims() if ours else []
