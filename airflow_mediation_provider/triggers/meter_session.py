@@ -302,7 +302,7 @@ class MeterSessionStartTrigger(MeterSessionTrigger):
         except ValueError as error:
             yield TriggerEvent(WaitResult(end=WaitEnd.MISCONFIGURED, message=str(error)).to_dict())
             return
-        task = self.task
+        task = getattr(self, "task", None)  # Airflow 3.2 gives a trigger no task
         self.end_from_trigger = self.end_from_trigger and task is not None and may_end_without_worker(task)
         yield await self._follow(wait, eager=True)
 

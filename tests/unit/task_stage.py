@@ -180,9 +180,8 @@ class Stage:
             module, _, name = path.rpartition(".")
             trigger = getattr(import_module(module), name)(**through_json(kwargs))
             trigger.timeout_after = timeout
-            trigger._task_instance = SimpleNamespace(**self.identity)
-            if task.start_from_trigger:
-                trigger._task_instance = SimpleNamespace(**self.identity, task=task, axcom_push=self._push)
+            more = {"task": task, "axcom_push": self._push} if task.start_from_trigger else {}
+            trigger.task_instance = SimpleNamespace(**self.identity, **more)
             try:
                 async with asyncio.timeout(limit):
                     async for event in trigger.run():
@@ -213,6 +212,8 @@ def set_up(clock: Clock, zuora: Zuora, monkeypatch: pytest.MonkeyPatch) -> Stage
     from airflow_mediation_provider.triggers import memory
 
     monkeypatch.setattr(ExecutorSafeguard, "test_mode", True)
+    # Tried in memory, so as well where this Airflow could not do it.
+    monkeypatch.setattr(sensors, "AIRFLOW_V_3_3_PLUS", True)
     for module in (waiting, sensors, memory):
         monkeypatch.setattr(module, "utcnow", clock.now)
     monkeypatch.setattr(waiting, "time", SimpleNamespace(sleep=clock.sleep, monotonic=lambda: clock.seconds))

@@ -21,6 +21,12 @@ if TYPE_CHECKING:
     from tests.unit.task_stage import Stage
 
 
+@pytest.fixture(autouse=True)
+def airflow_33(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Arguments are checked as on Airflow 3.3, wherever this runs."""
+    monkeypatch.setattr(meter_session, "AIRFLOW_V_3_3_PLUS", True)
+
+
 def sensor(**arguments: Any) -> MeterSessionSensor:
     with DAG("dag", schedule=None):
         return MeterSessionSensor(**{"task_id": "wait", "meter_id": "12", **arguments})

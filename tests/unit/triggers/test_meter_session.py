@@ -218,7 +218,7 @@ def test_nonsense_in_a_rendered_argument_is_a_misconfiguration(stage: Stage):
         assert name in event.payload["message"]
 
 
-def test_it_resumes_on_a_worker_where_airflow_would_lose_something(stage: Stage):
+def test_it_resumes_on_a_worker_where_airflow_would_lose_something(stage: Stage, monkeypatch: pytest.MonkeyPatch):
     stage.zuora.script("m", (0, "RUNNING"), (700, "COMPLETED"))
     plain = {
         "do_xcom_push": True,
@@ -228,9 +228,6 @@ def test_it_resumes_on_a_worker_where_airflow_would_lose_something(stage: Stage)
         "has_on_skipped_callback": False,
         "map_index_template": None,
         "iter_mapped_dependants": lambda: iter(()),
-        "template_ext": (),
-        "template_fields": (),
-        "start_trigger_args": None,
     }
     costs = [
         {"do_xcom_push": False},
@@ -243,7 +240,7 @@ def test_it_resumes_on_a_worker_where_airflow_would_lose_something(stage: Stage)
     for cost in [{}, *costs]:
         stage.clock.seconds = 0
         made = started()
-        made._task_instance = SimpleNamespace(task=SimpleNamespace(**{**plain, **cost}))
+        monkeypatch.setattr(MeterSessionStartTrigger, "task", SimpleNamespace(**{**plain, **cost}), raising=False)
         (event,) = run(events_of(made), stage.clock)
         assert isinstance(event, TaskSuccessEvent) == (not cost), cost
 
@@ -271,7 +268,7 @@ def task_state(monkeypatch: pytest.MonkeyPatch):
 
 def killed(stage: Stage, made: MeterSessionTrigger, map_index: int = -1) -> list[str]:
     """Run on_kill and return the meters that were stopped."""
-    made._task_instance = SimpleNamespace(dag_id="dag", task_id="wait", run_id="run", map_index=map_index)
+    made.task_instance = SimpleNamespace(dag_id="dag", task_id="wait", run_id="run", map_index=map_index)
     run(made.on_kill(), stage.clock)
     return [meter for _, meter in stage.zuora.stopped]
 
@@ -318,7 +315,7 @@ def test_another_live_session_of_the_meter_forbids_it(stage: Stage, task_state):
         neighbour = asyncio.create_task(events_of(trigger(wait=wait(session_id="S-2"))))
         await asyncio.sleep(1)
         made = trigger(stop_on_kill=True)
-        made._task_instance = SimpleNamespace(dag_id="dag", task_id="wait", run_id="run", map_index=-1)
+        made.task_instance = SimpleNamespace(dag_id="dag", task_id="wait", run_id="run", map_index=-1)
         await made.on_kill()
         assert stage.zuora.stopped == []
         neighbour.cancel()
@@ -334,7 +331,7 @@ def test_other_waits_for_the_same_session_do_not(stage: Stage, task_state):
         neighbour = asyncio.create_task(events_of(trigger()))
         await asyncio.sleep(1)
         made = trigger(stop_on_kill=True)
-        made._task_instance = SimpleNamespace(dag_id="dag", task_id="wait", run_id="run", map_index=-1)
+        made.task_instance = SimpleNamespace(dag_id="dag", task_id="wait", run_id="run", map_index=-1)
         await made.on_kill()
         assert [meter for _, meter in stage.zuora.stopped] == ["m"]
         neighbour.cancel()
