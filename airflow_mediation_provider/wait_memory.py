@@ -15,6 +15,7 @@ from airflow_mediation_provider.protocol.wait import SessionWait
 
 if TYPE_CHECKING:
     from airflow.sdk import Context
+    from airflow.sdk.types import RuntimeTaskInstanceProtocol
 
 log = logging.getLogger(__name__)
 
@@ -59,6 +60,10 @@ class WaitMemory:
         """Return the memory of the running task."""
         ti = context["ti"]
         return cls(context.get("task_state_store"), generation=ti.max_tries, try_number=ti.try_number)
+
+    def belongs_to(self, ti: RuntimeTaskInstanceProtocol) -> bool:
+        """Say whether it is the memory of this try of a task."""
+        return (self._generation, self._try_number) == (ti.max_tries, ti.try_number)
 
     def recall(self, fresh: SessionWait) -> SessionWait:
         """Return the kept wait where it asks the same as ``fresh``, else ``fresh``.

@@ -113,7 +113,7 @@ class SessionWaitMixin(_Operator):
         """
         if wait.result is not None:
             return wait.result
-        memory = WaitMemory.of(context)
+        memory = self._wait_memory(context)
         wait = memory.recall(wait)
         poller = self._make_hook(attempts=1)
         said_at = time.monotonic()
@@ -185,7 +185,7 @@ class SessionWaitMixin(_Operator):
         """Go on after a deferral; a trigger that crashed or stayed silent is no answer, so Zuora is asked again."""
         event = (next_kwargs or {}).get("event")
         if isinstance(event, Mapping) and isinstance(event.get("wait"), Mapping):
-            WaitMemory.of(context).adopt(event["wait"])
+            self._wait_memory(context).adopt(event["wait"])
         try:
             # Not super(): a sensor's own version turns every error into a skip under soft_fail.
             return BaseOperator.resume_execution(self, next_method, next_kwargs, context)
@@ -200,12 +200,18 @@ class SessionWaitMixin(_Operator):
                 self.log.warning("It did so %d times in this try: the wait stays on the worker now.", crashes)
             return self.execute(context)
 
-    @staticmethod
-    def _memory_after_trigger(context: Context) -> WaitMemory:
+    def _wait_memory(self, context: Context) -> WaitMemory:
+        """Return the memory of the running task, one object in one process: it serves without a store as well."""
+        kept: WaitMemory | None = self.__dict__.get("_kept_wait")
+        if kept is None or not kept.belongs_to(context["ti"]):
+            kept = self.__dict__["_kept_wait"] = WaitMemory.of(context)
+        return kept
+
+    def _memory_after_trigger(self, context: Context) -> WaitMemory:
         """Return what is known of the wait after its trigger ended without a word."""
         from airflow_mediation_provider.triggers.memory import kept_by_trigger
 
-        memory = WaitMemory.of(context)
+        memory = self._wait_memory(context)
         kept = kept_by_trigger(context["ti"])
         if kept is not None:
             memory.adopt(kept)

@@ -165,6 +165,11 @@ class Attribution:
         """Whether the awaited session is known to have begun."""
         return self._begun_at is not None
 
+    @property
+    def doubt(self) -> str:
+        """What was seen of another session of the meter, in words; empty where nothing was."""
+        return self._doubt
+
     def contradict(self, reason: str) -> None:
         """Note that the promise of ``exclusive`` is not kept: no result of these polls is certain from now on.
 

@@ -133,6 +133,11 @@ class SessionWait:
         return self._attribution.bound
 
     @property
+    def doubt(self) -> str:
+        """What was seen of another session of the meter, in words; empty where nothing was."""
+        return self._attribution.doubt
+
+    @property
     def result(self) -> WaitResult | None:
         """The end of the wait, once it has come; a run reply can bring it before the first reading."""
         return self._result

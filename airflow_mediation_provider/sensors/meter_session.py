@@ -170,8 +170,8 @@ class MeterSessionSensor(SessionWaitMixin, BaseSensorOperator):
                 statuses=self.statuses,  # type: ignore[arg-type]
                 fail_on=self.fail_on,  # type: ignore[arg-type]
             )
-        if not self.poke_interval > 0:
-            raise ValueError("poke_interval must be longer than 0 seconds")
+        if self.poke_interval < 0.1:
+            raise ValueError("poke_interval must be at least 0.1 seconds")
         for name in ("never_fail", "silent_fail", "exponential_backoff", "max_wait"):
             if getattr(self, name):
                 raise ValueError(f"{name} is not supported: {_REFUSED[name]}")

@@ -58,6 +58,7 @@ class MeterSessionTrigger(BaseTrigger):
         # As text: a triggerer holds thousands of these, and a tree of dicts takes four times as much.
         self._wait = json.dumps(wait)
         self.poll_interval = poll_interval
+        self._followed: SessionWait | None = None
         self.end_from_trigger = end_from_trigger
         self.stop_on_kill = stop_on_kill
         self.arguments_version = arguments_version
@@ -91,7 +92,7 @@ class MeterSessionTrigger(BaseTrigger):
         from airflow_mediation_provider.triggers.memory import TriggerMemory
 
         memory = TriggerMemory(self.task_instance)
-        wait = await memory.recall(wait)
+        self._followed = wait = await memory.recall(wait)
         waiter = watch.subscribe(self.mediation_conn_id, wait, poll_interval=self.poll_interval, eager=eager)
         try:
             await self._prepare(wait.condition)
@@ -139,11 +140,12 @@ class MeterSessionTrigger(BaseTrigger):
         """
         if not self.stop_on_kill:
             return
-        condition = SessionWait.from_dict(self.wait).condition
+        wait = self._followed or SessionWait.from_dict(self.wait)
+        condition = wait.condition
         meter = f"meter {condition.meter_id} version {condition.version}"
         try:
             async with asyncio.timeout(_ON_KILL_SECONDS):
-                reason = await self._stop(condition)
+                reason = await self._stop(condition, wait.doubt)
         except TimeoutError:
             reason = f"it took longer than {_ON_KILL_SECONDS:g} s"
         except MediationError as error:
@@ -153,10 +155,15 @@ class MeterSessionTrigger(BaseTrigger):
         else:
             self.log.warning("Did not stop %s: %s", meter, reason)
 
-    async def _stop(self, condition: SessionCondition) -> str | None:
-        """Stop the meter, or return why not."""
+    async def _stop(self, condition: SessionCondition, doubt: str) -> str | None:
+        """Stop the meter, or return why not.
+
+        :param doubt: what the wait saw of another session of the meter
+        """
         from airflow_mediation_provider import watch
 
+        if doubt:
+            return doubt
         if condition.run_type is not RunType.NORMAL:
             return f"Zuora stops NORMAL runs only, and this is a {condition.run_type} one"
         others = watch.other_sessions(

@@ -13,7 +13,7 @@ from airflow.sdk.exceptions import AirflowFailException, AirflowSkipException, T
 from airflow_mediation_provider import exceptions
 from airflow_mediation_provider.protocol.condition import SessionCondition
 from airflow_mediation_provider.protocol.errors import MediationError, TransientError
-from airflow_mediation_provider.protocol.wait import SessionWait, WaitEnd, WaitResult
+from airflow_mediation_provider.protocol.wait import PollReading, SessionWait, WaitEnd, WaitResult
 from airflow_mediation_provider.waiting import SessionWaitMixin, make_wait
 from tests.unit.virtual import EPOCH
 
@@ -92,6 +92,21 @@ def test_without_a_memory_a_silent_triggerer_is_a_timeout(stage: Stage):
     ending = stage.play(waits(deferrable=True))
     assert ending.state == "failed"
     assert isinstance(ending.error, exceptions.MeterSessionTimeout)
+
+
+def test_without_a_store_what_the_trigger_knew_still_counts(stage: Stage):
+    stage.store = None
+    stage.zuora.script("m", (0, "COMPLETED"))
+    condition = SessionCondition(meter_id="m", until=EPOCH + timedelta(hours=1))
+    known = SessionWait(condition, created_at=EPOCH)
+    for seconds, status in ((0, "COMPLETED"), (30, "RUNNING")):
+        known.observe(PollReading(status=status, read_at=EPOCH + timedelta(seconds=seconds)))
+    stage.try_number, stage.clock.seconds = 1, 300
+    stage.xcoms["mediation_session_wait"] = {"ti_id": str(stage.id), "wait": known.to_dict()}
+    task = waits(deferrable=True)()
+    task.execute = lambda context: task._await_session(context, SessionWait(condition, created_at=stage.clock.now()))
+    result = task.resume_execution("__fail__", {"error": "Trigger failure"}, stage.context(stage.clock.now()))
+    assert result.end is WaitEnd.MET
 
 
 def test_the_method_that_was_deferred_to_gets_the_last_look(stage: Stage):

@@ -346,6 +346,23 @@ def test_a_meter_that_has_ended_is_left_alone(stage: Stage, task_state):
     assert "query" not in task_state
 
 
+def test_a_newer_run_that_the_wait_has_seen_forbids_it(stage: Stage, task_state):
+    # RUNNING and then INITIALIZING again: somebody started the meter anew.
+    stage.zuora.script("m", (0, "RUNNING"), (200, "INITIALIZING"), (260, "RUNNING"))
+
+    async def main():
+        made = trigger(stop_on_kill=True, poll_interval=20)
+        made.task_instance = SimpleNamespace(dag_id="dag", task_id="wait", run_id="run", map_index=-1)
+        following = asyncio.create_task(events_of(made))
+        await asyncio.sleep(400)
+        following.cancel()
+        await asyncio.gather(following, return_exceptions=True)
+        await made.on_kill()
+        assert stage.zuora.stopped == []
+
+    run(main(), stage.clock)
+
+
 def test_a_debug_run_cannot_be_stopped(stage: Stage, task_state):
     assert killed(stage, trigger(stop_on_kill=True, wait=wait(run_type="DEBUG"))) == []
     assert stage.zuora.asked == []
