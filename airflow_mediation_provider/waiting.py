@@ -337,15 +337,18 @@ def may_end_without_worker(task: Any) -> bool:
         or task.has_on_success_callback
         or task.has_on_skipped_callback
         or task.map_index_template
-        or has_post_execute(task)
+        or has_hooks(task)
         or next(task.iter_mapped_dependants(), None) is not None
         or conf.get("core", "xcom_backend") != _OWN_XCOM_BACKEND
         or get_listener_manager().has_listeners
     )
 
 
-def has_post_execute(task: Any) -> bool:
-    """Say whether something of the user's runs after ``execute``; in the triggerer it cannot be told, nor run."""
+def has_hooks(task: Any) -> bool:
+    """Say whether something of the user's runs before or after ``execute``; a triggerer cannot run it, nor tell."""
     if not isinstance(task, BaseOperator):
         return False
-    return task._post_execute_hook is not None or type(task).post_execute is not BaseOperator.post_execute
+    hooks = (task._pre_execute_hook, task._post_execute_hook)
+    cls = type(task)
+    overridden = cls.pre_execute is not BaseOperator.pre_execute or cls.post_execute is not BaseOperator.post_execute
+    return overridden or any(hook is not None for hook in hooks)

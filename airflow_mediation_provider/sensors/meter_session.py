@@ -18,7 +18,7 @@ from airflow_mediation_provider.protocol.errors import MediationError
 from airflow_mediation_provider.protocol.status import RunType
 from airflow_mediation_provider.protocol.wait import WaitEnd, WaitResult
 from airflow_mediation_provider.version_compat import AIRFLOW_V_3_3_PLUS
-from airflow_mediation_provider.waiting import BACKSTOP, SessionWaitMixin, has_post_execute, make_wait, utcnow
+from airflow_mediation_provider.waiting import BACKSTOP, SessionWaitMixin, has_hooks, make_wait, utcnow
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -203,7 +203,7 @@ class MeterSessionSensor(SessionWaitMixin, BaseSensorOperator):
                 "timeout": self.timeout,
                 "backstop": backstop,
                 "poll_interval": self.poke_interval,
-                "end_from_trigger": not has_post_execute(self),
+                "end_from_trigger": not (has_hooks(self) or self.has_on_execute_callback),
             },
             next_method="execute_complete",
             timeout=timedelta(seconds=self.timeout) + BACKSTOP,

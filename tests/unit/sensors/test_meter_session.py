@@ -152,6 +152,12 @@ def test_the_arguments_are_json_and_make_the_trigger():
     assert args.next_method == "execute_complete"
 
 
+def test_what_runs_before_a_task_on_a_worker_brings_it_to_one_at_the_end():
+    for cost in ({"pre_execute": print}, {"on_execute_callback": print}):
+        assert sensor(start_from_trigger=True, **cost).start_trigger_args.trigger_kwargs["end_from_trigger"] is False
+    assert sensor(start_from_trigger=True).start_trigger_args.trigger_kwargs["end_from_trigger"] is True
+
+
 def test_what_airflow_renders_has_the_same_name_on_both_sides():
     started = sensor(start_from_trigger=True)
     trigger = MeterSessionStartTrigger(**started.start_trigger_args.trigger_kwargs)
@@ -245,6 +251,7 @@ def no_listeners(monkeypatch: pytest.MonkeyPatch) -> None:
         {"on_skipped_callback": print},
         {"multiple_outputs": True},
         {"post_execute": print},
+        {"pre_execute": print},
         {"map_index_template": "{{ x }}"},
     ],
     ids=str,
