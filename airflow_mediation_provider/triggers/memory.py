@@ -71,19 +71,35 @@ class TriggerMemory:
         return wait.condition.session_id is None and getattr(self._ti, "id", None) is not None
 
     async def _call(self, name: str, **arguments: Any) -> Any:
-        """Call Airflow's own XCom class, never a backend that may block the loop; without an answer go on without."""
-        from airflow.sdk.bases.xcom import BaseXCom
-        from asgiref.sync import sync_to_async
-
-        ti = self._ti
-        call: Callable[..., Any] = getattr(BaseXCom, name)
+        """Call for the record; without an answer go on without."""
         try:
-            return await sync_to_async(call)(
-                key=KEY, dag_id=ti.dag_id, task_id=ti.task_id, run_id=ti.run_id, map_index=ti.map_index, **arguments
-            )
+            return await _xcom(self._ti, name, key=KEY, **arguments)
         except Exception:
             log.warning("The state of the wait could not be kept or read; the wait goes on.", exc_info=True)
             return None
+
+
+async def push_xcom(ti: Any, key: str, value: str) -> None:
+    """Push an XCom that is good to have; without it the wait goes on.
+
+    :param ti: the trigger's task instance. Its own ``axcom_push`` does not work for a task that started in the
+        triggerer: Airflow 3.3 looks there for an attribute that only a worker's operators have
+    """
+    try:
+        await _xcom(ti, "set", key=key, value=value)
+    except Exception:
+        log.warning("The XCom %s could not be pushed; the wait goes on.", key, exc_info=True)
+
+
+async def _xcom(ti: Any, name: str, **arguments: Any) -> Any:
+    """Call Airflow's own XCom class, never a backend that may block the loop."""
+    from airflow.sdk.bases.xcom import BaseXCom
+    from asgiref.sync import sync_to_async
+
+    call: Callable[..., Any] = getattr(BaseXCom, name)
+    return await sync_to_async(call)(
+        dag_id=ti.dag_id, task_id=ti.task_id, run_id=ti.run_id, map_index=ti.map_index, **arguments
+    )
 
 
 def kept_by_trigger(ti: Any) -> dict[str, Any] | None:

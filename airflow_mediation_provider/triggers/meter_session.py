@@ -317,13 +317,14 @@ class MeterSessionStartTrigger(MeterSessionTrigger):
         """Show the session's address in the UI from now on, as a worker does before it waits."""
         from airflow_mediation_provider import watch
         from airflow_mediation_provider.links import MeterSessionLink
+        from airflow_mediation_provider.triggers.memory import push_xcom
 
         ti: Any = self.task_instance
-        if condition.session_id is None or not hasattr(ti, "axcom_push"):
+        if condition.session_id is None or getattr(ti, "task", None) is None:
             return
         url = None
         # What is wrong with the connection, the first look says.
         with suppress(MediationError):
             url = await watch.session_url(self.mediation_conn_id, condition.meter_id, condition.session_id)
         if url:
-            await ti.axcom_push(MeterSessionLink.key, url)
+            await push_xcom(ti, MeterSessionLink.key, url)

@@ -160,9 +160,6 @@ class Stage:
         assert "{{" not in str({k: v for k, v in kwargs.items() if k not in task.template_fields})
         return {key: run_after if value == default else value for key, value in through_json(kwargs).items()}
 
-    async def _push(self, key: str, value: Any) -> None:
-        self.xcoms[key] = value
-
     def _run_trigger(self, task: Any, path: str, kwargs: dict[str, Any], timeout: datetime | None) -> Any:
         """Return the trigger's event, or why Airflow resumes the task without one."""
         limit = None if timeout is None else (timeout - self.clock.now()).total_seconds()
@@ -180,7 +177,7 @@ class Stage:
             module, _, name = path.rpartition(".")
             trigger = getattr(import_module(module), name)(**through_json(kwargs))
             trigger.timeout_after = timeout
-            more = {"task": task, "axcom_push": self._push} if task.start_from_trigger else {}
+            more = {"task": task} if task.start_from_trigger else {}
             trigger.task_instance = SimpleNamespace(**self.identity, **more)
             try:
                 async with asyncio.timeout(limit):
