@@ -14,7 +14,7 @@ from collections import deque
 from contextvars import Context
 from datetime import UTC, datetime
 from functools import partial
-from typing import TYPE_CHECKING, Any, Final, Protocol
+from typing import TYPE_CHECKING, Any, Final, Protocol, TypeVar
 
 from airflow_mediation_provider.protocol.errors import MediationError, TransientError
 from airflow_mediation_provider.protocol.wait import PollReading, SessionWait, WaitUpdate
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from airflow_mediation_provider.watch.feed import SessionFeed
 
 log = logging.getLogger(__name__)
+_T = TypeVar("_T")
 
 MAX_CONNECTIONS: Final = 4
 """Requests that one hub has under way at a time."""
@@ -74,7 +75,7 @@ class _Meter:
         self.due: Entry | None = None
         self.asked_at = -math.inf
         self.queued = False
-        self.task: asyncio.Task[None] | None = None
+        self.task: asyncio.Task[float] | None = None
 
     def follow_waiters(self) -> None:
         """Poll at the shortest interval that anybody who is still here asked for."""
@@ -169,7 +170,7 @@ class Hub:
             self._on_empty(self._spawn(self._close(), "close"))
 
     async def _close(self) -> None:
-        tasks = [meter.task for meter in self._running if meter.task is not None]
+        tasks: list[asyncio.Task[Any]] = [meter.task for meter in self._running if meter.task is not None]
         if self._feed_task is not None:
             self._feed_task.cancel()
             tasks.append(self._feed_task)
@@ -178,7 +179,7 @@ class Hub:
         if self._hook is not None:
             await self._hook.close()
 
-    def _spawn(self, coroutine: Coroutine[Any, Any, None], name: str) -> asyncio.Task[None]:
+    def _spawn(self, coroutine: Coroutine[Any, Any, _T], name: str) -> asyncio.Task[_T]:
         return self._loop.create_task(coroutine, name=f"mediation-watch-{name}", context=Context())
 
     # ---- when to look ----------------------------------------------------------------------------------------------
@@ -221,22 +222,30 @@ class Hub:
             in_trouble += bool(meter.pace.failures)
             meter.queued = False
             self._running.add(meter)
-            meter.task = self._spawn(self._poll(meter), "poll")
+            meter.task = self._spawn(self._look(meter), "poll")
+            meter.task.add_done_callback(partial(self._looked, meter), context=Context())
         self._ready.extendleft(reversed(waiting))
 
     # ---- looking ---------------------------------------------------------------------------------------------------
 
-    async def _poll(self, meter: _Meter) -> None:
+    def _looked(self, meter: _Meter, task: asyncio.Task[float]) -> None:
+        """Give the connection to the next meter, and plan the next look at this one.
+
+        Not in the task itself: one that is cancelled before its first step runs nothing of its own, no ``finally``.
+        """
+        self._running.discard(meter)
+        meter.task = None
         pause = meter.pace.interval
-        try:
-            pause = await self._look(meter)
-        finally:
-            self._running.discard(meter)
-            meter.task = None
-            if self._meters.get(meter.key) is meter:
-                self._plan(meter, self._loop.time() + pause)
-            if self._meters:
-                self._dispatch()
+        if not task.cancelled():
+            error = task.exception()
+            if error is None:
+                pause = task.result()
+            else:
+                log.error("The look at meter %s version %s failed unexpectedly", *meter.key, exc_info=error)
+        if self._meters.get(meter.key) is meter:
+            self._plan(meter, self._loop.time() + pause)
+        if self._meters:
+            self._dispatch()
 
     async def _look(self, meter: _Meter) -> float:
         """Ask once, tell the meter's waiters, and return the seconds to the next look."""

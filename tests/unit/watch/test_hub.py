@@ -420,3 +420,21 @@ def test_a_feed_beside_the_poll_ends_a_wait_with_certainty(clock, zuora, caplog)
 
     stage(clock, zuora, main, feed=Feed())
     assert caplog.text.count("The feed beside the poll failed") == 1
+
+
+def test_a_look_that_ends_before_it_begins_gives_its_connection_back(clock, zuora):
+    zuora.script("other", (0, "RUNNING"), (900, "COMPLETED"))
+
+    async def main(hub, watch):
+        other, _ = watch(wait_for(clock, "other", timeout=3600), 20)
+        for number in range(4):
+            late = [watch(wait_for(clock, f"m{number}{i}", timeout=40), 100)[1] for i in range(4)]
+            await asyncio.sleep(30)
+            # The triggerer is suspended, and then finds a deadline and a look at the same meter due at once.
+            clock.seconds += 100
+            assert {result.end for result in await asyncio.gather(*late)} == {WaitEnd.TIMED_OUT}
+        await asyncio.sleep(900)
+        assert other.result is not None
+        assert other.result.end is WaitEnd.MET
+
+    stage(clock, zuora, main)
