@@ -12,10 +12,11 @@ from airflow_mediation_provider.operators.run_state import Phase, RunMemory, Run
 from airflow_mediation_provider.protocol.errors import (
     CapacityError,
     MediationError,
-    MisconfigurationError,
+    PermanentError,
+    StopInProgressError,
     TransientError,
 )
-from airflow_mediation_provider.protocol.status import SUCCESS, TERMINAL, RunType
+from airflow_mediation_provider.protocol.status import TERMINAL, RunType
 
 if TYPE_CHECKING:
     from airflow.sdk import BaseOperator, Context
@@ -39,6 +40,7 @@ class RunStartMixin(_Operator):
     meter_id: str
     version: str
     run_type: RunType
+    statuses: tuple[str, ...]
     mediation_conn_id: str
     deferrable: bool
     poke_interval: float
@@ -97,7 +99,9 @@ class RunStartMixin(_Operator):
                 self._allow_pause(since, "outage", self.max_unreachable, error)
                 retry_after = error.retry_after or 0.0
                 pauses += 1
-            except MisconfigurationError as error:
+            except StopInProgressError:
+                raise  # it passes: a retry of the task may find it over
+            except PermanentError as error:
                 from airflow_mediation_provider.exceptions import MediationMisconfigured
 
                 raise MediationMisconfigured(str(error)) from error
@@ -153,7 +157,8 @@ class RunStartMixin(_Operator):
         ti, hook = context["ti"], self._make_hook()
         if ti.try_number <= max(0, ti.max_tries - (self.retries or 0)) + 1:
             return False
-        failures = TERMINAL[self.run_type] - {SUCCESS[self.run_type]}
+        # An end that this task takes for a success is not one to start anew after: it lost only its own result.
+        failures = TERMINAL[self.run_type] - set(self.statuses)
         for pause in (0, self.settle):
             time.sleep(pause)
             if hook.run_status(str(self.meter_id), self.version) not in failures:

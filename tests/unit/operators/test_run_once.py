@@ -400,6 +400,12 @@ class TestWithoutTaskStateStore:
         assert run(ti)["status"] == "COMPLETED"
         assert starts(sim) == 3
 
+    def test_a_retry_after_an_end_that_is_a_success_starts_nothing(self, sim: Simulator, ti: TaskInstance) -> None:
+        sim.set_meter("1001", runs=[ends("FAILED"), ends("COMPLETED")])
+        assert run(ti, fail_on=())["status"] == "FAILED"
+        assert run(ti.retry(), fail_on=())["status"] == "FAILED"
+        assert starts(sim) == 1
+
     def test_clear_starts_anew(self, sim: Simulator, ti: TaskInstance) -> None:
         run(ti)
         run(ti.clear())
