@@ -154,7 +154,7 @@ def _meaning(
             else "access is forbidden by something in front of Zuora's API (no JSON came back): check proxy, allow-list"
         )
         return MisconfigurationError, sentence
-    if status == 404 or (status == 405 and not shaped):
+    if status == 404 or (status == 405 and not code):
         sentence = (
             "it is unknown in this tenant: check the id"
             if code

@@ -261,6 +261,14 @@ def test_sources_rendered_to_json_are_sent(sim: Simulator, ti: TaskInstance) -> 
     assert post["body"]["runtimeSourceConfigs"] == [{"sourceType": "EVENT_STORE", "eventStore": {"storeId": "7"}}]
 
 
+def test_what_zuora_will_refuse_again_is_not_tried_again(sim: Simulator, ti: TaskInstance) -> None:
+    refusal = {"success": False, "error": {"code": "70009999", "message": "No such source."}}
+    sim.fault("status", path="/meters/run/", status=400, body=refusal)
+    with pytest.raises(MediationMisconfigured, match="No such source"):
+        operator().execute(ti.context)
+    assert starts(sim) == 0
+
+
 # -- stopping ------------------------------------------------------------------------------------------------------
 
 

@@ -106,6 +106,12 @@ def test_http_status_where_no_code_says_more(status, kind):
     assert type(of(coded("12345678", status=status))) is kind
 
 
+def test_what_is_no_zuora_is_named_for_what_it_is():
+    error = of(Reply(405, {}, b'{"detail": "Method Not Allowed"}'))
+    assert type(error) is MisconfigurationError
+    assert "check the REST base URL" in str(error)
+
+
 def test_the_sentence_quotes_what_support_asks_for():
     answer = Reply(400, {"zuora-request-id": "abc-1"}, coded("70002122", "not running").body)
 
