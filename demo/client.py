@@ -236,4 +236,5 @@ class AirflowClient:
 
 def _log_line(line: Mapping[str, Any]) -> str:
     errors = [f"{each['exc_type']}: {each['exc_value']}" for each in line.get("error_detail") or ()]
-    return " ".join([str(line.get("event", "")), *errors])
+    # Where a task is skipped, Airflow logs why beside the words.
+    return " ".join([str(line.get("event", "")), *errors, line.get("reason") or ""]).rstrip()

@@ -140,6 +140,16 @@ class Act:
         what = f"{self.task_id} to be {' or '.join(states)}" + (f" in try {try_number}" if try_number else "")
         return wait_until(there, timeout=PATIENCE, what=what, every=0.2)
 
+    def wait_deferred(self, try_number: int = 1) -> None:
+        """Wait until the task is deferred and the scheduler knows that its process has ended.
+
+        Airflow takes a task that its trigger resumes before that for one whose process was lost, and retries it.
+        """
+        self.wait("deferred", try_number=try_number)
+        ended = f"'{self.task_id}', run_id='{self.play.run_id}', try_number={try_number}, map_index=-1)"
+        what = f"the scheduler to know that {self.task_id} has left its worker"
+        wait_until(lambda: ended in self.play.executor_events(), timeout=PATIENCE, what=what)
+
     def end(self) -> dict[str, Any]:
         """Wait until the task has ended, and return the task instance."""
         return self.wait(*TASK_ENDS)
@@ -232,6 +242,11 @@ class Play:
                 self._tasks = {ti["task_id"]: ti for ti in found}
                 self._asked_at = time.monotonic()
             return self._tasks[task_id]
+
+    def executor_events(self) -> str:
+        """Return what the scheduler has said of processes that ended."""
+        lines = self.stage.airflow.processes.log_file("scheduler").read_text(errors="replace").splitlines()
+        return "\n".join(line for line in lines if "Received executor event with state success" in line)
 
     def outcome(self, name: str) -> None:
         """Wait for the end of a scenario; what it raised is raised here."""

@@ -93,7 +93,7 @@ def reply_lost(act: Act) -> Iterator[None]:
     act.logged("refused", reason="duplicate_key")
     first, *again = [each for each in act.log("request") if "/run/" in each["path"]]
     assert [each["body"] for each in again] == [first["body"]]
-    act.wait("deferred")
+    act.wait_deferred()
     act.looked_again()
     act.finish()
     ends_well(act, tries=1, session_id=act.starts()[0], certain=False)
@@ -106,7 +106,7 @@ def reply_lost_and_a_foreign_session(act: Act) -> Iterator[None]:
     own = act.started()[0]["session_id"]
     foreign = act.stage.simulator.start_session(act.meter_id)["session_id"]
     act.logged("refused", reason="duplicate_key")
-    act.wait("deferred")
+    act.wait_deferred()
     act.looked_again()
     act.finish(own)
     act.finish(foreign)
@@ -122,7 +122,7 @@ def killed_and_a_foreign_session(act: Act) -> Iterator[None]:
     act.kill()
     foreign = act.stage.simulator.start_session(act.meter_id)["session_id"]
     act.logged("refused", reason="duplicate_key")
-    act.wait("deferred")
+    act.wait_deferred(try_number=2)
     act.looked_again()
     act.finish(own)
     act.finish(foreign)
@@ -162,7 +162,7 @@ def killed_after_defer(act: Act) -> Iterator[None]:
     act.meter(ENDLESS)
     yield
     session = act.started()[0]["session_id"]
-    act.wait("deferred")
+    act.wait_deferred()
     act.looked_again()
     act.finish()
     act.wait("running")

@@ -17,15 +17,20 @@ if TYPE_CHECKING:
     from demo.stage import Stage
     from tests.integration.scenario import Act
 
-QUICK = [["INITIALIZING", 0.5], ["RUNNING", 2], ["COMPLETED", None]]
 # Until the scenario ends it.
 ENDLESS = [["INITIALIZING", 0.5], ["RUNNING", None]]
 GONE = 20.0  # seconds in which Airflow ends the process of a task that was marked or cleared
 
 
 def retried_after_failed(act: Act) -> Iterator[None]:
-    act.meter([["INITIALIZING", 0.5], ["RUNNING", 2], ["FAILED", None]], QUICK)
+    act.meter(ENDLESS)
     yield
+    act.wait_deferred()
+    act.looked_again()
+    act.finish(status="FAILED")
+    act.wait_deferred(try_number=2)
+    act.looked_again()
+    act.finish()
     ti = act.end()
     assert (ti["state"], ti["try_number"]) == ("success", 2)
     first, second = act.log("start")
@@ -35,13 +40,19 @@ def retried_after_failed(act: Act) -> Iterator[None]:
 
 
 def cleared_when_done(act: Act) -> Iterator[None]:
-    act.meter(QUICK)
+    act.meter(ENDLESS)
     yield
+    act.wait_deferred()
+    act.looked_again()
+    act.finish()
     ti = act.end()
     assert (ti["state"], ti["try_number"]) == ("success", 1)
     session = act.started()[0]
     assert act.xcom()["session_id"] == session["session_id"]
     act.clear()
+    act.wait_deferred(try_number=2)
+    act.looked_again()
+    act.finish()
     act.wait("success", try_number=2)
     _, second = act.log("start")
     assert second["unique_key"] != session["unique_key"]
@@ -62,6 +73,8 @@ def cleared(act: Act, *, stopped: bool) -> None:
     # No stop reaches the second session, which the user wants.
     assert all(each["seq"] < second["seq"] for each in act.stops())
     assert bool(act.stops()) == stopped
+    if "deferred" in act.task_id:
+        act.wait_deferred(try_number=2)
     act.looked_again()
     if not stopped:
         act.finish(first["session_id"])
@@ -90,21 +103,21 @@ def cleared_while_running_to_stop(act: Act) -> Iterator[None]:
 def cleared_while_deferred(act: Act) -> Iterator[None]:
     act.meter(ENDLESS)
     yield
-    act.wait("deferred")
+    act.wait_deferred()
     cleared(act, stopped=False)
 
 
 def cleared_while_deferred_to_stop(act: Act) -> Iterator[None]:
     act.meter(ENDLESS)
     yield
-    act.wait("deferred")
+    act.wait_deferred()
     cleared(act, stopped=True)
 
 
 def failed_by_user_while_deferred(act: Act) -> Iterator[None]:
     act.meter(ENDLESS)
     yield
-    act.wait("deferred")
+    act.wait_deferred()
     act.looked_again()
     act.mark("failed")
     act.said("trigger completed")
@@ -116,7 +129,7 @@ def failed_by_user_while_deferred(act: Act) -> Iterator[None]:
 def failed_by_user_while_deferred_not_to_stop(act: Act) -> Iterator[None]:
     act.meter(ENDLESS)
     yield
-    act.wait("deferred")
+    act.wait_deferred()
     act.looked_again()
     act.mark("failed")
     act.said("trigger completed")

@@ -1,0 +1,67 @@
+"""Sensors in every mode, and mapped runs; see test_modes.py."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from typing import Any
+
+from airflow.providers.standard.operators.empty import EmptyOperator
+from airflow.sdk import DAG, dag, task_group
+
+from airflow_mediation_provider.operators.branch import MeterSessionBranchOperator
+from airflow_mediation_provider.operators.meter import RunMeterOperator
+from airflow_mediation_provider.sensors.meter_session import MeterSessionSensor
+
+MODES: dict[str, dict[str, Any]] = {
+    "poke": {"mode": "poke", "poke_interval": 1},
+    "reschedule": {"mode": "reschedule", "poke_interval": 3},
+    "deferrable": {"deferrable": True, "poke_interval": 1},
+    "started_there": {"start_from_trigger": True, "poke_interval": 1},
+}
+ENDS: dict[str, dict[str, Any]] = {
+    "completed": {},
+    "failed": {},
+    "failed_softly": {"soft_fail": True},
+    "timed_out": {"timeout": 6},
+    "timed_out_softly": {"timeout": 6, "soft_fail": True},
+}
+
+with DAG("modes", schedule=None, params={"meters": {}, "sessions": {}}):
+    for mode, how in MODES.items():
+        for end, more in ENDS.items():
+            name = f"{mode}_{end}"
+            MeterSessionSensor(
+                task_id=name,
+                meter_id=f"{{{{ params.meters.{name} }}}}",
+                session_id=f"{{{{ params.sessions.{name} }}}}",
+                retries=3,
+                retry_delay=timedelta(seconds=1),
+                settle=1,
+                exclusive=True,
+                **{"timeout": 300, **how, **more},
+            )
+
+
+@dag(schedule=None, params={"meters": []}, render_template_as_native_obj=True)
+def mapped() -> None:
+    """Run each meter of the list and branch on its end."""
+
+    @task_group
+    def one_meter(meter_id: str) -> None:
+        run_meter = RunMeterOperator(
+            task_id="run_meter", meter_id=meter_id, deferrable=True, poke_interval=1, settle=1, fail_on=()
+        )
+        how_it_ended = MeterSessionBranchOperator(
+            task_id="how_it_ended",
+            session=run_meter.output,
+            on_completed="one_meter.on_completed",
+            on_failed="one_meter.on_failed",
+            default="one_meter.otherwise",
+        )
+        run_meter >> how_it_ended
+        how_it_ended >> [EmptyOperator(task_id=each) for each in ("on_completed", "on_failed", "otherwise")]
+
+    one_meter.expand(meter_id=["50001", "50002", "50003", "50004", "50005"])
+
+
+mapped()

@@ -1,0 +1,150 @@
+"""What passes by itself never ends a wait; what never passes ends a task at once, with one sentence."""
+
+from __future__ import annotations
+
+import re
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import httpx
+import pytest
+
+from airflow_mediation_provider.simulator import running_simulator
+from demo.processes import wait_until
+from tests.integration.scenario import PATIENCE, Play
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from demo.stage import Stage
+    from tests.integration.scenario import Act
+
+# Until the scenario ends it.
+ENDLESS = [["INITIALIZING", 0.5], ["RUNNING", None]]
+FAULTS: dict[str, dict[str, Any]] = {
+    "unavailable": {"kind": "status", "status": 503, "seconds": 5},
+    "hanging": {"kind": "hang", "count": 1},
+    "html": {"kind": "html", "count": 2},
+    "no_json": {"kind": "badjson", "count": 2},
+    "reset": {"kind": "reset", "count": 2},
+    "truncated": {"kind": "truncated", "count": 2},
+    "unknown_status": {"kind": "unknown_status", "count": 2, "code": 77},
+    "tokens_expired": {"kind": "expire_tokens"},
+}
+# An unknown status is an answer, and an expired token is renewed within one.
+NO_OUTAGE = ("unknown_status", "tokens_expired")
+MISTAKES = {
+    "missing_connection": r"there_is_none",
+    "wrong_secret": r"does not accept the client id and secret",
+    "wrong_host": r"(base URL|data center|host)",
+    "not_enabled": r"Mediation is not enabled in this tenant",
+    "unknown_meter": r"the meter does not exist in this tenant",
+}
+
+
+def troubled(name: str, act: Act) -> Iterator[None]:
+    fault = dict(FAULTS[name])
+    kind = fault.pop("kind")
+    act.meter(ENDLESS)
+    session = act.session(ENDLESS)
+    yield
+    if act.task_id.endswith("deferrable"):
+        act.wait_deferred()
+    act.looked_again(1)
+    if kind == "expire_tokens":
+        before = max(each["number"] for each in act.stage.simulator.log("token", granted=True))
+        act.stage.simulator.fault(kind)
+        # Whoever learns of it first gets a new one for all in the same process.
+        renewed(act, before)
+    else:
+        act.fault(kind, path="/runStatus$", **fault)
+        struck = {"status": 503} if kind == "status" else {"faults": [kind]}
+        act.logged("request", finished=True, count=fault.get("count", 1), **struck)
+    act.looked_again(1)
+    assert act.play.task(act.task_id)["state"] in ("running", "deferred")
+    act.finish()
+    ti = act.end()
+    assert (ti["state"], ti["try_number"]) == ("success", 1)
+    result = act.xcom()
+    assert (result["session_id"], result["status"], result["certain"]) == (session, "COMPLETED", True)
+    # One line for an outage, one for its end.
+    words = act.words()
+    assert words.count("he status cannot be read") == words.count("Zuora reached again") == (name not in NO_OUTAGE)
+
+
+def renewed(act: Act, before: int) -> None:
+    """Wait until the meter's status is read with a token that was granted later."""
+
+    def there() -> bool:
+        answers = act.log("request", status=200)
+        return any((each["token"] or 0) > before for each in answers if each["path"].endswith("/runStatus"))
+
+    wait_until(there, timeout=PATIENCE, what=f"a new token for meter {act.meter_id}")
+
+
+def unavailable_when_called(act: Act) -> Iterator[None]:
+    act.meter(ENDLESS)
+    act.fault("status", path="/run/", status=503, count=2)
+    yield
+    session = act.started()[0]["session_id"]
+    act.wait_deferred()
+    act.looked_again()
+    act.finish()
+    ti = act.end()
+    assert (ti["state"], ti["try_number"]) == ("success", 1)
+    assert act.starts() == [session]
+    assert act.xcom()["session_id"] == session
+
+
+def mistaken(mistake: str, act: Act) -> Iterator[None]:
+    yield
+    ti = act.end()
+    assert (ti["state"], ti["try_number"]) == ("failed", 1)
+    (sentence,) = re.findall(r"Task failed with exception (.*)", act.words())
+    assert sentence.startswith("MediationMisconfigured: ")
+    assert re.search(MISTAKES[mistake], sentence)
+    assert act.xcom() is None
+
+
+TROUBLES = {
+    **{f"{name}_{where}": partial(troubled, name) for name in FAULTS for where in ("poke", "deferrable")},
+    "unavailable_when_called": unavailable_when_called,
+}
+WRONG = {f"{name}_{what}": partial(mistaken, name) for name in MISTAKES for what in ("sensor", "started_there", "run")}
+
+
+@pytest.fixture(scope="module")
+def plays(stage: Stage) -> Iterator[dict[str, Play]]:
+    """Both DAGs at the same time: some of the first one's tasks only wait for a request that hangs."""
+    with running_simulator(mediation_enabled=False) as other_tenant:
+        connect(stage, "not_enabled", other_tenant.url)
+        connect(stage, "wrong_secret", stage.simulator.url, password="wrong")
+        # A web server that is no Zuora.
+        connect(stage, "wrong_host", stage.airflow.url)
+        with Play(stage, "faults", TROUBLES).playing() as faults, Play(stage, "mistakes", WRONG).playing() as mistakes:
+            yield {"faults": faults, "mistakes": mistakes}
+
+
+def connect(stage: Stage, conn_id: str, url: str, *, password: str = "simulator-secret") -> None:
+    fields = {
+        "connection_id": conn_id,
+        "conn_type": "mediation",
+        "host": url,
+        "login": "simulator-client",
+        "password": password,
+    }
+    try:
+        stage.airflow.api("POST", "/connections", json=fields)
+    except httpx.HTTPStatusError as error:
+        if error.response.status_code != httpx.codes.CONFLICT:
+            raise
+
+
+@pytest.mark.parametrize("scenario", TROUBLES)
+def test_a_wait_outlives_what_passes_by_itself(plays: dict[str, Play], scenario: str) -> None:
+    plays["faults"].outcome(scenario)
+
+
+@pytest.mark.parametrize("scenario", WRONG)
+def test_a_mistake_fails_the_task_at_once(plays: dict[str, Play], scenario: str) -> None:
+    plays["mistakes"].outcome(scenario)
