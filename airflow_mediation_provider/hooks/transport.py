@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 import threading
 from concurrent.futures import Future
 from concurrent.futures import TimeoutError as FutureTimeoutError
@@ -186,17 +187,22 @@ def _too_slow(seconds: float) -> Failure:
 
 
 def _cause(error: BaseException) -> str:
-    """Name the cause of a failure; the innermost one says it best, and none of them quotes a header or a body."""
+    """Name the cause of a failure; the innermost one says it best, and none of them quotes a header or a body.
+
+    Some quote the proxy's address, which may hold a password.
+    """
     while (inner := error.__cause__ or error.__context__) is not None:
         error = inner
-    return f"{type(error).__name__}: {error}"[:300]
+    return re.sub(r"[^\s/'\"]*@", "***@", f"{type(error).__name__}: {error}")[:300]
 
 
 def _proxy(settings: Settings) -> str | None:
     proxies = dict(settings.http.proxies)
     if not proxies and settings.http.trust_env:
         proxies = requests.utils.get_environ_proxies(settings.base_url)
-    return requests.utils.select_proxy(settings.base_url, proxies)
+    proxy = requests.utils.select_proxy(settings.base_url, proxies)
+    # As requests does it: a proxy is often named without a scheme, which aiohttp would refuse.
+    return f"http://{proxy}" if proxy and "://" not in proxy else proxy
 
 
 def _ssl_context(verify: bool | str, cert: str | tuple[str, str] | None) -> ssl.SSLContext:

@@ -84,9 +84,28 @@ def test_proxies(send, zuora, extra):
     assert zuora.seen[0].path == "http://rest.zuora.invalid/oauth/token"
 
 
+def test_a_proxy_without_a_scheme(send, zuora):
+    send(
+        settings("http://rest.zuora.invalid", proxy=zuora.url.removeprefix("http://")), get("http://rest.zuora.invalid")
+    )
+
+    assert zuora.seen[0].path == "http://rest.zuora.invalid/oauth/token"
+
+
+@pytest.mark.parametrize("proxy", ["http://who:pass-word@127.0.0.1:{port}", "who:pass-word@127.0.0.1:1x"])
+def test_a_failure_does_not_tell_the_password_of_the_proxy(send, zuora, proxy):
+    proxy = proxy.format(port=zuora.url.rpartition(":")[2])
+
+    [outcome] = send(settings("https://rest.zuora.invalid", proxy=proxy), get("https://rest.zuora.invalid"))
+
+    assert isinstance(outcome, Failure)
+    assert "pass-word" not in outcome.reason
+
+
 @pytest.mark.parametrize(("trust", "reached"), [(True, 1), (False, 0)])
-def test_proxies_of_the_environment(send, zuora, monkeypatch, trust, reached):
-    monkeypatch.setenv("http_proxy", zuora.url)
+@pytest.mark.parametrize("scheme", ["http://", ""])
+def test_proxies_of_the_environment(send, zuora, monkeypatch, trust, reached, scheme):
+    monkeypatch.setenv("http_proxy", zuora.url.replace("http://", scheme))
     monkeypatch.setenv("no_proxy", "")
 
     send(settings("http://rest.zuora.invalid", trust_env=trust), get("http://rest.zuora.invalid"))
