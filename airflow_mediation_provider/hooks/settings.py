@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import dataclass, field
 from string import Formatter
 from typing import TYPE_CHECKING, Any, Final
@@ -144,7 +145,8 @@ def _base_url(conn_id: str, connection: Connection) -> str:
     except ValueError:
         parts, port = urlsplit(""), None
     if parts.scheme not in ("http", "https") or not parts.hostname or parts.query or parts.fragment or parts.username:
-        raise _wrong(conn_id, f"the host must be a REST base URL like {DataCenter.PROD.rest_url}, not {host!r}")
+        shown = re.sub(r"[^/]*@", "***@", host)  # somebody may have put the credentials there
+        raise _wrong(conn_id, f"the host must be a REST base URL like {DataCenter.PROD.rest_url}, not {shown!r}")
     path = parts.path.rstrip("/")
     if path == "/v1":
         raise _wrong(
@@ -198,6 +200,9 @@ def _http_options(conn_id: str, extra: Mapping[str, Any], scheme: str) -> HttpOp
         raise _wrong(conn_id, "timeout and max_redirects must be numbers") from None
     if not isinstance(proxies, dict) or timeout <= 0:
         raise _wrong(conn_id, f"proxies must be an object like {{{scheme!r}: 'http://proxy:3128'}}, timeout above 0")
+    for name, proxy in proxies.items():
+        if not _is_proxy(str(proxy)):
+            raise _wrong(conn_id, f"proxies[{name!r}] is no address like http://proxy:3128")
     return HttpOptions(
         proxies={str(name): str(proxy) for name, proxy in proxies.items()},
         verify=_flag(verify, default=True, or_text=True),
@@ -207,6 +212,15 @@ def _http_options(conn_id: str, extra: Mapping[str, Any], scheme: str) -> HttpOp
         max_redirects=max_redirects,
         trust_env=bool(_flag(extra.get("trust_env"), default=True)),
     )
+
+
+def _is_proxy(address: str) -> bool:
+    """Say whether this is the address of a proxy; a scheme may be left out."""
+    try:
+        parts = urlsplit(address if "://" in address else f"http://{address}")
+        return bool(parts.hostname) and parts.port != 0
+    except ValueError:
+        return False
 
 
 def _flag(value: object, *, default: bool, or_text: bool = False) -> bool | str:

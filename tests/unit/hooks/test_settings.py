@@ -65,7 +65,7 @@ def test_names_of_data_centers_in_any_case():
         ("[1]", {}, "extra is not a JSON object"),
         ({}, {"host": "ftp://x"}, "host must be a REST base URL like https://rest.zuora.com, not 'ftp://x'"),
         ({}, {"host": "https://"}, "host must be a REST base URL"),
-        ({}, {"host": "https://a:b@x"}, "host must be a REST base URL"),
+        ({}, {"host": "https://a:hush@x"}, "host must be a REST base URL"),
         ({}, {"host": "https://x:port"}, "host must be a REST base URL"),
         ({}, {"host": "https://x?y=1"}, "host must be a REST base URL"),
         ({}, {"host": "https://rest.zuora.com/v1"}, "without /v1"),
@@ -74,6 +74,12 @@ def test_names_of_data_centers_in_any_case():
         ({"data_center": "PROD", "timeout": "long"}, {}, "must be numbers"),
         ({"data_center": "PROD", "timeout": -1}, {}, "timeout above 0"),
         ({"data_center": "PROD", "proxies": [1]}, {}, "proxies must be an object"),
+        (
+            {"data_center": "PROD", "proxies": {"https": "http://me:hush@proxy:31z8"}},
+            {},
+            "proxies.'https'. is no address",
+        ),
+        ({"data_center": "PROD", "proxy": "me:hush@"}, {}, "proxies.'http'. is no address"),
         (
             {"data_center": "SBX", "ui_link_template": "https://x/{meter}"},
             {},

@@ -93,10 +93,11 @@ def test_a_proxy_without_a_scheme(send, zuora):
 
 
 @pytest.mark.parametrize("proxy", ["http://who:pass-word@127.0.0.1:{port}", "who:pass-word@127.0.0.1:1x"])
-def test_a_failure_does_not_tell_the_password_of_the_proxy(send, zuora, proxy):
-    proxy = proxy.format(port=zuora.url.rpartition(":")[2])
+def test_a_failure_does_not_tell_the_password_of_the_proxy(send, zuora, proxy, monkeypatch):
+    monkeypatch.setenv("https_proxy", proxy.format(port=zuora.url.rpartition(":")[2]))
+    monkeypatch.setenv("no_proxy", "")
 
-    [outcome] = send(settings("https://rest.zuora.invalid", proxy=proxy), get("https://rest.zuora.invalid"))
+    [outcome] = send(settings("https://rest.zuora.invalid"), get("https://rest.zuora.invalid"))
 
     assert isinstance(outcome, Failure)
     assert "pass-word" not in outcome.reason
