@@ -13,6 +13,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
+from rich.box import SIMPLE
 from rich.console import Console
 from rich.live import Live
 from rich.table import Table
@@ -121,14 +122,17 @@ class Progress:
 
 def summary(played: list[Played]) -> Table:
     """Return the table at the end: a line for each meter of each run."""
-    table = Table("DAG", "session", "status", "branch taken", "downstream run", "seconds", "")
+    table = Table(box=SIMPLE, padding=0, pad_edge=False)
+    for heading in ("DAG, meter", "session", "status"):
+        table.add_column(heading, no_wrap=True)
+    for heading in ("branch taken", "downstream run", "seconds", ""):
+        table.add_column(heading)
     for each in played:
         for result in each.results:
-            session = f"{result.session} (meter {result.row.meter})"
             mark = Text("wrong", "red") if result.problems else Text("ok", "green")
             table.add_row(
-                each.scene.dag_id,
-                session,
+                f"{each.scene.dag_id} {result.row.meter}",
+                result.session,
                 result.status,
                 result.branch,
                 result.downstream,

@@ -49,6 +49,7 @@ class Played:
 class Result:
     """What became of one meter of a scene: a line of the table.
 
+    :param downstream: the state of the run of ``usage_batch`` for its session; empty where there is none
     :param problems: what is not as it must be; empty when all is well
     """
 
@@ -140,7 +141,7 @@ def _check(
     result.session, result.status = session["session_id"], session["status"]
     must(f"the status of session {result.session}", result.status, row.status)
     batch = batches.get(result.session)
-    result.downstream = f"{batch['dag_run_id']}: {batch['state']}" if batch else ""
+    result.downstream = batch["state"] if batch else ""
     must(
         f"the run of {DOWNSTREAM} for session {result.session}",
         batch and batch["state"],
