@@ -192,13 +192,12 @@ def test_a_refusal_for_capacity_ends_an_outage(
     sim: Simulator, ti: TaskInstance, full: list[str], monkeypatch: Any
 ) -> None:
     sim.fault("status", path="/meters/run/", count=1)
-    sleep, slept = ti.clock.sleep, []
+    sleep = ti.clock.sleep
 
     def outage_again(seconds: float) -> None:
-        slept.append(seconds)
-        if ti.clock.passed > 90 and not sim.faults():
+        if len(sim.log(kind="fault")) == 2:
             sim.steer(full[0], [["COMPLETED", None]])
-        elif ti.clock.passed > 80 and len(sim.log(kind="fault")) == 1:
+        elif ti.clock.passed > 60 and sim.log(kind="refused") and not sim.faults():
             sim.fault("status", path="/meters/run/", count=1)
         sleep(seconds)
 
