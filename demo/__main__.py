@@ -123,10 +123,8 @@ class Progress:
 def summary(played: list[Played]) -> Table:
     """Return the table at the end: a line for each meter of each run."""
     table = Table(box=SIMPLE, padding=0, pad_edge=False)
-    for heading in ("DAG, meter", "session", "status"):
-        table.add_column(heading, no_wrap=True)
-    for heading in ("branch taken", "downstream run", "seconds", ""):
-        table.add_column(heading)
+    for heading in ("DAG, meter", "session", "status", "branch taken", "downstream run", "sec", ""):
+        table.add_column(heading, overflow="fold", no_wrap=heading in {"DAG, meter", "session", "status"})
     for each in played:
         for result in each.results:
             mark = Text("wrong", "red") if result.problems else Text("ok", "green")
