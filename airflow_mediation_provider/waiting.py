@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, Final, NoReturn
 from airflow.sdk import BaseOperator
 from airflow.sdk.exceptions import AirflowRescheduleException, TaskDeferralError, TaskDeferralTimeout
 
+from airflow_mediation_provider.operators.arguments import session_id_of
 from airflow_mediation_provider.protocol.condition import SessionCondition
 from airflow_mediation_provider.protocol.errors import MediationError
 from airflow_mediation_provider.protocol.wait import PollReading, SessionWait, WaitEnd, WaitResult, WaitUpdate
@@ -293,8 +294,7 @@ def make_wait(
     :param settle: seconds
     :raises ValueError: an argument was rendered to something that makes no sense; the message names it
     """
-    if session_id is not None and str(session_id).strip() in ("", "None"):
-        raise ValueError(f"session_id was rendered to {session_id!r}: the task that should give it has no such output")
+    session_id = session_id_of(session_id, given=session_id is not None)
     if isinstance(since, str):
         try:
             since = datetime.fromisoformat(since.strip())

@@ -10,18 +10,27 @@ from typing import TYPE_CHECKING, Any, Final
 from airflow.sdk import BaseOperator
 
 from airflow_mediation_provider.operators.arguments import (
+    check_flags,
+    check_instant,
     check_meter,
+    check_session,
+    check_session_id,
+    check_text,
     instant,
-    is_template,
     run_type_of,
     seconds,
+    session_id_of,
     session_of,
+    status_names,
 )
+from airflow_mediation_provider.protocol.api import DEFAULT_VERSION
+from airflow_mediation_provider.protocol.arguments import one_of
+from airflow_mediation_provider.protocol.audit import EXPORT_COMPRESSIONS, EXPORT_FORMATS, EXPORT_TYPES
 from airflow_mediation_provider.protocol.errors import MediationError, MisconfigurationError, TransientError
 from airflow_mediation_provider.protocol.status import RunType, SessionStatus
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from airflow.sdk import Context
 
@@ -30,9 +39,6 @@ if TYPE_CHECKING:
 _MOST_ERRORS: Final = 1000
 # Zuora's clock and the times of records may lie around a session's own; its id keeps the others out.
 _MARGIN: Final = timedelta(hours=1)
-EXPORT_TYPES: Final = ("SAMPLE", "ERROR")
-FORMATS: Final = ("csv", "parquet", "avro")
-COMPRESSIONS: Final = ("none", "gzip", "lz4", "zstd")
 _STATE_KEY: Final = "mediation_export"
 
 
@@ -57,7 +63,7 @@ class _AuditOperator(BaseOperator):
         *,
         session: Any = None,
         meter_id: str | None = None,
-        session_id: str | None = None,
+        session_id: str | Mapping[str, Any] | None = None,
         run_type: RunType | str = RunType.NORMAL,
         query_from: datetime | str | None = None,
         query_to: datetime | str | None = None,
@@ -76,11 +82,15 @@ class _AuditOperator(BaseOperator):
             raise ValueError("give either session (the output of a task) or meter_id, and only one")
         if session is not None and session_id is not None:
             raise ValueError("session_id goes with meter_id; a given session has its own")
-        if meter_id is not None:
-            check_meter(meter_id, "0.0.1")
-        for name, value in (("query_from", query_from), ("query_to", query_to)):
-            if not is_template(value):
-                instant(name, value)
+        if meter_id is None:
+            check_session(session)
+        else:
+            check_meter(meter_id, DEFAULT_VERSION)
+        self._named = session_id is not None
+        check_session_id(session_id)
+        check_text("mediation_conn_id", mediation_conn_id)
+        check_instant("query_from", query_from)
+        check_instant("query_to", query_to)
 
     def _hook(self, **options: Any) -> MediationHook:
         from airflow_mediation_provider.hooks.mediation import MediationHook
@@ -101,8 +111,9 @@ class _AuditOperator(BaseOperator):
                 begun = instant("session", session.get("started_at") or session.get("observed_at"))
                 ended = instant("session", session.get("ended_at"))
             else:
-                check_meter(self.meter_id, "0.0.1")
-                meter_id, session_id, run_type = str(self.meter_id), self.session_id or None, self.run_type
+                check_meter(self.meter_id, DEFAULT_VERSION)
+                meter_id, run_type = str(self.meter_id), self.run_type
+                session_id = session_id_of(self.session_id, given=self._named)
                 begun = context.get("data_interval_start") or context["dag_run"].run_after
                 ended = None
             margin = _MARGIN if session_id else timedelta()
@@ -130,7 +141,8 @@ class MeterSummaryOperator(_AuditOperator):
 
     :param session: the session as JSON, the output of a ``RunMeterOperator`` or ``MeterSessionSensor``. Templated
     :param meter_id: instead of ``session``: the meter. Templated
-    :param session_id: with ``meter_id``: the session; every session of the span unless given. Templated
+    :param session_id: with ``meter_id``: the session, by its id or as ``run.output``; every session of the span unless
+        given. Templated
     :param run_type: with ``meter_id``: ``NORMAL`` or ``DEBUG``
     :param query_from: start of the span, with a zone; the session's start unless given. Templated
     :param query_to: end of the span, with a zone; the session's end unless given. Templated
@@ -160,7 +172,8 @@ class MeterSummaryOperator(_AuditOperator):
         self.group_by = group_by
         self.error_records = error_records
         self.include_payload = include_payload
-        if isinstance(group_by, str) or not all(isinstance(item, str) and item for item in group_by):
+        check_flags(include_payload=include_payload)
+        if not isinstance(group_by, list | tuple) or not all(isinstance(item, str) and item for item in group_by):
             raise ValueError(f"group_by must be a list of dimensions such as 'sessionId', not {group_by!r}")
         if (
             isinstance(error_records, bool)
@@ -229,7 +242,8 @@ class AuditTrailExportOperator(_AuditOperator):
 
     :param session: the session as JSON, the output of a ``RunMeterOperator`` or ``MeterSessionSensor``. Templated
     :param meter_id: instead of ``session``: the meter. Templated
-    :param session_id: with ``meter_id``: the session; every session of the span unless given. Templated
+    :param session_id: with ``meter_id``: the session, by its id or as ``run.output``; every session of the span unless
+        given. Templated
     :param run_type: with ``meter_id``: ``NORMAL`` or ``DEBUG``
     :param query_from: start of the span, with a zone; the session's start unless given. Templated
     :param query_to: end of the span, with a zone; the session's end unless given. Templated
@@ -256,7 +270,7 @@ class AuditTrailExportOperator(_AuditOperator):
         self,
         *,
         export_type: str = "ERROR",
-        run_statuses: Sequence[str] = (),
+        run_statuses: Sequence[str] | str = (),
         file_format: str = "csv",
         compression: str = "none",
         download_urls: bool = False,
@@ -267,10 +281,12 @@ class AuditTrailExportOperator(_AuditOperator):
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
-        self.export_type = _one_of("export_type", export_type, EXPORT_TYPES)
-        self.run_statuses = [_one_of("run_statuses", status, tuple(SessionStatus)) for status in run_statuses]
-        self.file_format = _one_of("file_format", file_format, FORMATS)
-        self.compression = _one_of("compression", compression, COMPRESSIONS)
+        self.export_type = one_of("export_type", export_type, EXPORT_TYPES)
+        check_flags(download_urls=download_urls, wait_for_completion=wait_for_completion)
+        named = status_names("run_statuses", run_statuses) or ()
+        self.run_statuses = [one_of("run_statuses", status, tuple(map(str, SessionStatus))) for status in named]
+        self.file_format = one_of("file_format", file_format, EXPORT_FORMATS)
+        self.compression = one_of("compression", compression, EXPORT_COMPRESSIONS)
         self.download_urls = download_urls
         self.wait_for_completion = wait_for_completion
         self.poke_interval = seconds("poke_interval", poke_interval, least=0.1)
@@ -363,12 +379,6 @@ class AuditTrailExportOperator(_AuditOperator):
                     f"Export {request_id} was still {said or 'unknown'} after {self.timeout:g} s."
                 )
             time.sleep(pause)
-
-
-def _one_of(name: str, value: str, allowed: Sequence[str]) -> str:
-    if value not in allowed:
-        raise ValueError(f"{name} must be one of {', '.join(allowed)}, not {value!r}")
-    return str(value)
 
 
 def _fetched(ask: Any) -> Any:

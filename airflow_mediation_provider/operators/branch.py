@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
@@ -12,11 +12,16 @@ from airflow.sdk.exceptions import DownstreamTasksSkipped
 
 from airflow_mediation_provider.links import MeterSessionLink, push_session_link
 from airflow_mediation_provider.operators.arguments import (
+    check_flags,
+    check_instant,
     check_meter,
+    check_session,
+    check_session_id,
+    check_text,
     instant,
-    is_template,
     run_type_of,
     seconds,
+    session_id_of,
     session_of,
 )
 from airflow_mediation_provider.protocol.condition import SessionCondition, validate_statuses
@@ -42,7 +47,7 @@ class MeterSessionBranchOperator(SessionWaitMixin, BaseBranchOperator):
     :param session: the session as JSON: ``run.output``. Templated
     :param meter_id: instead of ``session``: wait for a session of this meter. Templated
     :param version: the meter's version. Templated
-    :param session_id: with ``meter_id``: this session. Templated
+    :param session_id: with ``meter_id``: this session, by its id or as ``run.output``. Templated
     :param since: with ``meter_id``: the first session that starts at or after this instant; the start of the data
         interval unless given, else the run's ``run_after``. Templated
     :param run_type: with ``meter_id``: ``NORMAL`` or ``DEBUG``
@@ -74,7 +79,7 @@ class MeterSessionBranchOperator(SessionWaitMixin, BaseBranchOperator):
         session: Any = None,
         meter_id: str | None = None,
         version: str = "0.0.1",
-        session_id: str | None = None,
+        session_id: str | Mapping[str, Any] | None = None,
         since: datetime | str | None = None,
         run_type: RunType | str = RunType.NORMAL,
         on_completed: Branch | None = None,
@@ -111,6 +116,9 @@ class MeterSessionBranchOperator(SessionWaitMixin, BaseBranchOperator):
         self.exclusive = exclusive
         self.settle = seconds("settle", settle)
         self.mediation_conn_id = mediation_conn_id
+        self._named = session_id is not None
+        check_text("mediation_conn_id", mediation_conn_id)
+        check_flags(deferrable=deferrable, require_certain=require_certain, exclusive=exclusive)
         self._check(default, on_timeout)
 
     def _check(self, default: Branch | None, on_timeout: Branch | None) -> None:
@@ -126,12 +134,13 @@ class MeterSessionBranchOperator(SessionWaitMixin, BaseBranchOperator):
             for status in self.branches:
                 if status not in _EVERY_STATUS:
                     raise ValueError(f"branches: {status!r} is no status; allowed are {', '.join(_EVERY_STATUS)}")
+            check_session(self.session)
             return
         check_meter(self.meter_id, self.version)
+        check_session_id(self.session_id)
         if self.session_id is not None and self.since is not None:
             raise ValueError("session_id and since exclude each other: a session is either named or found by its start")
-        if self.since is not None and not is_template(self.since):
-            instant("since", self.since)
+        check_instant("since", self.since)
         try:
             validate_statuses(run_type=self.run_type, statuses=[*self.branches, *TERMINAL[self.run_type]])
         except ValueError as error:
@@ -184,7 +193,7 @@ class MeterSessionBranchOperator(SessionWaitMixin, BaseBranchOperator):
             since = instant("session['started_at']", session.get("started_at") or session.get("observed_at"))
         else:
             check_meter(self.meter_id, self.version)
-            meter_id, session_id = str(self.meter_id), self.session_id or None
+            meter_id, session_id = str(self.meter_id), session_id_of(self.session_id, given=self._named)
             since = instant("since", self.since) or _start_of(context)
         condition = SessionCondition(
             meter_id=meter_id,
@@ -274,7 +283,9 @@ def _check_branch(name: str, branch: object) -> None:
     if branch is None and name in ("default", "on_timeout"):
         return
     ids = [branch] if isinstance(branch, str) else branch
-    if not isinstance(ids, Iterable) or not all(isinstance(item, str) and item.strip() for item in ids):
+    if not isinstance(ids, list | tuple | set | frozenset) or not all(
+        isinstance(item, str) and item.strip() for item in ids
+    ):
         raise ValueError(f"the branch of {name} must be a task id, a task group id or a list of such, not {branch!r}")
 
 

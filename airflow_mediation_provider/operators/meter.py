@@ -9,7 +9,15 @@ from typing import TYPE_CHECKING, Any, ClassVar, Final
 from airflow.sdk import BaseOperator, conf
 
 from airflow_mediation_provider.links import MeterSessionLink, push_session_link
-from airflow_mediation_provider.operators.arguments import check_meter, is_template, loaded, run_type_of, seconds
+from airflow_mediation_provider.operators.arguments import (
+    check_flags,
+    check_meter,
+    check_text,
+    loaded,
+    run_type_of,
+    seconds,
+    status_names,
+)
 from airflow_mediation_provider.operators.kill import StopOnKillMixin, other_session_lives
 from airflow_mediation_provider.operators.run_call import only_session_since
 from airflow_mediation_provider.operators.run_start import RunStartMixin
@@ -20,7 +28,7 @@ from airflow_mediation_provider.operators.sources import (
     validate_source_options,
 )
 from airflow_mediation_provider.operators.stop import StopMeterOperator
-from airflow_mediation_provider.protocol.condition import SessionCondition
+from airflow_mediation_provider.protocol.condition import DEFAULT_VERSION, SessionCondition
 from airflow_mediation_provider.protocol.status import SUCCESS, TERMINAL, RunType
 from airflow_mediation_provider.protocol.transition import SessionTransition, Source
 from airflow_mediation_provider.protocol.wait import SessionWait, WaitEnd, WaitResult
@@ -104,8 +112,8 @@ class RunMeterOperator(SessionWaitMixin, RunStartMixin, StopOnKillMixin, BaseOpe
         source_options: Sequence[dict[str, Any]] | str | None = None,
         event_store_source_options: Sequence[dict[str, Any]] | str | None = None,
         wait_for_completion: bool = True,
-        statuses: Sequence[str] | None = None,
-        fail_on: Sequence[str] | None = None,
+        statuses: Sequence[str] | str | None = None,
+        fail_on: Sequence[str] | str | None = None,
         deferrable: bool = conf.getboolean("operators", "default_deferrable", fallback=False),
         poke_interval: timedelta | float = 60,
         timeout: timedelta | float = timedelta(days=1),
@@ -128,7 +136,7 @@ class RunMeterOperator(SessionWaitMixin, RunStartMixin, StopOnKillMixin, BaseOpe
         self.source_options = source_options
         self.event_store_source_options = event_store_source_options
         self.wait_for_completion = wait_for_completion
-        self.fail_on = None if fail_on is None else tuple(fail_on)
+        self.fail_on = status_names("fail_on", fail_on)
         self.statuses = self._statuses(statuses)
         self.deferrable = deferrable
         self.poke_interval = seconds("poke_interval", poke_interval, least=0.1)
@@ -146,8 +154,18 @@ class RunMeterOperator(SessionWaitMixin, RunStartMixin, StopOnKillMixin, BaseOpe
         self._context: Context | None = None
         self._state: RunState | None = None
         check_meter(meter_id, version)
+        check_text("mediation_conn_id", mediation_conn_id)
+        check_flags(
+            wait_for_completion=wait_for_completion,
+            deferrable=deferrable,
+            require_certain=require_certain,
+            exclusive=exclusive,
+            wait_for_capacity=wait_for_capacity,
+            stop_meter_on_kill=stop_meter_on_kill,
+            stop_meter_on_timeout=stop_meter_on_timeout,
+        )
         self._check_sources()
-        condition = self._condition("unknown" if is_template(meter_id) else str(meter_id), version)
+        condition = self._condition("any", DEFAULT_VERSION)
         endless = TERMINAL[self.run_type].difference(condition.statuses or (), condition.fail_on or ())
         if endless:
             names = ", ".join(sorted(endless))
@@ -331,9 +349,10 @@ class RunMeterOperator(SessionWaitMixin, RunStartMixin, StopOnKillMixin, BaseOpe
             until=until,
         )
 
-    def _statuses(self, statuses: Sequence[str] | None) -> tuple[str, ...]:
-        if statuses is not None:
-            return tuple(statuses)
+    def _statuses(self, statuses: Sequence[str] | str | None) -> tuple[str, ...]:
+        names = status_names("statuses", statuses)
+        if names is not None:
+            return names
         if self.fail_on is None:
             return (SUCCESS[self.run_type],)
         return tuple(sorted(TERMINAL[self.run_type] - set(self.fail_on)))

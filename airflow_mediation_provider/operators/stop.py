@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from airflow.sdk import BaseOperator, conf
 
-from airflow_mediation_provider.operators.arguments import check_meter, seconds
+from airflow_mediation_provider.operators.arguments import check_flags, check_meter, check_text, seconds
 from airflow_mediation_provider.protocol.condition import SessionCondition
 from airflow_mediation_provider.protocol.errors import (
     MediationError,
@@ -71,6 +71,8 @@ class StopMeterOperator(SessionWaitMixin, BaseOperator):
     ) -> None:
         super().__init__(**kwargs)
         check_meter(meter_id, version)
+        check_text("mediation_conn_id", mediation_conn_id)
+        check_flags(force=force, wait_for_stop=wait_for_stop, deferrable=deferrable)
         self.meter_id = meter_id
         self.version = version
         self.force = force

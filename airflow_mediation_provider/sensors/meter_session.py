@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
 from contextlib import suppress
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any, Final
@@ -12,7 +11,17 @@ from airflow.sdk import BaseSensorOperator, conf
 from airflow.sdk.exceptions import AirflowSkipException
 
 from airflow_mediation_provider.links import MeterSessionLink, push_links
-from airflow_mediation_provider.operators.arguments import check_meter, instant, is_template, seconds
+from airflow_mediation_provider.operators.arguments import (
+    check_flags,
+    check_instant,
+    check_meter,
+    check_session_id,
+    check_text,
+    instant,
+    is_template,
+    seconds,
+    session_id_of,
+)
 from airflow_mediation_provider.protocol.condition import SessionCondition, validate_statuses
 from airflow_mediation_provider.protocol.errors import MediationError
 from airflow_mediation_provider.protocol.status import RunType
@@ -21,7 +30,7 @@ from airflow_mediation_provider.version_compat import AIRFLOW_V_3_3_PLUS
 from airflow_mediation_provider.waiting import BACKSTOP, SessionWaitMixin, has_hooks, make_wait, utcnow
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from airflow.sdk import Context
     from airflow.sdk.definitions.mappedoperator import OperatorPartial
@@ -134,6 +143,13 @@ class MeterSessionSensor(SessionWaitMixin, BaseSensorOperator):
         self.require_certain = require_certain
         self.exclusive = exclusive
         self.settle = seconds("settle", settle)
+        self._named = session_id is not None
+        check_flags(
+            deferrable=deferrable,
+            start_from_trigger=start_from_trigger,
+            require_certain=require_certain,
+            exclusive=exclusive,
+        )
         self._check()
         # A mapped task's arguments are known only when it is expanded, on a worker: there it starts there.
         if start_from_trigger and not getattr(self, "_BaseOperator__from_mapped", False):
@@ -152,6 +168,8 @@ class MeterSessionSensor(SessionWaitMixin, BaseSensorOperator):
     def _check(self) -> None:
         """Refuse what can never work; templates and outputs of tasks are checked when they are rendered."""
         check_meter(self.meter_id, self.version)
+        check_text("mediation_conn_id", self.mediation_conn_id)
+        check_session_id(self.session_id)
         if self.session_id is not None and self.since is not None:
             raise ValueError("session_id and since exclude each other: a session is either named or found by its start")
         if self.previous_statuses:
@@ -160,12 +178,10 @@ class MeterSessionSensor(SessionWaitMixin, BaseSensorOperator):
                 "present status only. Leave it out"
             )
         validate_statuses(run_type=self.run_type, statuses=self.statuses, fail_on=self.fail_on)
-        if self.since is not None and not is_template(self.since):
-            instant("since", self.since)
-        if all(_is_known(value) for value in (self.session_id, self.run_type, self.statuses, self.fail_on)):
+        check_instant("since", self.since)
+        if all(_is_known(value) for value in (self.run_type, self.statuses, self.fail_on)):
             SessionCondition(
                 meter_id="any",
-                session_id=self.session_id,  # type: ignore[arg-type]  # known, so a text, or refused
                 run_type=self.run_type,  # type: ignore[arg-type]  # made one of these, like the statuses
                 statuses=self.statuses,  # type: ignore[arg-type]
                 fail_on=self.fail_on,  # type: ignore[arg-type]
@@ -223,9 +239,8 @@ class MeterSessionSensor(SessionWaitMixin, BaseSensorOperator):
 
         :return: the session as JSON, with ``evidence`` and ``certain``
         """
-        if isinstance(self.session_id, Mapping):
-            self.session_id = str(self.session_id.get("session_id"))
         try:
+            self.session_id = session_id_of(self.session_id, given=self._named)
             since = instant("since", self.since) or self._default_since(context)
             wait = make_wait(
                 meter_id=self.meter_id,
@@ -290,7 +305,7 @@ def _is_known(value: Any) -> bool:
     """Say whether an argument is what it will be when the task runs."""
     if isinstance(value, list | tuple | set):
         return all(map(_is_known, value))
-    return not isinstance(value, Mapping) and not is_template(value)
+    return not is_template(value)
 
 
 def _check_in_triggerer(name: str, value: Any) -> None:

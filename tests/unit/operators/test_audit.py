@@ -160,7 +160,7 @@ def test_without_waiting_the_request_id_is_returned(ti: TaskInstance, ended: dic
         (AuditTrailExportOperator, {"meter_id": "1", "export_type": "ALL"}, "export_type must be one of SAMPLE, ERROR"),
         (AuditTrailExportOperator, {"meter_id": "1", "file_format": "xlsx"}, "file_format must be one of csv"),
         (AuditTrailExportOperator, {"meter_id": "1", "compression": "zip"}, "compression must be one of none"),
-        (AuditTrailExportOperator, {"meter_id": "1", "run_statuses": ["failed"]}, "run_statuses must be one of"),
+        (AuditTrailExportOperator, {"meter_id": "1", "run_statuses": ["BROKEN"]}, "run_statuses must be one of"),
         (
             AuditTrailExportOperator,
             {"meter_id": "1", "download_urls": True, "wait_for_completion": False},
