@@ -19,7 +19,7 @@ from airflow_mediation_provider.operators.arguments import (
     status_names,
 )
 from airflow_mediation_provider.operators.kill import StopOnKillMixin, other_session_lives
-from airflow_mediation_provider.operators.run_call import only_session_since
+from airflow_mediation_provider.operators.run_call import FIRST_STATUS, only_session_since
 from airflow_mediation_provider.operators.run_start import RunStartMixin
 from airflow_mediation_provider.operators.run_state import CLEARED, Phase, RunState, why_new_generation
 from airflow_mediation_provider.operators.sources import (
@@ -63,7 +63,7 @@ class RunMeterOperator(SessionWaitMixin, RunStartMixin, StopOnKillMixin, BaseOpe
     :param runtime_source_configs: sources for this run alone, as Zuora's ``runtimeSourceConfigs``. Templated
     :param source_options: the older ``sourceOptions``. Templated
     :param event_store_source_options: the older ``eventStoreSourceOptions``. Templated
-    :param wait_for_completion: ``False``: return the session as Zuora's reply describes it
+    :param wait_for_completion: ``False``: return the session as Zuora's reply describes it, just begun
     :param statuses: the session's statuses that are a success; COMPLETED (DEBUG: TESTING_PASSED) unless ``fail_on`` is
         given, then each terminal status that is not in it
     :param fail_on: the statuses that fail the task; each other terminal one unless given. ``fail_on=()`` makes every
@@ -308,19 +308,19 @@ class RunMeterOperator(SessionWaitMixin, RunStartMixin, StopOnKillMixin, BaseOpe
         return started or (state.called_at if certainly else None)
 
     def _reply(self, state: RunState) -> dict[str, Any]:
-        """Return the session as Zuora's reply describes it; where the reply was lost, as far as it is known."""
+        """Return the session as Zuora's reply describes it; where the reply was lost, as it would have."""
         if state.session is not None and state.session_id:
             return {**state.session, "evidence": str(Source.RUN), "certain": True}
-        status = self.hook.run_status(str(self.meter_id), self.version)
+        # Not the meter's status: that may still be the end of the session before, and a branch would follow it.
         transition = SessionTransition(
             meter_id=str(self.meter_id),
             session_id=self._hint(state),
             run_type=self.run_type,
-            status=status,
-            observed_at=datetime.now(UTC),
-            source=Source.POLL,
+            status=FIRST_STATUS[self.run_type],
+            observed_at=state.called_at or datetime.now(UTC),
+            source=Source.RUN,
         )
-        return {**transition.to_dict(), "evidence": str(Source.POLL), "certain": False}
+        return {**transition.to_dict(), "evidence": str(Source.RUN), "certain": False}
 
     def _hint(self, state: RunState) -> str | None:
         if state.called_at is None:

@@ -31,8 +31,8 @@ if TYPE_CHECKING:
 
 # 429 is the one transient answer that says the request was not carried out.
 _NOT_CARRIED_OUT: Final = 429
-# What a session that was just started is in, where the reply does not say it.
-_FIRST_STATUS: Final = {RunType.NORMAL: SessionStatus.INITIALIZING, RunType.DEBUG: SessionStatus.TESTING}
+FIRST_STATUS: Final = {RunType.NORMAL: SessionStatus.INITIALIZING, RunType.DEBUG: SessionStatus.TESTING}
+"""What a session that was just started is in, where the reply does not say it."""
 
 
 class RunCall:
@@ -101,7 +101,7 @@ def _transition(run: MeterRun, observed_at: datetime) -> SessionTransition:
         meter_id=str(run.meter_id),
         session_id=run.session_id,
         run_type=RunType(run.run_type),
-        status=str(run.status or _FIRST_STATUS[RunType(run.run_type)]),
+        status=str(run.status or FIRST_STATUS[RunType(run.run_type)]),
         started_at=run.started_at,
         observed_at=observed_at,
         source=Source.RUN,

@@ -108,6 +108,18 @@ def test_a_status_without_a_branch_fails_with_the_branches_that_there_are(ti: Ta
         followed(ti, task)
 
 
+def test_a_session_whose_reply_was_lost_is_known_to_have_begun(sim: Simulator, ti: TaskInstance) -> None:
+    sim.set_meter("1001", runs=[ends("COMPLETED")])
+    ended = RunMeterOperator(task_id="task", meter_id="1001", poke_interval=5).execute(ti.context)
+    # It has ended, as the one before, before anybody looked: there is no change to be seen any more.
+    given = session("INITIALIZING", session_id=None, started_at=None, observed_at=ended["observed_at"])
+    ti.clear()
+    assert followed(ti, operator(session=given, on_completed="load", on_failed="alert", timeout=600)) == {"load"}
+    assert ti.xcoms["session"]["certain"] is False
+    with pytest.raises(MeterSessionTimeout):
+        followed(ti, operator(session={**given, "run_type": "DEBUG"}, default="other", timeout=600))
+
+
 @pytest.mark.parametrize(
     ("value", "message"),
     [

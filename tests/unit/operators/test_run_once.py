@@ -328,8 +328,20 @@ def test_not_waiting_after_a_lost_reply_says_that_it_is_not_certain(sim: Simulat
     sim.fault("lost_reply", path="/meters/run/", count=1)
     session = run(ti, wait_for_completion=False)
     assert session["certain"] is False
-    assert session["evidence"] == "poll"
+    assert session["evidence"] == "run"
     assert starts(sim) == 1
+
+
+def test_not_waiting_after_a_lost_reply_does_not_return_the_end_of_the_session_before(
+    sim: Simulator, ti: TaskInstance
+) -> None:
+    sim.set_meter("1001", stale_for=20)
+    assert run(ti)["status"] == "COMPLETED"
+    sim.fault("lost_reply", path="/meters/run/", count=1)
+    session = run(ti.clear(), wait_for_completion=False)
+    # What the meter shows now is the session before; a branch that is handed this must wait for its own.
+    assert session["status"] == "INITIALIZING"
+    assert starts(sim) == 2
 
 
 def test_the_deferred_wait_comes_after_the_start_is_kept(sim: Simulator, ti: TaskInstance) -> None:
