@@ -20,6 +20,7 @@ from airflow_mediation_provider.protocol.errors import (
     PermanentError,
     TransientError,
 )
+from airflow_mediation_provider.protocol.refusals import RATE_LIMITED
 from airflow_mediation_provider.protocol.status import RunType, SessionStatus
 from airflow_mediation_provider.protocol.transition import SessionTransition, Source
 
@@ -29,8 +30,7 @@ if TYPE_CHECKING:
     from airflow_mediation_provider.hooks.mediation import MediationHook
     from airflow_mediation_provider.protocol.api import MeterRun
 
-# 429 is the one transient answer that says the request was not carried out.
-_NOT_CARRIED_OUT: Final = 429
+_TOO_MANY: Final = 429
 FIRST_STATUS: Final = {RunType.NORMAL: SessionStatus.INITIALIZING, RunType.DEBUG: SessionStatus.TESTING}
 """What a session that was just started is in, where the reply does not say it."""
 
@@ -68,7 +68,9 @@ class RunCall:
         except DuplicateKeyError:
             return self._keep(phase=Phase.UNNAMED)
         except TransientError as error:
-            if error.status_code == _NOT_CARRIED_OUT:
+            # The one transient answer that says the request was not carried out; of Mediation's own limit only the
+            # code is documented.
+            if error.status_code == _TOO_MANY or error.code == RATE_LIMITED:
                 self._refused(first=first)
             elif self.state.unique_key is None:
                 return self._keep(phase=Phase.UNNAMED)

@@ -114,8 +114,15 @@ def test_a_debug_call_is_never_repeated(sim: Simulator, ti: TaskInstance, kind: 
     assert len(sim.log(kind="request", path="/meters/debug/1001/0.0.1")) == 1
 
 
-def test_a_debug_call_that_was_not_carried_out_is_repeated(sim: Simulator, ti: TaskInstance) -> None:
-    sim.fault("status", status=429, path="/meters/debug/", count=1)
+MEDIATIONS_OWN_LIMIT = {"success": False, "error": {"code": "70002005", "message": "RATE_LIMITED"}}
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [{"status": 429}, {"status": 400, "body": MEDIATIONS_OWN_LIMIT}, {"status": 200, "body": MEDIATIONS_OWN_LIMIT}],
+)
+def test_a_debug_call_that_was_not_carried_out_is_repeated(sim: Simulator, ti: TaskInstance, answer: Any) -> None:
+    sim.fault("status", path="/meters/debug/", count=1, **answer)
     session = operator(run_type="DEBUG", source_options=[{"testDataId": 7}]).execute(ti.context)
     assert session["status"] == "TESTING_PASSED"
     assert session["session_id"]
