@@ -31,6 +31,7 @@ IDLE: Final = ANY_TERMINAL | {SessionStatus.NEVER_RUN, SessionStatus.PAUSED}
 """A meter version in one of these has no session that a stop could hit."""
 _ON_KILL_SECONDS: Final = 1.5
 """Airflow kills a process five seconds after it called ``on_kill``; what is left of them must do for the stop."""
+_UNTIL_KILLED: Final = 10.0
 _LOOKS: Final = 24
 _LOOK_SECONDS: Final = 5.0
 
@@ -45,27 +46,35 @@ class StopOnKillMixin(_Operator):
     # May be read before execute() has begun.
     _context: Context | None
     _state: RunState | None
+    _ended_by_user: bool = False
 
     if TYPE_CHECKING:
 
         def _make_hook(self, **options: Any) -> MediationHook: ...
 
     def on_kill(self) -> None:
-        """Stop the meter where that was asked for and a user, not Airflow itself, ended the task.
+        """Where a user, not Airflow itself, ended the task: stop the meter, if that was asked for, and do nothing more.
 
-        Airflow calls this in a signal handler. The thread that it interrupts may be talking to Airflow at this moment,
-        under a lock that is not given up before the handler returns; so another thread does it, and is not waited for
-        as long as it takes.
+        Airflow calls this in a signal handler, and lets the task run on for some seconds after it. In these a task that
+        a user ended must not start a session; and where it ended by itself, Airflow would take a Clear for a retry.
+
+        The thread that the signal interrupts may be talking to Airflow at this moment, under a lock that is not given
+        up before the handler returns; so another thread asks, and is not waited for as long as it takes.
         """
-        if not self.stop_meter_on_kill or self._context is None or self._state is None:
+        if self._context is None:
             return
         work = copy_context().run
-        thread = Thread(target=work, args=(self._stop_for_user, self._context["ti"]), name="on-kill", daemon=True)
+        thread = Thread(target=work, args=(self._end_for_user, self._context["ti"]), name="on-kill", daemon=True)
         thread.start()
         thread.join(_ON_KILL_SECONDS)
+        if self._ended_by_user:
+            time.sleep(_UNTIL_KILLED)
 
-    def _stop_for_user(self, ti: RuntimeTaskInstanceProtocol) -> None:
-        if ended_by_user(ti):
+    def _end_for_user(self, ti: RuntimeTaskInstanceProtocol) -> None:
+        self._ended_by_user = ended_by_user(ti)
+        if not self.stop_meter_on_kill or self._state is None:
+            return
+        if self._ended_by_user:
             self._stop_meter("a user ended the task", attempts=1)
         else:
             self.log.info("Airflow, not a user, ends this process: meter %s goes on.", self.meter_id)

@@ -350,6 +350,18 @@ def test_killed_in_the_middle_of_a_talk_with_airflow_the_meter_is_stopped_all_th
     assert len(sim.wait_for("stop", meter_id="1001")) == 1
 
 
+@pytest.mark.parametrize(("state", "goes_on"), [("failed", False), (None, False), ("running", True)])
+def test_a_task_that_a_user_ended_does_nothing_more(
+    ti: TaskInstance, state: str | None, goes_on: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    slept: list[float] = []
+    monkeypatch.setattr("time.sleep", slept.append)
+    task = operator()
+    task._context, ti.state = ti.context, state  # type: ignore[assignment]
+    task.on_kill()
+    assert slept == ([] if goes_on else [kill._UNTIL_KILLED])
+
+
 def test_on_kill_before_execute_does_nothing() -> None:
     operator(stop_meter_on_kill=True).on_kill()
 
