@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -12,6 +13,7 @@ from tests.integration.scenario import Play
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from concurrent.futures import Future
     from pathlib import Path
 
     from demo.stage import Stage
@@ -60,27 +62,32 @@ SCENARIOS = {f"{mode}_{end}": partial(play_to, end) for mode in MODES for end in
 
 
 @pytest.fixture(scope="module")
-def modes(stage: Stage) -> Iterator[Play]:
-    with Play(stage, "modes", SCENARIOS).playing() as play:
-        yield play
+def both(stage: Stage) -> Iterator[tuple[Play, Future[None]]]:
+    """The sensors of all modes, and the mapped runs, at the same time."""
+    with ThreadPoolExecutor(1) as pool, Play(stage, "modes", SCENARIOS).playing(others=["mapped"]) as play:
+        yield play, pool.submit(play_mapped, stage)
 
 
 @pytest.mark.parametrize("scenario", SCENARIOS)
-def test_the_outcome_is_the_same_in_every_mode(modes: Play, scenario: str) -> None:
-    modes.outcome(scenario)
+def test_the_outcome_is_the_same_in_every_mode(both: tuple[Play, Future[None]], scenario: str) -> None:
+    both[0].outcome(scenario)
+
+
+def test_mapped_runs_are_waited_for_each_on_its_own(both: tuple[Play, Future[None]]) -> None:
+    both[1].result(timeout=300)
 
 
 def known(scheduler: Path, left: str) -> bool:
     return any(left in line for line in scheduler.read_text().splitlines() if "Received executor event" in line)
 
 
-def test_mapped_runs_are_waited_for_each_on_its_own(stage: Stage) -> None:
+def play_mapped(stage: Stage) -> None:
+    """Run five meters that end differently, and assert that each task follows its own."""
     ends = {"50001": "COMPLETED", "50002": "FAILED", "50003": "CANCELED", "50004": "COMPLETED", "50005": "FAILED"}
     paths = {"COMPLETED": "on_completed", "FAILED": "on_failed", "CANCELED": "otherwise"}
     airflow, simulator = stage.airflow, stage.simulator
     for meter in ends:
         simulator.meter(meter, script=ENDLESS)
-    airflow.wait_dags({"mapped"})
     run_id = airflow.trigger("mapped")
 
     def states(task_id: str) -> list[str | None]:

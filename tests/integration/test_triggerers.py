@@ -36,7 +36,10 @@ def ends_well(act: Act, session_id: str, *, tries: int = 1) -> dict[str, Any]:
     ti = act.end()
     assert (ti["state"], ti["try_number"]) == ("success", tries)
     result = act.xcom()
-    assert (result["session_id"], result["status"], result["certain"]) == (session_id, "COMPLETED", True)
+    assert (result["session_id"], result["status"]) == (session_id, "COMPLETED")
+    # What a trigger that began without a worker saw is lost with its triggerer; its successor says so, where it saw
+    # nothing but the end.
+    assert result["certain"] or act.task_id.startswith("started_there")
     assert len(act.log("start")) == 1
     assert act.stops() == []
     return ti
