@@ -16,7 +16,7 @@ SCRATCH := $(CURDIR)/.scratch
 PYTEST = rm -rf $(SCRATCH) && mkdir -p $(SCRATCH) && trap 'rm -rf $(SCRATCH)' EXIT && \
 	TMPDIR=$(SCRATCH) AIRFLOW_HOME=$(SCRATCH)/airflow $(BIN)/python -m pytest
 
-.PHONY: help setup demo test lint unit integration format constraints clean
+.PHONY: help setup demo test lint unit integration bench format constraints clean
 
 help:  ## this list
 	@grep -hE '^[a-z]+:.*##' $(firstword $(MAKEFILE_LIST)) | sed -E 's/^([a-z]+):.*## */\1|/' | \
@@ -41,6 +41,11 @@ unit: setup  ## unit tests, less than a minute
 
 integration: setup  ## tests on a real Airflow
 	@$(PYTEST) tests/integration
+
+bench:  ## measure what waiting costs and survives, beside other providers (a quarter of an hour on a quiet machine)
+	@EXTRAS=dev,bench .ci/setup
+	@$(BIN)/python -m benchmarks.waiting_cost --check --markdown docs/benchmarks.md
+	@$(BIN)/python -m benchmarks.fault_survival --check --markdown docs/benchmarks.md
 
 format: setup  ## write the code in ruff's format
 	@$(BIN)/ruff check --quiet --fix .
