@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import time
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from itertools import islice
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from airflow.sdk import BaseOperator
 
@@ -30,11 +31,13 @@ from airflow_mediation_provider.protocol.errors import MediationError, Misconfig
 from airflow_mediation_provider.protocol.status import RunType, SessionStatus
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from airflow.sdk import Context
 
     from airflow_mediation_provider.hooks.mediation import MediationHook
+
+T = TypeVar("T")
 
 _MOST_ERRORS: Final = 1000
 # Zuora's clock and the times of records may lie around a session's own; its id keeps the others out.
@@ -307,9 +310,7 @@ class AuditTrailExportOperator(_AuditOperator):
         files = [str(name) for name in job.get("fileList") or []]
         self.log.info("Export %s is finished: %s records in %d files.", request_id, job.get("count"), len(files))
         hook = self._hook()
-        urls = (
-            [_fetched(lambda name=name: hook.export_download_url(name)) for name in files] if self.download_urls else []
-        )
+        urls = [_fetched(partial(hook.export_download_url, name)) for name in files] if self.download_urls else []
         return {
             "request_id": request_id,
             "status": str(job.get("status")),
@@ -320,7 +321,7 @@ class AuditTrailExportOperator(_AuditOperator):
 
     def _create(self, context: Context, subject: dict[str, Any]) -> str:
         hook = self._hook()
-        request_id: str = _fetched(
+        request_id = _fetched(
             lambda: hook.create_export_job(
                 subject["meter_id"],
                 export_type=self.export_type,
@@ -357,7 +358,9 @@ class AuditTrailExportOperator(_AuditOperator):
         while True:
             pause = self.poke_interval
             try:
-                jobs = hook.list_export_jobs(meter_id, export_type=self.export_type, request_id=request_id)
+                jobs = _fetched(
+                    lambda: hook.list_export_jobs(meter_id, export_type=self.export_type, request_id=request_id)
+                )
             except TransientError as error:
                 if (datetime.now(UTC) - answered_at).total_seconds() >= self.max_unreachable:
                     raise MediationUnreachable(f"Export {request_id} could not be asked for: {error}") from error
@@ -381,7 +384,7 @@ class AuditTrailExportOperator(_AuditOperator):
             time.sleep(pause)
 
 
-def _fetched(ask: Any) -> Any:
+def _fetched(ask: Callable[[], T]) -> T:
     """Return what a call gives; a misconfiguration ends the task at once, without a retry.
 
     :raises MediationMisconfigured: credentials, permission, host or meter

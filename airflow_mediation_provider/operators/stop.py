@@ -189,9 +189,16 @@ class StopMeterOperator(SessionWaitMixin, BaseOperator):
         raise AssertionError(result.end)
 
     def _force(self, context: Context) -> dict[str, Any]:
-        if not self._ask(force=True):
-            return self._report(self.hook.run_status(str(self.meter_id), self.version), was_running=True, forced=False)
-        return self._wait(context, self.hook.run_status(str(self.meter_id), self.version), forced=True)
+        from airflow_mediation_provider.exceptions import MediationMisconfigured
+
+        try:
+            forced = self._ask(force=True)
+            status = self.hook.run_status(str(self.meter_id), self.version)
+        except MisconfigurationError as error:
+            raise MediationMisconfigured(str(error)) from error
+        if not forced:
+            return self._report(status, was_running=True, forced=False)
+        return self._wait(context, status, forced=True)
 
     def _until(self, context: Context, *, forced: bool) -> datetime:
         """Return the deadline of the wait: the whole timeout, or where a graceful stop may be forced, its own share."""

@@ -127,6 +127,15 @@ def test_an_export_that_takes_too_long_fails(sim: Simulator, ti: TaskInstance, e
         AuditTrailExportOperator(task_id="task", session=ended, poke_interval=10, timeout=60).execute(ti.context)
 
 
+def test_a_permission_withdrawn_meanwhile_fails_at_once(
+    sim: Simulator, ti: TaskInstance, ended: dict[str, Any]
+) -> None:
+    sim.configure(export_seconds=10_000)
+    sim.fault("status", status=403, method="GET", path="/auditTrail/export", after=1)
+    with pytest.raises(MediationMisconfigured, match="forbidden"):
+        AuditTrailExportOperator(task_id="task", session=ended, poke_interval=10).execute(ti.context)
+
+
 def test_an_export_that_failed_fails(ti: TaskInstance, ended: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
     from airflow_mediation_provider.hooks.mediation import MediationHook
 

@@ -94,6 +94,14 @@ def test_a_meter_that_goes_back_to_running_is_forced_where_asked(
     assert ti.clock.passed < 60
 
 
+def test_a_permission_withdrawn_before_the_force_fails_at_once(sim: Simulator, ti: TaskInstance, running: str) -> None:
+    sim.set_meter(STREAM, stop_results=["RUNNING"], stopping_for=12)
+    sim.fault("status", status=403, path="/meters/stop/", after=1)
+    with pytest.raises(MediationMisconfigured, match="forbidden"):
+        operator(force_after=600).execute(ti.context)
+    assert stops(sim) == [False, True]
+
+
 def test_a_graceful_stop_that_takes_too_long_is_forced_where_asked(
     sim: Simulator, ti: TaskInstance, running: str
 ) -> None:
