@@ -1,11 +1,12 @@
 """Links from a task in Airflow's UI to its session at Zuora; there from the first second, not only when the task ends.
 
 Airflow stores a link as an XCom, and by itself only when the task's process ends. So whoever learns the address calls
-``push_links`` before it waits; Airflow's own push at the end then finds that XCom and repeats it.
+``push_session_link`` before it waits; Airflow's own push at the end then finds that XCom and repeats it.
 """
 
 from __future__ import annotations
 
+from contextlib import suppress
 from typing import TYPE_CHECKING, ClassVar
 
 from airflow.sdk import BaseOperatorLink
@@ -27,7 +28,7 @@ class MeterSessionLink(BaseOperatorLink):
 
     @property
     def xcom_key(self) -> str:
-        """The XCom that holds the address: the very one that ``push_links`` writes."""
+        """The XCom that holds the address: the very one that ``push_session_link`` writes."""
         return self.key
 
     def get_link(self, operator: BaseOperator, *, ti_key: TaskInstanceKey) -> str:  # noqa: ARG002
@@ -37,20 +38,13 @@ class MeterSessionLink(BaseOperatorLink):
         return XCom.get_value(ti_key=ti_key, key=self.key) or ""
 
 
-def push_links(context: Context, url: str | None) -> None:
-    """Show the session's address in Airflow's UI from now on.
-
-    :param context: the running task's context
-    :param url: the address, as ``MediationHook.session_url`` gives it; ``None`` where the connection has no template
-    """
-    if url:
-        context["ti"].xcom_push(key=MeterSessionLink.key, value=url)
-
-
 def push_session_link(
     context: Context, hook: MediationHook, meter_id: str, session_id: str | None, run_id: str | None = None
 ) -> None:
-    """Show a session's address in Airflow's UI, where the session is known and the connection has a template for it.
+    """Show a session's address in Airflow's UI from now on, where it is known and the connection has a template for it.
+
+    Where there is none, an empty text says so: Airflow looks for the link when the process ends, and logs an error
+    where it finds nothing at all.
 
     :param context: the running task's context
     :param hook: knows the connection; trouble with it is left to the calls that matter
@@ -58,10 +52,8 @@ def push_session_link(
     :param session_id: the session
     :param run_id: Zuora's own id of the run, which only the reply of a run call tells
     """
-    if session_id is None:
-        return
-    try:
-        url = hook.session_url(meter_id, session_id, run_id)
-    except MediationError:
-        return
-    push_links(context, url)
+    url = None
+    if session_id is not None:
+        with suppress(MediationError):
+            url = hook.session_url(meter_id, session_id, run_id)
+    context["ti"].xcom_push(key=MeterSessionLink.key, value=url or "")

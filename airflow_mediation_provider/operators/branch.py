@@ -25,7 +25,7 @@ from airflow_mediation_provider.operators.arguments import (
     session_of,
 )
 from airflow_mediation_provider.protocol.condition import SessionCondition, validate_statuses
-from airflow_mediation_provider.protocol.status import TERMINAL, RunType, SessionStatus
+from airflow_mediation_provider.protocol.status import DEBUG_ONLY, TERMINAL, RunType, SessionStatus
 from airflow_mediation_provider.protocol.transition import SessionTransition
 from airflow_mediation_provider.protocol.wait import SessionWait, WaitEnd, WaitResult
 from airflow_mediation_provider.waiting import SessionWaitMixin
@@ -158,6 +158,7 @@ class MeterSessionBranchOperator(SessionWaitMixin, BaseBranchOperator):
         except ValueError as error:
             raise MediationMisconfigured(str(error)) from error
         if condition is None:
+            push_session_link(context, self.hook, str(session["meter_id"]), session.get("session_id"))
             return self._branch(context, session)
         push_session_link(context, self.hook, condition.meter_id, condition.session_id)
         wait = SessionWait(
@@ -208,7 +209,7 @@ class MeterSessionBranchOperator(SessionWaitMixin, BaseBranchOperator):
 
     def _ends(self, run_type: RunType) -> tuple[str, ...]:
         """Return the statuses at which the wait is over: those with a branch, and the terminal ones."""
-        known = [status for status in self.branches if (status in _DEBUG) == (run_type is RunType.DEBUG)]
+        known = [status for status in self.branches if (status in DEBUG_ONLY) == (run_type is RunType.DEBUG)]
         return tuple(dict.fromkeys((*known, *sorted(TERMINAL[run_type]))))
 
     def _finish(self, context: Context, result: WaitResult) -> Any:
@@ -252,7 +253,6 @@ class MeterSessionBranchOperator(SessionWaitMixin, BaseBranchOperator):
 
 
 _EVERY_STATUS = tuple(str(status) for status in SessionStatus)
-_DEBUG = TERMINAL[RunType.DEBUG] | {SessionStatus.TESTING}
 
 
 def _branches(

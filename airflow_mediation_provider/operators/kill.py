@@ -11,8 +11,9 @@ from contextvars import copy_context
 from threading import Thread
 from typing import TYPE_CHECKING, Any, Final
 
+from airflow_mediation_provider.protocol.attribution import IDLE
 from airflow_mediation_provider.protocol.errors import MediationError, NotRunningError, StopInProgressError
-from airflow_mediation_provider.protocol.status import ANY_TERMINAL, RunType, SessionStatus
+from airflow_mediation_provider.protocol.status import RunType
 
 if TYPE_CHECKING:
     from airflow.sdk import BaseOperator, Context
@@ -27,8 +28,6 @@ else:
 
 USERS_STATES: Final = frozenset({"success", "failed", "skipped", "restarting", "removed"})
 """States into which only someone outside puts a running task: marked, or cleared (``restarting``)."""
-IDLE: Final = ANY_TERMINAL | {SessionStatus.NEVER_RUN, SessionStatus.PAUSED}
-"""A meter version in one of these has no session that a stop could hit."""
 _ON_KILL_SECONDS: Final = 1.5
 """Airflow kills a process five seconds after it called ``on_kill``; what is left of them must do for the stop."""
 _UNTIL_KILLED: Final = 10.0

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import re
-from contextlib import suppress
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any, Final
 
 from airflow.sdk import BaseSensorOperator, conf
 from airflow.sdk.exceptions import AirflowSkipException
 
-from airflow_mediation_provider.links import MeterSessionLink, push_links
+from airflow_mediation_provider.links import MeterSessionLink, push_session_link
 from airflow_mediation_provider.operators.arguments import (
     check_flags,
     check_instant,
@@ -23,7 +22,6 @@ from airflow_mediation_provider.operators.arguments import (
     session_id_of,
 )
 from airflow_mediation_provider.protocol.condition import SessionCondition, validate_statuses
-from airflow_mediation_provider.protocol.errors import MediationError
 from airflow_mediation_provider.protocol.status import RunType
 from airflow_mediation_provider.protocol.wait import WaitEnd, WaitResult
 from airflow_mediation_provider.version_compat import AIRFLOW_V_3_3_PLUS
@@ -256,7 +254,7 @@ class MeterSessionSensor(SessionWaitMixin, BaseSensorOperator):
             )
         except ValueError as error:
             return self._finish(WaitResult(end=WaitEnd.MISCONFIGURED, message=str(error)))
-        self._push_link(context)
+        push_session_link(context, self.hook, str(self.meter_id), wait.condition.session_id)
         return self._finish(self._await_session(context, wait, may_end_in_trigger=True))
 
     def execute_complete(self, context: Context, event: Any = None) -> dict[str, Any] | None:
@@ -274,17 +272,6 @@ class MeterSessionSensor(SessionWaitMixin, BaseSensorOperator):
         self.raise_for(result)
         self.log.info(result.message)
         return result.session
-
-    def _push_link(self, context: Context) -> None:
-        url = None
-        if isinstance(self.session_id, str):
-            # What is wrong with the connection, the first look says.
-            with suppress(MediationError):
-                url = self.hook.session_url(str(self.meter_id), self.session_id)
-        if url is None:
-            # Airflow looks for the link when the process ends, and logs an error where there is none at all.
-            context["ti"].xcom_push(key=MeterSessionLink.key, value="")
-        push_links(context, url)
 
     @staticmethod
     def _default_since(context: Context) -> datetime:

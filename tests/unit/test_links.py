@@ -9,9 +9,10 @@ import pytest
 from airflow.sdk.execution_time.xcom import XCom
 
 from airflow_mediation_provider import get_provider_info
-from airflow_mediation_provider.links import MeterSessionLink, push_links
+from airflow_mediation_provider.links import MeterSessionLink, push_session_link
 from airflow_mediation_provider.operators.branch import MeterSessionBranchOperator
 from airflow_mediation_provider.operators.meter import RunMeterOperator
+from airflow_mediation_provider.protocol.errors import MediationError
 
 
 class TaskInstance:
@@ -22,17 +23,29 @@ class TaskInstance:
         self.xcoms[key] = value
 
 
+def pushed(session_id: str | None, answer: Any) -> dict[str, Any]:
+    def session_url(*ids: str | None) -> str | None:
+        if isinstance(answer, Exception):
+            raise answer
+        return answer and answer.format(*ids)
+
+    ti = TaskInstance()
+    hook = SimpleNamespace(session_url=session_url)
+    push_session_link({"ti": ti}, hook, "1", session_id, "5468")  # type: ignore[arg-type,typeddict-item]
+    return ti.xcoms
+
+
 def test_the_address_is_pushed_under_the_key_of_the_link() -> None:
-    ti = TaskInstance()
-    push_links({"ti": ti}, "https://zuora.example/1")  # type: ignore[typeddict-item]
-    assert ti.xcoms == {MeterSessionLink().xcom_key: "https://zuora.example/1"}
+    assert pushed("R-1", "https://zuora.example/{}/{}/{}") == {
+        MeterSessionLink().xcom_key: "https://zuora.example/1/R-1/5468"
+    }
 
 
-@pytest.mark.parametrize("nothing", [None, ""])
-def test_without_a_template_nothing_is_pushed(nothing: str | None) -> None:
-    ti = TaskInstance()
-    push_links({"ti": ti}, nothing)  # type: ignore[typeddict-item]
-    assert ti.xcoms == {}
+@pytest.mark.parametrize(
+    ("session_id", "answer"), [(None, "https://x"), ("R-1", None), ("R-1", MediationError("no connection"))]
+)
+def test_without_an_address_airflow_finds_an_empty_one_and_no_error(session_id: str | None, answer: Any) -> None:
+    assert pushed(session_id, answer) == {MeterSessionLink().xcom_key: ""}
 
 
 @pytest.mark.parametrize(("kept", "link"), [("https://zuora.example/1", "https://zuora.example/1"), (None, "")])
