@@ -78,8 +78,8 @@ class _ConnectionHook(BaseHook):
         name = f"Connection {self.mediation_conn_id!r}"
         if isinstance(error, AirflowNotFoundException):
             return MisconfigurationError(
-                f"{name} was not found: define it, of type 'mediation', or see whether your secrets backend is down "
-                f"(Airflow does not tell the two apart)."
+                f"{name} was not found: define it, of type 'mediation', or see whether its definition is malformed or "
+                f"your secrets backend is down (Airflow does not tell these apart)."
             )
         if isinstance(error, PermissionError) or "PERMISSION_DENIED" in str(error):
             return MisconfigurationError(f"{name} may not be read by this task or triggerer: {error}")
