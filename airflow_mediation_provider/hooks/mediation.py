@@ -20,7 +20,7 @@ from airflow.sdk.exceptions import AirflowNotFoundException
 from airflow_mediation_provider.hooks.methods import async_entries, async_method, entries, method
 from airflow_mediation_provider.hooks.settings import Settings, settings_of
 from airflow_mediation_provider.hooks.tokens import TenantTokens, TokenFlight, tokens_of
-from airflow_mediation_provider.hooks.transport import AsyncTransport, SyncTransport
+from airflow_mediation_provider.hooks.transport import AsyncTransport, SyncTransport, check_certificates
 from airflow_mediation_provider.protocol import api, audit
 from airflow_mediation_provider.protocol.errors import MediationError, MisconfigurationError, TransientError
 from airflow_mediation_provider.protocol.exchange import (
@@ -175,6 +175,7 @@ class MediationHook(_ConnectionHook):
     def get_conn(self) -> SyncTransport:
         """Return what sends the requests, on the session of the HTTP provider's hook."""
         if self._transport is None:
+            check_certificates(self.settings)
             self._transport = SyncTransport(self.settings)
         return self._transport
 
@@ -297,7 +298,11 @@ class MediationAsyncHook(_ConnectionHook):
                 await bound.transport.close()
                 bound.transport = None
             if bound.transport is None:
-                bound.transport = await AsyncTransport.open(bound.settings)
+                try:
+                    bound.transport = await AsyncTransport.open(bound.settings)
+                except MisconfigurationError:
+                    bound.settings = None  # to be read again: it may be put right while a long wait goes on
+                    raise
             return bound.settings, bound.transport
 
     async def _look_up(self) -> Settings:

@@ -20,6 +20,7 @@ from airflow.providers.http.hooks.http import HttpHook
 from airflow.sdk import Connection
 from yarl import URL
 
+from airflow_mediation_provider.protocol.errors import MisconfigurationError
 from airflow_mediation_provider.protocol.exchange import Failure, Request
 from airflow_mediation_provider.protocol.refusals import Reply
 
@@ -205,16 +206,32 @@ def _proxy(settings: Settings) -> str | None:
     return f"http://{proxy}" if proxy and "://" not in proxy else proxy
 
 
+def check_certificates(settings: Settings) -> None:
+    """Read the connection's certificate files once: ``requests`` would only say at each request that it cannot.
+
+    :raises MisconfigurationError: one is missing, may not be read, or is no certificate
+    """
+    http = settings.http
+    if isinstance(http.verify, str) or http.cert is not None:
+        _ssl_context(http.verify, http.cert)
+
+
 def _ssl_context(verify: bool | str, cert: str | tuple[str, str] | None) -> ssl.SSLContext:
     import ssl
     from pathlib import Path
 
     bundle = verify if isinstance(verify, str) else None
     directory = bundle is not None and Path(bundle).is_dir()
-    context = ssl.create_default_context(cafile=None if directory else bundle, capath=bundle if directory else None)
-    if verify is False:
-        context.check_hostname = False
-        context.verify_mode = ssl.CERT_NONE
-    if cert:
-        context.load_cert_chain(*((cert,) if isinstance(cert, str) else cert))
+    try:
+        context = ssl.create_default_context(cafile=None if directory else bundle, capath=bundle if directory else None)
+        if verify is False:
+            context.check_hostname = False
+            context.verify_mode = ssl.CERT_NONE
+        if cert:
+            context.load_cert_chain(*((cert,) if isinstance(cert, str) else cert))
+    except OSError as error:
+        raise MisconfigurationError(
+            f"A certificate file of the connection's extra cannot be used (verify: {bundle}, cert: {cert}): {error}."
+            " Check that the path is right on this machine"
+        ) from error
     return context

@@ -31,7 +31,7 @@ from airflow_mediation_provider.operators.stop import StopMeterOperator
 from airflow_mediation_provider.protocol.condition import DEFAULT_VERSION, SessionCondition
 from airflow_mediation_provider.protocol.status import SUCCESS, TERMINAL, RunType
 from airflow_mediation_provider.protocol.transition import SessionTransition, Source
-from airflow_mediation_provider.protocol.wait import SessionWait, WaitEnd, WaitResult
+from airflow_mediation_provider.protocol.wait import CLOCK_SKEW, SessionWait, WaitEnd, WaitResult
 from airflow_mediation_provider.waiting import SessionWaitMixin
 
 if TYPE_CHECKING:
@@ -304,6 +304,9 @@ class RunMeterOperator(SessionWaitMixin, RunStartMixin, StopOnKillMixin, BaseOpe
     def _started_at(self, state: RunState) -> datetime | None:
         """Return when the session started; of an unnamed one, when it was called for, if it is known that it did."""
         started = SessionTransition.from_dict(state.session).started_at if state.session else None
+        if started is not None and state.called_at is not None and started < state.called_at - CLOCK_SKEW:
+            # No session starts before it is called for: Zuora's clock is off, and its time would protect nothing.
+            started = state.called_at
         certainly = state.session is not None or state.unique_key is not None
         return started or (state.called_at if certainly else None)
 

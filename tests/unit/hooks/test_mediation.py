@@ -28,6 +28,14 @@ SPAN = {"run_type": "NORMAL", "query_from": "2026-01-01T00:00:00Z", "query_to": 
 STARTED = Answer({"success": True, "data": {"id": "1", "sessionId": "R-1", "status": 10}})
 
 
+def test_a_certificate_file_that_is_not_there_is_a_misconfiguration(ask, zuora, connect):
+    for extra in ({"verify": "/no/ca.pem"}, {"cert": ["/no/client.pem", "/no/client.key"]}):
+        connect(extra)
+        with pytest.raises(MisconfigurationError, match=r"certificate file of the connection's extra.*/no/c"):
+            ask("run_status", 5)
+    assert zuora.seen == []
+
+
 class TestCalls:
     def test_run(self, ask, zuora, connect):
         connect({"entity_id": "e-1", "org_ids": ["o-1", "o-2"], "data_center": "SBX", "unknown": "must not travel"})

@@ -12,6 +12,7 @@ from airflow.sdk import Connection
 from airflow_mediation_provider.hooks import transport
 from airflow_mediation_provider.hooks.settings import settings_of
 from airflow_mediation_provider.hooks.transport import AsyncTransport, SyncTransport
+from airflow_mediation_provider.protocol.errors import MisconfigurationError
 from airflow_mediation_provider.protocol.exchange import Failure, Request
 from airflow_mediation_provider.protocol.refusals import Reply
 
@@ -148,7 +149,7 @@ def test_certificates(zuora, tmp_path, monkeypatch):
     made = transport._ssl_context(False, None)
     assert made.verify_mode is ssl.CERT_NONE
     assert transport._ssl_context(str(tmp_path), None).verify_mode is ssl.CERT_REQUIRED
-    with pytest.raises(OSError, match="No such file"):
+    with pytest.raises(MisconfigurationError, match="No such file"):
         transport._ssl_context(str(tmp_path / "missing.pem"), None)
 
     session = SyncTransport(settings("https://x", verify=str(tmp_path), cert=["c", "k"]))._session

@@ -68,6 +68,14 @@ def test_a_stale_status_of_the_session_before_does_not_end_the_wait(sim: Simulat
     assert operator().execute(ti.retry().context)["status"] == "COMPLETED"
 
 
+def test_a_clock_of_zuora_that_is_far_behind_protects_no_stale_status(sim: Simulator, ti: TaskInstance) -> None:
+    sim.set_meter("1001", runs=[ends("FAILED"), ends("COMPLETED")], stale_for=100)
+    sim.start_session("1001")
+    sim.advance(200)
+    ti.clock.passed = 3600
+    assert operator().execute(ti.context)["status"] == "COMPLETED"
+
+
 def test_a_debug_run_of_the_same_meter_is_waited_out(sim: Simulator, ti: TaskInstance, monkeypatch: Any) -> None:
     sim.set_meter("1001", script=[["INITIALIZING", 2], ["RUNNING", 90], ["COMPLETED", None]], status_of="latest_change")
     sleep, slept = ti.clock.sleep, []
