@@ -79,8 +79,8 @@ class TriggerMemory:
             return None
 
 
-async def push_xcom(ti: Any, key: str, value: str) -> None:
-    """Push an XCom that is good to have; without it the wait goes on.
+async def push_xcom(ti: Any, key: str, value: Any) -> bool:
+    """Push an XCom as a worker would, and return whether that worked; the wait goes on in any case.
 
     :param ti: the trigger's task instance. Its own ``axcom_push`` does not work for a task that started in the
         triggerer: Airflow 3.3 looks there for an attribute that only a worker's operators have
@@ -89,6 +89,8 @@ async def push_xcom(ti: Any, key: str, value: str) -> None:
         await _xcom(ti, "set", key=key, value=value)
     except Exception:
         log.warning("The XCom %s could not be pushed; the wait goes on.", key, exc_info=True)
+        return False
+    return True
 
 
 async def _xcom(ti: Any, name: str, **arguments: Any) -> Any:

@@ -106,7 +106,7 @@ class MeterSessionTrigger(BaseTrigger):
         finally:
             waiter.close()
         await memory.forget()
-        return self._event(wait, news.result)
+        return await self._event(wait, news.result)
 
     async def _prepare(self, condition: SessionCondition) -> None:  # noqa: ARG002  # for the class below
         """Do what is to be done once, when the waiting has begun."""
@@ -115,11 +115,18 @@ class MeterSessionTrigger(BaseTrigger):
             MeterSessionTrigger._asked_before = True
             await self._task_state()
 
-    def _event(self, wait: SessionWait, result: WaitResult) -> TriggerEvent:
+    async def _event(self, wait: SessionWait, result: WaitResult) -> TriggerEvent:
         """Return the event; every end but success goes on on a worker, where Airflow does all it does for a task."""
-        if result.end is WaitEnd.MET and self.end_from_trigger:
+        from airflow_mediation_provider.triggers.memory import push_xcom
+
+        # Pushed here: of the event's own XComs Airflow 3.3 makes a text of JSON, and downstream tasks need the object.
+        if (
+            result.end is WaitEnd.MET
+            and self.end_from_trigger
+            and await push_xcom(self.task_instance, "return_value", result.session)
+        ):
             self.log.info(result.message)
-            return TaskSuccessEvent(xcoms={"return_value": result.session})
+            return TaskSuccessEvent()
         # The next try takes up the wait of a session that has not ended.
         memory = {"wait": wait.to_dict()} if result.end is WaitEnd.UNREACHABLE else {}
         return TriggerEvent({**result.to_dict(), **memory})

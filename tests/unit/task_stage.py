@@ -109,7 +109,8 @@ class Stage:
             if trigger is not None:
                 event = self._run_trigger(task, *trigger)
                 if isinstance(event, BaseTaskEndEvent):
-                    xcom = (event.xcoms or {}).get("return_value")
+                    assert event.xcoms is None  # Airflow would make a text of them
+                    xcom = self.xcoms.pop("return_value")
                     return Ending(str(event.task_instance_state), xcom, None, False, [*events, event], workers)
                 if isinstance(event, TriggerEvent):
                     events.append(event)

@@ -95,6 +95,12 @@ def trigger(**arguments: Any) -> MeterSessionTrigger:
     return MeterSessionTrigger(**{"mediation_conn_id": "mediation_default", "wait": wait(), **arguments})
 
 
+def of_a_task(stage: Stage, trigger: Any) -> Any:
+    """Give the trigger its task, as the triggerer does."""
+    trigger._task_instance = SimpleNamespace(**stage.identity)
+    return trigger
+
+
 async def events_of(trigger: MeterSessionTrigger) -> list[TriggerEvent]:
     events = [event async for event in trigger.run()]
     await trigger.cleanup()
@@ -141,9 +147,21 @@ def test_the_result_is_the_event(stage: Stage):
 
 def test_a_met_condition_ends_the_task_where_that_is_allowed(stage: Stage):
     stage.zuora.script("m", (0, "RUNNING"), (700, "COMPLETED"))
-    (event,) = run(events_of(trigger(end_from_trigger=True)), stage.clock)
+    (event,) = run(events_of(of_a_task(stage, trigger(end_from_trigger=True))), stage.clock)
     assert isinstance(event, TaskSuccessEvent)
-    assert event.xcoms["return_value"]["status"] == "COMPLETED"
+    assert event.xcoms is None  # Airflow would store a text of JSON, and not the object that a worker stores
+    assert stage.xcoms["return_value"]["status"] == "COMPLETED"
+
+
+def test_without_the_xcom_the_end_goes_on_on_a_worker(stage: Stage, monkeypatch: pytest.MonkeyPatch):
+    def refused(**_: Any) -> None:
+        raise RuntimeError("API_SERVER_ERROR")
+
+    monkeypatch.setattr("airflow.sdk.bases.xcom.BaseXCom.set", refused)
+    stage.zuora.script("m", (0, "RUNNING"), (700, "COMPLETED"))
+    (event,) = run(events_of(of_a_task(stage, trigger(end_from_trigger=True))), stage.clock)
+    assert type(event) is TriggerEvent
+    assert event.payload["session"]["status"] == "COMPLETED"
 
 
 @pytest.mark.parametrize("status", ["FAILED", "CANCELED"])
@@ -239,7 +257,7 @@ def test_it_resumes_on_a_worker_where_airflow_would_lose_something(stage: Stage,
     ]
     for cost in [{}, *costs]:
         stage.clock.seconds = 0
-        made = started()
+        made = of_a_task(stage, started())
         monkeypatch.setattr(MeterSessionStartTrigger, "task", SimpleNamespace(**{**plain, **cost}), raising=False)
         (event,) = run(events_of(made), stage.clock)
         assert isinstance(event, TaskSuccessEvent) == (not cost), cost
