@@ -154,6 +154,7 @@ class MeterSessionBranchOperator(SessionWaitMixin, BaseBranchOperator):
         from airflow_mediation_provider.exceptions import MediationMisconfigured
 
         try:
+            self._check_tasks()
             session, condition = self._question(context)
         except ValueError as error:
             raise MediationMisconfigured(str(error)) from error
@@ -180,6 +181,24 @@ class MeterSessionBranchOperator(SessionWaitMixin, BaseBranchOperator):
             self.log.warning("The trigger's event holds no result: asking Zuora again.")
             return self._run(context)
         return self._finish(context, result)
+
+    def _check_tasks(self) -> None:
+        """Look up every branch before the wait: Airflow looks up the one that is followed, when it is too late."""
+        dag = self.get_dag()
+        if dag is None:
+            return
+        followers = self.get_flat_relative_ids(upstream=False)
+        for name, branch in {**self.branches, "default": self.default, "on_timeout": self.on_timeout}.items():
+            for each in [branch] if isinstance(branch, str) else branch or ():
+                group = dag.task_group_dict.get(each)
+                tasks = {each} if group is None else {root.task_id for root in group.roots}
+                if not tasks <= set(dag.task_dict):
+                    raise ValueError(
+                        f"the branch of {name} is {each!r}, but the DAG has no such task or task group; the id of a"
+                        " task within a group begins with the group's: 'group.task'"
+                    )
+                if tasks.isdisjoint(followers):
+                    self.log.warning("The branch of %s, %s, does not come after this task: never skipped.", name, each)
 
     def _question(self, context: Context) -> tuple[dict[str, Any], SessionCondition | None]:
         """Return the session as far as it is given, and what to wait for; no condition where its status is enough."""

@@ -108,6 +108,26 @@ def test_a_status_without_a_branch_fails_with_the_branches_that_there_are(ti: Ta
         followed(ti, task)
 
 
+@pytest.mark.parametrize("name", ["on_failed", "default", "on_timeout"])
+@pytest.mark.parametrize("branch", ["laod", ["other", "second"]])
+def test_a_branch_that_the_dag_does_not_have_fails_before_the_wait(ti: TaskInstance, name: str, branch: Any) -> None:
+    task = operator(meter_id="1001", **{"on_completed": "load", name: branch})
+    with pytest.raises(MediationMisconfigured, match=r"'(laod|second)', but the DAG has no such task.*'group.task'"):
+        followed(ti, task)
+    assert ti.clock.passed == 0
+
+
+def test_a_branch_that_does_not_come_after_the_task_is_pointed_out(
+    ti: TaskInstance, capsys: pytest.CaptureFixture[str]
+) -> None:
+    task = operator(session=session(), on_completed="load", on_failed="elsewhere", default="group.second")
+    assert task.dag is not None
+    BaseOperator(task_id="elsewhere", dag=task.dag)
+    assert followed(ti, task) == {"load"}
+    (said,) = [line for line in capsys.readouterr().out.splitlines() if "does not come after" in line]
+    assert "FAILED, elsewhere" in said
+
+
 def test_a_session_whose_reply_was_lost_is_known_to_have_begun(sim: Simulator, ti: TaskInstance) -> None:
     sim.set_meter("1001", runs=[ends("COMPLETED")])
     ended = RunMeterOperator(task_id="task", meter_id="1001", poke_interval=5).execute(ti.context)
