@@ -28,7 +28,7 @@ def get_provider_info() -> dict[str, Any]:
         "operators": [
             {
                 "integration-name": name,
-                "python-modules": [f"{package}.operators.{module}" for module in ("audit", "branch", "meter")],
+                "python-modules": [f"{package}.operators.{module}" for module in ("audit", "branch", "meter", "stop")],
             }
         ],
         "sensors": [{"integration-name": name, "python-modules": [f"{package}.sensors.meter_session"]}],

@@ -194,10 +194,10 @@ class AirflowClient:
         return "\n".join(line if isinstance(line, str) else _log_line(line) for line in content)
 
     def xcom(self, dag_id: str, run_id: str, task_id: str, *, key: str = "return_value", map_index: int = -1) -> Any:
-        """Return what a task pushed, ``None`` where it pushed nothing under the key."""
+        """Return what a task pushed as it is stored, ``None`` where it pushed nothing under the key."""
         path = f"/dags/{dag_id}/dagRuns/{run_id}/taskInstances/{task_id}/xcomEntries/{key}"
         try:
-            return self.api("GET", path, params={"map_index": map_index, "deserialize": True})["value"]
+            return self.api("GET", path, params={"map_index": map_index})["value"]
         except httpx.HTTPStatusError as error:
             if error.response.status_code == httpx.codes.NOT_FOUND:
                 return None

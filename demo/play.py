@@ -125,10 +125,11 @@ def _check(
 ) -> Result:
     result = Result(row=row)
     must = _Must(result.problems)
-    must(f"the run of {played.scene.dag_id}", played.run, played.scene.run)
+    dag_run = f"{played.scene.dag_id} ({played.scene.shows})"
+    must(f"the run of {dag_run}", played.run, played.scene.run)
     suffix = "" if row.map_index < 0 else f"[{row.map_index}]"
     for task_id, state in {**row.taken, **dict.fromkeys(row.not_taken, "skipped")}.items():
-        must(f"task {task_id}{suffix} of {played.scene.dag_id}", played.tasks.get(f"{task_id}{suffix}"), state)
+        must(f"task {task_id}{suffix} of {dag_run}", played.tasks.get(f"{task_id}{suffix}"), state)
     ran = {task_id: played.tasks.get(f"{task_id}{suffix}") for task_id in (*row.taken, *row.not_taken)}
     names = [f"{each.rpartition('.')[2]}{' failed' * (ran[each] == 'failed')}" for each in ran if ran[each] in RAN]
     result.branch = " > ".join(names) or "skipped"

@@ -84,6 +84,10 @@ FAULTS  {"kind": ..., "path": regex (^/meters/), "method": ..., "meter": ..., "a
   "carried_out": true carries the request out all the same: {"kind": "status", "status": 504, "carried_out": true}.
   Delays combine with one other fault; of several others the oldest strikes.
 
+CONNECTION OF AIRFLOW
+  export AIRFLOW_CONN_MEDIATION_DEFAULT='{"conn_type": "mediation", "host": "http://127.0.0.1:8099",
+    "login": "simulator-client", "password": "simulator-secret"}'
+
 EXAMPLE
   python -m airflow_mediation_provider.simulator --port 8099 --time-scale 0.2 &
   curl -s -X POST localhost:8099/_simulator/faults -d '{"kind": "status", "status": 503, "seconds": 6}'

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from importlib.util import find_spec
@@ -89,6 +90,14 @@ def test_named_modules_are_there(kind):
     modules = [module for entry in INFO[kind] for module in entry["python-modules"]]
 
     assert [module for module in modules if find_spec(module) is None] == []
+
+
+def test_every_operator_is_in_a_named_module():
+    named = {module for entry in INFO["operators"] for module in entry["python-modules"]}
+    folder = Path(str(find_spec("airflow_mediation_provider.operators").submodule_search_locations[0]))
+    written = {path.stem for path in folder.glob("*.py") if re.search(r"^class \w+Operator\(", path.read_text(), re.M)}
+
+    assert {module.rpartition(".")[2] for module in named} == written
 
 
 def test_asking_is_cheap():
