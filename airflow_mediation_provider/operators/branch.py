@@ -154,8 +154,8 @@ class MeterSessionBranchOperator(SessionWaitMixin, BaseBranchOperator):
         from airflow_mediation_provider.exceptions import MediationMisconfigured
 
         try:
-            self._check_tasks()
             session, condition = self._question(context)
+            self._check_tasks()
         except ValueError as error:
             raise MediationMisconfigured(str(error)) from error
         if condition is None:
