@@ -7,6 +7,7 @@ would wait for the next session. So this is written once, when such a session be
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from collections.abc import Mapping
 from datetime import timedelta
@@ -24,6 +25,8 @@ log = logging.getLogger(__name__)
 KEY: Final = "mediation_session_wait"
 # A trigger runs within seconds after it was made; later it most likely is not its first triggerer.
 _FIRST_START: Final = timedelta(seconds=15)
+# A wait goes on without its memory rather than hang on Airflow's answer.
+_ANSWER_SECONDS: Final = 30.0
 
 
 class TriggerMemory:
@@ -99,9 +102,10 @@ async def _xcom(ti: Any, name: str, **arguments: Any) -> Any:
     from asgiref.sync import sync_to_async
 
     call: Callable[..., Any] = getattr(BaseXCom, name)
-    return await sync_to_async(call)(
-        dag_id=ti.dag_id, task_id=ti.task_id, run_id=ti.run_id, map_index=ti.map_index, **arguments
-    )
+    async with asyncio.timeout(_ANSWER_SECONDS):
+        return await sync_to_async(call)(
+            dag_id=ti.dag_id, task_id=ti.task_id, run_id=ti.run_id, map_index=ti.map_index, **arguments
+        )
 
 
 def kept_by_trigger(ti: Any) -> dict[str, Any] | None:
