@@ -1,7 +1,8 @@
-"""Virtual time, and a task on it. Imported late: most unit tests need no Airflow."""
+"""Virtual time, the same jitter in each run, and a task on it. Imported late: most unit tests need no Airflow."""
 
 from __future__ import annotations
 
+import random
 from typing import TYPE_CHECKING
 
 import pytest
@@ -10,6 +11,12 @@ from tests.unit.virtual import Clock, Zuora
 
 if TYPE_CHECKING:
     from tests.unit.task_stage import Stage
+
+
+@pytest.fixture(autouse=True)
+def same_jitter() -> None:
+    """Pauses have a random part: a test that fails must fail again."""
+    random.seed(0)
 
 
 @pytest.fixture

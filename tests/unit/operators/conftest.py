@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from airflow_mediation_provider import waiting
+from airflow_mediation_provider.hooks import tokens
 from airflow_mediation_provider.operators import audit, branch, meter, run_start, stop
 from airflow_mediation_provider.simulator import Simulator, running_simulator
 
@@ -124,6 +125,8 @@ class TaskInstance:
 
 @pytest.fixture
 def sim(monkeypatch: pytest.MonkeyPatch) -> Iterator[Simulator]:
+    # The port may be that of an earlier simulator, which knew other tokens.
+    tokens.forget_all()
     with running_simulator(clock="manual") as simulator:
         connection = {
             "conn_type": "mediation",
