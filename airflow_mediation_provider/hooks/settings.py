@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import re
 from dataclasses import dataclass, field
 from string import Formatter
@@ -18,6 +19,25 @@ if TYPE_CHECKING:
 
     from airflow.sdk import Connection
 
+log = logging.getLogger(__name__)
+
+KNOWN_EXTRA: Final = frozenset(
+    {
+        "data_center",
+        "entity_id",
+        "org_ids",
+        "ui_link_template",
+        "proxies",
+        "proxy",
+        "verify",
+        "verify_ssl",
+        "cert",
+        "timeout",
+        "allow_redirects",
+        "max_redirects",
+        "trust_env",
+    }
+)
 LINK_FIELDS: Final = ("meter_id", "session_id", "run_id", "ui_base")
 
 
@@ -94,7 +114,8 @@ def settings_of(conn_id: str, connection: Connection) -> Settings:
     if not connection.host and center is None:
         raise _wrong(
             conn_id,
-            f"it has neither a data center nor a host; set data_center to one of {', '.join(DataCenter.__members__)}",
+            "it has neither a data center nor a host; set data_center to one of"
+            f" {', '.join(DataCenter.__members__)} (in the extra), or the host to a REST base URL",
         )
     for name, value in (("client ID (login)", connection.login), ("client secret (password)", connection.password)):
         if not value:
@@ -124,6 +145,10 @@ def _extra(conn_id: str, extra: str | None) -> dict[str, Any]:
         value = None
     if not isinstance(value, dict):
         raise _wrong(conn_id, "the extra is not a JSON object")
+    if unknown := sorted(set(value) - KNOWN_EXTRA):
+        # A typing error in entity_id would act on another entity. Names alone: a value may be a secret.
+        known = ", ".join(sorted(KNOWN_EXTRA))
+        log.warning("Connection %r: ignoring %s in the extra; known are %s.", conn_id, ", ".join(unknown), known)
     return value
 
 

@@ -26,6 +26,15 @@ def test_data_centers(center):
     assert found.base_url.startswith("https://rest.")
 
 
+def test_an_unknown_name_in_the_extra_is_pointed_out_without_its_value(caplog):
+    settings({"data_center": "PROD", "entity": "e-secret"})
+
+    [record] = caplog.records
+    assert "ignoring entity in the extra" in record.getMessage()
+    assert "entity_id" in record.getMessage()
+    assert "e-secret" not in record.getMessage()
+
+
 def test_documented_addresses():
     assert DataCenter.PROD.rest_url == "https://rest.zuora.com"
     assert DataCenter.SBX_NA.rest_url == "https://rest.sandbox.na.zuora.com"
