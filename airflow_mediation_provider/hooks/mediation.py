@@ -117,16 +117,8 @@ class MediationHook(_ConnectionHook):
     list_export_jobs = method(audit.list_export_jobs)
     export_download_url = method(audit.export_download_url)
 
-    def __init__(
-        self,
-        mediation_conn_id: str = _ConnectionHook.default_conn_name,
-        *,
-        track_id: str | None = None,
-        attempts: int = 5,
-    ) -> None:
-        super().__init__(mediation_conn_id, track_id=track_id, attempts=attempts)
-        self._settings: Settings | None = None
-        self._transport: SyncTransport | None = None
+    _settings: Settings | None = None
+    _transport: SyncTransport | None = None
 
     @property
     def settings(self) -> Settings:
@@ -248,15 +240,7 @@ class MediationAsyncHook(_ConnectionHook):
     list_export_jobs = async_method(audit.list_export_jobs)
     export_download_url = async_method(audit.export_download_url)
 
-    def __init__(
-        self,
-        mediation_conn_id: str = _ConnectionHook.default_conn_name,
-        *,
-        track_id: str | None = None,
-        attempts: int = 5,
-    ) -> None:
-        super().__init__(mediation_conn_id, track_id=track_id, attempts=attempts)
-        self._bound: _Bound | None = None
+    _bound: _Bound | None = None
 
     async def settings(self) -> Settings:
         """Return the checked connection, read once.

@@ -151,7 +151,7 @@ def test_meters_do_not_burst(clock, zuora):
             watch(wait_for(clock, f"m{n}"), 60)
         await until(clock, 1200)
         for second in range(600, 1200):
-            assert sum(zuora.counts(second, second + 1).values()) <= 8  # 60 meters a minute, and jitter
+            assert sum(zuora.counts(second, second + 1).values()) <= 6
 
     stage(clock, zuora, main)
 
@@ -325,7 +325,7 @@ def test_a_left_meter_is_not_asked_about_any_more(clock, zuora):
         before = len(zuora.times("left"))
         await until(clock, 500)
         assert len(zuora.times("left")) == before
-        assert len(zuora.times("stays")) >= 25  # every 10 s, up to twice as seldom after 100 s, and jitter
+        assert len(zuora.times("stays")) > 30
 
     stage(clock, zuora, main)
 
