@@ -29,9 +29,13 @@ class AirflowStack(AirflowClient):
     :param dags: directory of the DAG files
     :param env: further environment variables of all components: connections (``AIRFLOW_CONN_...``), settings
         (``AIRFLOW__SECTION__KEY``); they win over the settings made here
+    :param database: address of an empty or migrated database, e.g. of :class:`demo.postgres.Postgres`; without one,
+        Airflow runs on SQLite in ``root``
     """
 
-    def __init__(self, root: Path, dags: Path, env: Mapping[str, str] | None = None) -> None:
+    def __init__(
+        self, root: Path, dags: Path, env: Mapping[str, str] | None = None, *, database: str | None = None
+    ) -> None:
         port, execution_port = free_ports(2)
         super().__init__(f"http://127.0.0.1:{port}")
         self.root = root.resolve()
@@ -47,7 +51,10 @@ class AirflowStack(AirflowClient):
             "triggerer": ["triggerer", "--skip-serve-logs"],
         }
         self.home = self.root / "airflow"
-        settings = _environment(self.root, dags.resolve(), port, self._execution_url)
+        # SQLite lets one write at a time, and on a busy machine more than its five seconds can pass until it is one's
+        # turn: Airflow's triggerer would end.
+        database = database or f"sqlite:///{self.home / 'airflow.db'}?timeout=60"
+        settings = _environment(self.root, dags.resolve(), port, self._execution_url, database)
         self.processes = Processes(self.root, {**settings, **(env or {})})
 
     def __enter__(self) -> Self:
@@ -126,7 +133,7 @@ class AirflowStack(AirflowClient):
         self.processes.close()
 
 
-def _environment(root: Path, dags: Path, port: int, execution_url: str) -> dict[str, str]:
+def _environment(root: Path, dags: Path, port: int, execution_url: str, database: str) -> dict[str, str]:
     """Return the environment of all components: the user's without any Airflow setting, plus the private ones."""
     inherited = {
         name: value
@@ -149,9 +156,7 @@ def _environment(root: Path, dags: Path, port: int, execution_url: str) -> dict[
             "hostname_callable": "socket.gethostname",
             "test_connection": "Enabled",
         },
-        # SQLite lets one write at a time, and on a busy machine more than its five seconds can pass until it is one's
-        # turn: Airflow's triggerer would end.
-        "database": {"sql_alchemy_conn": f"sqlite:///{root / 'airflow' / 'airflow.db'}?timeout=60"},
+        "database": {"sql_alchemy_conn": database},
         "api": {
             "host": "127.0.0.1",
             "port": port,
