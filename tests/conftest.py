@@ -1,4 +1,4 @@
-"""Whoever runs pytest, however: Airflow's home is not the user's."""
+"""Whoever runs pytest, however: Airflow's home is not the user's. And the databases of all tests."""
 
 from __future__ import annotations
 
@@ -6,3 +6,17 @@ import os
 from pathlib import Path
 
 os.environ.setdefault("AIRFLOW_HOME", str(Path(__file__).parents[1] / ".pytest_cache" / "airflow"))
+
+from tests.databases import (  # noqa: F401
+    airflow_database,
+    airflow_on,
+    database,
+    empty_database,
+    empty_postgres_database,
+    empty_sqlite_database,
+    postgres,
+    postgres_database,
+    postgres_template,
+    sqlite_database,
+    sqlite_template,
+)
