@@ -13,6 +13,7 @@ It speaks the documented API and nothing else; what Zuora leaves open is a setti
 
 from __future__ import annotations
 
+from airflow_mediation_provider.simulator.callout_config import CalloutConfig, DeliverySettings
 from airflow_mediation_provider.simulator.config import (
     MeterConfig,
     RunPlan,
@@ -27,6 +28,8 @@ from airflow_mediation_provider.simulator.running import Simulator, running_simu
 from airflow_mediation_provider.simulator.sessions import Refusal, SessionChange
 
 __all__ = [
+    "CalloutConfig",
+    "DeliverySettings",
     "MeterConfig",
     "Refusal",
     "RunPlan",

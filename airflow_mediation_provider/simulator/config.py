@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, TypeVar
+from typing import Any, Literal, NamedTuple
 
 from airflow_mediation_provider.protocol.status import SessionStatus, parse_status
+from airflow_mediation_provider.simulator.callout_config import CalloutConfig, DeliverySettings
+from airflow_mediation_provider.simulator.settings import from_mapping, not_negative, one_of
 
 VERSION = "0.0.1"
 ALL_PERMISSIONS = ("View Meters", "Run Meters", "Configure Meters and Events")
-_Config = TypeVar("_Config")
 
 
 class Step(NamedTuple):
@@ -73,7 +73,7 @@ class RunPlan:
         """Read a plan: a ``RunPlan``, a script, or a mapping with ``script``, ``records``, ``errors``."""
         if isinstance(value, RunPlan):
             return value
-        return _from_mapping(cls, value, "run") if isinstance(value, Mapping) else cls(value)
+        return from_mapping(cls, value, "run") if isinstance(value, Mapping) else cls(value)
 
 
 def completes(seconds: float = 8, *, records: int = 100, errors: int = 0) -> RunPlan:
@@ -164,9 +164,9 @@ class MeterConfig:
         put(self, "stop_results", tuple(step.status for step in parse_script((r, None) for r in results)))
         for name in ("initial_status", "force_result"):
             put(self, name, parse_script([(getattr(self, name), None)], name)[0].status)
-        _one_of(self, "status_of", ("newest", "oldest_live", "latest_change"))
-        _one_of(self, "resume", ("new", "same"))
-        _not_negative(self, "stale_for", "stopping_for")
+        one_of(self, "status_of", ("newest", "oldest_live", "latest_change"))
+        one_of(self, "resume", ("new", "same"))
+        not_negative(self, "stale_for", "stopping_for")
 
     @classmethod
     def parse(cls, value: Mapping[str, Any] | MeterConfig) -> MeterConfig:
@@ -174,7 +174,7 @@ class MeterConfig:
 
         :raises ValueError: a field is unknown or wrong
         """
-        return value if isinstance(value, MeterConfig) else _from_mapping(cls, meter_fields(value), "meter")
+        return value if isinstance(value, MeterConfig) else from_mapping(cls, meter_fields(value), "meter")
 
 
 def meter_fields(value: Mapping[str, Any]) -> dict[str, Any]:
@@ -241,6 +241,8 @@ class SimulatorConfig:
     :param stopping_code: integer code of STOPPING, for which Zuora documents none
     :param export_seconds: how long an export job takes, seconds before ``time_scale``
     :param sample_limit: how many SAMPLE entries the audit trail has of one session at most
+    :param callouts: notifications on events, each with its callout template
+    :param delivery: the tenant's settings of callouts: attempts, interval, timeouts
     :param first_run_id: ``id`` of the first session
     :param clock: ``real``, or ``manual``: time stands still until ``advance()``
     :param log_file: file to which the log is written as lines of JSON
@@ -269,6 +271,8 @@ class SimulatorConfig:
     stopping_code: int = 14
     export_seconds: float = 2.0
     sample_limit: int = 1000
+    callouts: tuple[CalloutConfig, ...] = ()
+    delivery: DeliverySettings = field(default_factory=DeliverySettings)
     first_run_id: int = 5468
     clock: Literal["real", "manual"] = "real"
     log_file: Path | None = None
@@ -278,13 +282,15 @@ class SimulatorConfig:
         put(self, "meters", tuple(MeterConfig.parse(meter) for meter in self.meters))
         if len({meter.id for meter in self.meters}) != len(self.meters):
             raise ValueError("meters: two of them have the same id")
+        put(self, "callouts", tuple(CalloutConfig.parse(callout) for callout in self.callouts))
+        put(self, "delivery", DeliverySettings.parse(self.delivery))
         put(self, "permissions", tuple(self.permissions))
         if unknown := set(self.permissions) - set(ALL_PERMISSIONS):
             raise ValueError(f"permissions: unknown {sorted(unknown)}; known: {', '.join(ALL_PERMISSIONS)}")
         put(self, "log_file", Path(self.log_file) if self.log_file else None)
-        _one_of(self, "error_shape", ("error", "errors", "reasons", "message"))
-        _one_of(self, "clock", ("real", "manual"))
-        _not_negative(self, "token_life", "time_scale", "rate_limit_window", "export_seconds", "max_running_meters")
+        one_of(self, "error_shape", ("error", "errors", "reasons", "message"))
+        one_of(self, "clock", ("real", "manual"))
+        not_negative(self, "token_life", "time_scale", "rate_limit_window", "export_seconds", "max_running_meters")
 
     @classmethod
     def parse(cls, value: Mapping[str, Any]) -> SimulatorConfig:
@@ -292,7 +298,7 @@ class SimulatorConfig:
 
         :raises ValueError: a field is unknown or wrong
         """
-        return _from_mapping(cls, value, "simulator")
+        return from_mapping(cls, value, "simulator")
 
     @classmethod
     def load(cls, path: Path) -> SimulatorConfig:
@@ -314,25 +320,3 @@ class SimulatorConfig:
         if not isinstance(data, Mapping):
             raise ValueError(f"{path}: expected a mapping of settings, got {type(data).__name__}")
         return cls.parse(data)
-
-
-def _from_mapping(cls: type[_Config], value: Mapping[str, Any], what: str) -> _Config:
-    known = [f.name for f in dataclasses.fields(cls)]  # type: ignore[arg-type]
-    if unknown := [str(key) for key in value if key not in known]:
-        raise ValueError(f"{what}: unknown setting {', '.join(unknown)}; known: {', '.join(known)}")
-    try:
-        return cls(**value)
-    except TypeError as error:
-        raise ValueError(f"{what}: {error}") from error
-
-
-def _one_of(config: Any, name: str, allowed: tuple[str, ...]) -> None:
-    if getattr(config, name) not in allowed:
-        raise ValueError(f"{name} must be one of {', '.join(allowed)}, got {getattr(config, name)!r}")
-
-
-def _not_negative(config: Any, *names: str) -> None:
-    for name in names:
-        value = getattr(config, name)
-        if isinstance(value, bool) or not isinstance(value, int | float) or value < 0:
-            raise ValueError(f"{name} must be a number >= 0, got {value!r}")

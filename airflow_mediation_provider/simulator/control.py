@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from airflow_mediation_provider.protocol.status import RunType
 from airflow_mediation_provider.simulator.api import ZuoraApi
+from airflow_mediation_provider.simulator.callouts import Callouts
 from airflow_mediation_provider.simulator.clock import Clock, ManualClock, RealClock
 from airflow_mediation_provider.simulator.config import VERSION, MeterConfig, RunPlan, SimulatorConfig
 from airflow_mediation_provider.simulator.engine import Engine
@@ -50,6 +51,7 @@ class Tenant:
         self.clock: Clock = ManualClock() if config.clock == "manual" else RealClock()
         self.log = EventLog(self.clock, config.log_file)
         self.engine = Engine(config, self.clock, self.log)
+        self.callouts = Callouts(self.engine, self.clock, self.log)
         self.tokens = Tokens(self.clock, self.log)
         self.faults = Faults(self.clock)
         self.api = ZuoraApi(self.engine, self.tokens)
@@ -59,6 +61,7 @@ class Tenant:
         """Go back to the configuration of the start: no sessions, keys, tokens, faults, exports and no log."""
         self.engine.config = self._initial
         self.engine.reset()
+        self.callouts.reset()
         self.tokens.expire()
         self.api.audit.reset()
         self.clear_faults()
@@ -74,7 +77,17 @@ class Tenant:
         if fixed := sorted(set(settings) - CHANGEABLE):
             raise ValueError(f"cannot be changed: {', '.join(fixed)}; can: {', '.join(sorted(CHANGEABLE))}")
         self.engine.config = dataclasses.replace(self.engine.config, **settings)
+        self.callouts.on_schedule()
         self.log.add("control", action="config", settings=sorted(settings))
+
+    def set_delivery(self, settings: Mapping[str, Any]) -> None:
+        """Change how callouts are delivered; settings that are not given stay.
+
+        :raises ValueError: a setting is unknown or wrong
+        """
+        old = self.engine.config.delivery
+        kept = {field.name: getattr(old, field.name) for field in dataclasses.fields(old)}
+        self.configure({"delivery": {**kept, **settings}})
 
     def fault(self, fault: Fault) -> int:
         """Put a fault in force and return its id; ``expire_tokens`` happens at once and has the id 0."""
@@ -141,6 +154,7 @@ class Tenant:
             raise ValueError("advance: the clock is the real one; configure clock: manual")
         self.clock.advance(seconds)
         self.engine.run_due()
+        self.callouts.on_schedule()
 
     def statistics(self) -> dict[str, int]:
         """Return counts of connections and requests, nothing where no server carries the tenant."""

@@ -314,7 +314,7 @@ class Engine:
         session.previous_status, session.status = previous, step.status
         session.changed = next(self._order)
         session.ended_at = at if step.status in ANY_TERMINAL else None
-        self.log.add(
+        entry = self.log.add(
             "transition",
             at=at,
             meter_id=session.meter_id,
@@ -324,7 +324,7 @@ class Engine:
             previous_status=previous,
             status=step.status,
         )
-        change = SessionChange(session, previous, step.status, at)
+        change = SessionChange(session, previous, step.status, at, entry)
         for observer in self.observers:
             try:
                 observer(change)

@@ -47,6 +47,25 @@ FILE (--config, YAML or JSON): the settings of SimulatorConfig, and meters. Exam
   require_content_type, strict_track_id, permission_status, null_page, debug_enveloped, stopping_code,
   undocumented_code, export_seconds, sample_limit, first_run_id.
 
+CALLOUTS (in the file, or POST /_simulator/config): notifications on events, and how they are delivered. Example:
+  callouts:
+    - url: http://127.0.0.1:8080/mediation/callouts/mediation_default
+      hmac_secret: change-me        # hmac_algorithm SHA-256, hmac_output_format BASE64 or HEX, hmac_key (the header),
+                                    # hmac_value {{Request.HMAC.Signed}}, hmac_data {{Request.Body}}
+      username: zuora               # Basic authentication: when asked for, or at once with preemptive: true
+      headers: {X-Mediation-Token: "..."}
+      body: camelCase               # or labels, dotted, concatenated, snake_case: all fields; or your own template:
+                                    # {"id": "{{MeterSession.Id}}", "status": "{{MeterSession.Status}}"}
+      date_format: en_US            # iso, epoch_ms, en_US, en_GB, de_DE, ja_JP or a pattern of strftime; timezone
+      run_types: [NORMAL]           # filters: meters, run_types, statuses
+      loss: 0.5                     # mishaps: loss and vanish (no trace in the history), lost_answers, copies: [1, 3]
+                                    # with copy_ids [same, other, none], disorder: seconds
+  delivery: {attempts: 3, interval: 1800, connect_timeout: 10, data_timeout: 15, concurrency: 8}
+  A 200 is a success; 1xx, 403, 408, 429, 5xx and no answer at all are tried again after the interval (scaled by
+  time_scale; the timeouts are not); all else fails. A body that is no JSON is never sent: -2000 in the history.
+  Also: event (status_change, periodic, event_store_query), category, name, active, method, null_text, retry; confirm,
+  retry_unauthorized, resend_same_id, seed, history_timezone.
+
 CONTROL API (JSON; errors are 400 or 404 with {"error": ...})
   GET    /_simulator/health                    meters with their status, counts, connections open now and at most
   GET    /_simulator/log?kind=&since=&meter=   everything that happened, in order of `seq`; kinds (several with commas):
@@ -57,6 +76,8 @@ CONTROL API (JSON; errors are 400 or 404 with {"error": ...})
          transition  session_id, previous_status, status (and meter_id, version, run_type)
          refused     reason: duplicate_key, capacity, already_running
          stop        force, sessions, refused       fault, export, control
+         callout     one attempt: callout_id, notification_id, change (seq of the transition), copy, attempt, url, body,
+                     and once it ended: code, outcome (delivered, retried, failed, vanished), final, seconds, error
          What a request caused has the request's seq as its `request`.
   POST   /_simulator/sessions                  start a foreign session: {"meter": "1001", "run_type": "NORMAL",
                                                "script": [...], "records": 5, "errors": 0, "unique_key": ...}

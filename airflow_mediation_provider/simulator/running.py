@@ -15,6 +15,7 @@ from airflow_mediation_provider.simulator.server import SimulatorServer
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
 
+    from airflow_mediation_provider.simulator.callout_config import CalloutConfig
     from airflow_mediation_provider.simulator.sessions import SessionChange
 
 _Result = TypeVar("_Result")
@@ -179,6 +180,17 @@ class Simulator:
         :raises ValueError: a setting is unknown, wrong or fixed
         """
         self._call(lambda: self._server.tenant.configure(settings))
+
+    def callouts(self, *callouts: CalloutConfig) -> None:
+        """Replace the notifications: from now on each event causes these callouts; none given, none at all."""
+        self.configure(callouts=callouts)
+
+    def delivery(self, **settings: Any) -> None:
+        """Change how callouts are delivered; fields of ``DeliverySettings``, the others stay.
+
+        :raises ValueError: a setting is unknown or wrong
+        """
+        self._call(lambda: self._server.tenant.set_delivery(settings))
 
     def reset(self) -> None:
         """Forget everything: sessions, keys, tokens, faults, settings and log."""

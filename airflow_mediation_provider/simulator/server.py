@@ -14,6 +14,7 @@ from aiohttp import web
 
 from airflow_mediation_provider.simulator import control
 from airflow_mediation_provider.simulator.api import meter_of
+from airflow_mediation_provider.simulator.callout_sender import CalloutSender
 from airflow_mediation_provider.simulator.control import Tenant
 from airflow_mediation_provider.simulator.faults import DELAYS, Fault, FaultKind
 from airflow_mediation_provider.simulator.messages import Call, Reply
@@ -102,6 +103,8 @@ class SimulatorServer:
         self.tenant.api.audit.base_url = self.url
         self.tenant.engine.on_schedule = self._wake.set
         self.tenant.carrier = self
+        self._sender = CalloutSender(self.tenant.callouts, self.tenant.clock, ticking=self.config.clock == "real")
+        await self._sender.start()
         self._ticker = asyncio.create_task(self._tick(), name="simulator-ticker")
 
     async def stop(self) -> None:
@@ -110,6 +113,7 @@ class SimulatorServer:
         self._ticker.cancel()
         with contextlib.suppress(asyncio.CancelledError):
             await self._ticker
+        await self._sender.stop()
         await self._runner.cleanup()
         self.tenant.log.end()
 

@@ -114,12 +114,14 @@ class SessionChange:
     :param previous: the status before; ``None`` for the first
     :param status: the status after
     :param at: when it changed, seconds since the epoch
+    :param entry: ``seq`` of its entry in the log
     """
 
     session: Session
     previous: str | None
     status: str
     at: float
+    entry: int
 
 
 @dataclass(slots=True)
