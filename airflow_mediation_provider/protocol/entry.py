@@ -24,12 +24,13 @@ _TEXTS: Final = ("notification_id", "meter_id", "meter_name", "session_id")
 
 
 class EntryKind(StrEnum):
-    """What an entry says: the three Mediation events, a poll, or something that nobody could read."""
+    """What an entry says: the three Mediation events, a poll, a test callout, or something that nobody could read."""
 
     STATUS_CHANGE = "status_change"
     POLL = "poll"
     PERIODIC = "periodic"
     EVENT_STORE_QUERY = "event_store_query"
+    TEST = "test"
     UNPARSED = "unparsed"
 
 
