@@ -1,0 +1,103 @@
+"""The part of the provider that runs in Airflow's API server, behind an ASGI callable that costs nothing until asked.
+
+Airflow makes its plugins' apps in every process: schedulers, workers and triggerers never need one.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import threading
+import time
+from typing import TYPE_CHECKING, Any, Final
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from starlette.types import ASGIApp, Receive, Scope, Send
+
+log = logging.getLogger(__name__)
+
+# Seconds between two log records of the same trouble.
+_QUIET_SECONDS: Final = 60.0
+
+
+def _create_app() -> ASGIApp:
+    from airflow_mediation_provider.api_server.app import create_app
+
+    return create_app()
+
+
+class LazyApp:
+    """An ASGI application that is imported and built at its first request, in a thread, once.
+
+    Whatever goes wrong beneath it, building included, is answered 503 and logged: Zuora sends such a callout again.
+
+    :param build: makes the application
+    """
+
+    def __init__(self, build: Callable[[], ASGIApp] = _create_app) -> None:
+        self._build = build
+        self._app: ASGIApp | None = None
+        self._building = threading.Lock()
+        self._logged: dict[str, float] = {}
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer one request; Airflow sends nothing else to a mounted application that is not FastAPI's own."""
+        if scope["type"] == "lifespan":
+            await _live(receive, send)
+            return
+        if scope["type"] != "http":
+            await send({"type": "websocket.close", "code": 1000})
+            return
+        started = False
+
+        async def watched_send(message: Any) -> None:
+            nonlocal started
+            started = True
+            await send(message)
+
+        try:
+            app = self._app
+            if app is None:
+                app = await asyncio.to_thread(self._built)
+        except Exception:
+            self._log("The Mediation paths of the API server could not be built")
+            await _unavailable(send)
+            return
+        try:
+            await app(scope, receive, watched_send)
+        except Exception:
+            self._log("A request to the Mediation paths of the API server failed")
+            if not started:
+                await _unavailable(send)
+
+    def _built(self) -> ASGIApp:
+        with self._building:
+            if self._app is None:
+                self._app = self._build()
+            return self._app
+
+    def _log(self, message: str) -> None:
+        """Log the exception at hand, at most once a minute for each message: callers may be many."""
+        now = time.monotonic()
+        if now - self._logged.get(message, -_QUIET_SECONDS) >= _QUIET_SECONDS:
+            self._logged[message] = now
+            log.exception(message)
+
+
+async def _unavailable(send: Send) -> None:
+    body = json.dumps({"success": False, "error": "temporarily unavailable"}).encode()
+    headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
+    await send({"type": "http.response.start", "status": 503, "headers": headers})
+    await send({"type": "http.response.body", "body": body})
+
+
+async def _live(receive: Receive, send: Send) -> None:
+    """Start and stop nothing, as a server asks that runs the application by itself."""
+    while True:
+        message = await receive()
+        await send({"type": f"{message['type']}.complete"})
+        if message["type"] == "lifespan.shutdown":
+            return

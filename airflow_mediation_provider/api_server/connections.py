@@ -1,0 +1,236 @@
+"""Look up the connection that a request names, safely for a path that strangers can call.
+
+Airflow's own look-up takes a secrets backend that is down for one that does not know the connection. Here the two are
+different: nobody knows it (404 for the caller), or somebody could not be asked (503, after which Zuora calls again).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import re
+import threading
+import time
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, Final, TypeAlias
+
+from airflow_mediation_provider.api_server.recent import Recent
+from airflow_mediation_provider.protocol.callout_settings import CalloutSettings, callout_settings
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    from airflow.models.connection import Connection
+
+log = logging.getLogger(__name__)
+
+CONNECTION_TYPE: Final = "mediation"
+# What Airflow allows in a connection id; anything else is nobody's, without asking.
+_ALLOWED_ID: Final = re.compile(r"[\w#!()\-.:/\\]{1,250}")
+
+# A secret that was rotated counts after so many seconds, in each process of the API server.
+KNOWN_SECONDS: Final = 5.0
+# For so long a connection goes on to be used while the secrets backends fail.
+STALE_SECONDS: Final = 600.0
+# An id that nobody knows does not reach the secrets backends again for so long, nor one that made them fail.
+UNKNOWN_SECONDS: Final = 120.0
+FAILED_SECONDS: Final = 10.0
+# Ids remembered as unknown. While they are so many, ids that were never known are not looked up at all.
+UNKNOWN_LIMIT: Final = 10_000
+# How long a request waits for a look-up, which itself goes on and serves the next one.
+PATIENCE_SECONDS: Final = 4.0
+
+
+class UnknownConnectionError(Exception):
+    """No connection of that id and of our type, by everybody who could know it."""
+
+
+class LookupFailedError(Exception):
+    """Whether there is such a connection could not be found out; the message is for the log."""
+
+
+@dataclass(frozen=True)
+class MediationConnection:
+    """A connection of type ``mediation``, as far as the API server needs it.
+
+    :param conn_id: its id
+    :param team: the team that it belongs to, in an Airflow of several
+    :param client_secret: of the OAuth client
+    :param extra: further settings; secrets are among them
+    """
+
+    conn_id: str
+    team: str | None = None
+    client_secret: str | None = field(default=None, repr=False)
+    extra: Mapping[str, Any] = field(default_factory=dict, repr=False)
+
+    @cached_property
+    def callouts(self) -> CalloutSettings:
+        """How callouts authenticate and are read.
+
+        :raises MisconfigurationError: the settings are wrong
+        """
+        return callout_settings(self.conn_id, self.extra)
+
+
+_Answer: TypeAlias = MediationConnection | LookupFailedError | None
+
+
+class Connections:
+    """The look-up of one process of the API server, with a memory of what is known and of what nobody knows.
+
+    :param find: asks for a connection; blocks, so it runs in threads. Raises :class:`LookupFailedError` alone
+    :param clock: seconds of a monotonic clock
+    """
+
+    def __init__(
+        self,
+        find: Callable[[str], MediationConnection | None] | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._find, self._clock = find or find_connection, clock
+        self._known: dict[str, tuple[float, MediationConnection]] = {}
+        self._unknown: Recent[bool] = Recent(UNKNOWN_SECONDS, UNKNOWN_LIMIT, clock)
+        self._failed: Recent[LookupFailedError] = Recent(FAILED_SECONDS, UNKNOWN_LIMIT, clock)
+        self._asking: dict[str, Future[_Answer]] = {}
+        self._lock = threading.Lock()
+        # Invented ids queue apart: they must not hold up a connection that is in use.
+        self._first_looks = ThreadPoolExecutor(2, "mediation-first-look")
+        self._refreshes = ThreadPoolExecutor(2, "mediation-refresh")
+
+    async def get(self, conn_id: str) -> MediationConnection:
+        """Return a connection as it was at most five seconds ago, or ten minutes while the backends fail.
+
+        Waits for a look-up, where one is needed, for four seconds; one look-up serves all who ask meanwhile.
+
+        :raises UnknownConnectionError: nobody knows it
+        :raises LookupFailedError: it could not be found out
+        """
+        if not _ALLOWED_ID.fullmatch(conn_id):
+            raise UnknownConnectionError(conn_id)
+        answer = self._recall_or_ask(conn_id)
+        if isinstance(answer, Future):
+            # Neither the time limit nor a caller that goes away may cancel what others wait for.
+            done, _ = await asyncio.wait([asyncio.wrap_future(answer)], timeout=PATIENCE_SECONDS)
+            answer = done.pop().result() if done else LookupFailedError("the secrets backends take too long to answer")
+        if isinstance(answer, LookupFailedError):
+            connection = self._stale(conn_id)
+            if connection is None:
+                raise answer
+            log.debug("The connection %s is used as it was: %s", conn_id, answer)
+            return connection
+        if answer is None:
+            raise UnknownConnectionError(conn_id)
+        return answer
+
+    def _recall_or_ask(self, conn_id: str) -> _Answer | Future[_Answer]:
+        with self._lock:
+            known = self._known.get(conn_id)
+            if known and self._clock() - known[0] < KNOWN_SECONDS:
+                return known[1]
+            if self._unknown.get(conn_id):
+                return None
+            if failure := self._failed.get(conn_id):
+                return failure
+            if conn_id in self._asking:
+                return self._asking[conn_id]
+            if not known and len(self._unknown) + len(self._failed) + len(self._asking) >= UNKNOWN_LIMIT:
+                return LookupFailedError("too many unknown connection ids are asked for")
+            pool = self._refreshes if known else self._first_looks
+            self._asking[conn_id] = asked = pool.submit(self._ask, conn_id)
+            return asked
+
+    def _ask(self, conn_id: str) -> _Answer:
+        answer: _Answer
+        try:
+            answer = self._find(conn_id)
+        except LookupFailedError as error:
+            answer = error
+        except Exception as error:
+            log.exception("The look-up of a connection failed")
+            answer = LookupFailedError(f"the look-up failed ({type(error).__name__})")
+        with self._lock:
+            if isinstance(answer, LookupFailedError):
+                self._failed.add(conn_id, answer)
+            elif answer is None:
+                self._known.pop(conn_id, None)
+                self._unknown.add(conn_id, True)
+            else:
+                self._known[conn_id] = (self._clock(), answer)
+            del self._asking[conn_id]
+        return answer
+
+    def _stale(self, conn_id: str) -> MediationConnection | None:
+        at, connection = self._known.get(conn_id, (0.0, None))
+        return connection if connection and self._clock() - at < STALE_SECONDS else None
+
+
+def find_connection(conn_id: str) -> MediationConnection | None:
+    """Ask Airflow's secrets backends in their order; blocks.
+
+    With teams, a connection of all teams counts first, then that of the one team that has it.
+
+    :raises LookupFailedError: somebody could not be asked, what was found cannot be read, or several teams have one
+    """
+    if connection := _search(conn_id, None):
+        return _reduced(connection, conn_id, None)
+    found = {team: connection for team in _teams() if (connection := _search(conn_id, team))}
+    if len(found) > 1:
+        raise LookupFailedError(f"several teams have a connection of this id: {', '.join(found)}")
+    return next((_reduced(connection, conn_id, team) for team, connection in found.items()), None)
+
+
+def _search(conn_id: str, team: str | None) -> Connection | None:
+    """Return what the first backend that knows the id has.
+
+    :raises LookupFailedError: none knows it, but some could not be asked
+    """
+    from airflow.configuration import ensure_secrets_loaded
+
+    # A backend that was written before there were teams does not take the argument.
+    arguments = {"conn_id": conn_id} if team is None else {"conn_id": conn_id, "team_name": team}
+    failures = []
+    for backend in ensure_secrets_loaded():
+        try:
+            connection: Connection | None = backend.get_connection(**arguments)
+        except Exception as error:
+            log.debug("A secrets backend failed", exc_info=True)
+            failures.append(f"{type(backend).__name__} raised {type(error).__name__}")
+            if type(error).__name__ == "AirflowSecretsBackendAccessDenied":
+                break  # Airflow's rule: what one backend denies, no other may give
+        else:
+            if connection:
+                return connection
+    if failures:
+        raise LookupFailedError("; ".join(failures))
+    return None
+
+
+def _reduced(connection: Connection, conn_id: str, team: str | None) -> MediationConnection | None:
+    if connection.conn_type != CONNECTION_TYPE:
+        return None
+    try:
+        extra = json.loads(connection.extra or "{}")
+        secret = connection.password
+    except Exception as error:
+        raise LookupFailedError(f"its password or extra cannot be read ({type(error).__name__})") from None
+    if not isinstance(extra, dict):
+        raise LookupFailedError("its extra is not a JSON object")
+    owner = getattr(connection, "team_name", None) or team
+    return MediationConnection(conn_id=conn_id, team=owner, client_secret=secret, extra=extra)
+
+
+def _teams() -> list[str]:
+    from airflow.configuration import conf
+
+    if not conf.getboolean("core", "multi_team", fallback=False):
+        return []
+    from airflow.models.team import Team
+
+    try:
+        return sorted(Team.get_all_team_names())
+    except Exception as error:
+        raise LookupFailedError(f"the names of the teams cannot be read ({type(error).__name__})") from None
