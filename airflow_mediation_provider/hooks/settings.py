@@ -10,6 +10,7 @@ from string import Formatter
 from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import quote, urlsplit
 
+from airflow_mediation_provider.protocol.callout_settings import CALLOUT_EXTRA
 from airflow_mediation_provider.protocol.data_centers import DataCenter
 from airflow_mediation_provider.protocol.errors import MisconfigurationError
 from airflow_mediation_provider.protocol.exchange import REQUEST_TIMEOUT, Peer, legal_header
@@ -36,6 +37,7 @@ KNOWN_EXTRA: Final = frozenset(
         "allow_redirects",
         "max_redirects",
         "trust_env",
+        *CALLOUT_EXTRA,
     }
 )
 LINK_FIELDS: Final = ("meter_id", "session_id", "run_id", "ui_base")

@@ -164,9 +164,9 @@ def _text(conn_id: str, name: str, value: object) -> str | None:
     if isinstance(value, (dict, list, bool)):
         raise _wrong(conn_id, f"{name} must be text")
     text = "" if value is None else str(value)
+    if text.strip() == "***":
+        raise _wrong(conn_id, f"{name} is '***', which Airflow shows in place of a secret, not the value itself")
     if name in SECRET_FIELDS:
-        if text.strip() == "***":
-            raise _wrong(conn_id, f"{name} is '***', which Airflow shows in place of a secret, not the secret itself")
         if not (text.isascii() and text.isprintable()) or text != text.strip():
             raise _wrong(
                 conn_id,

@@ -16,6 +16,8 @@ from jsonschema import Draft7Validator
 
 from airflow_mediation_provider import __version__, get_provider_info
 from airflow_mediation_provider.hooks.mediation import MediationHook
+from airflow_mediation_provider.hooks.settings import KNOWN_EXTRA
+from airflow_mediation_provider.protocol.callout_settings import CALLOUT_EXTRA, SECRET_FIELDS
 from airflow_mediation_provider.protocol.data_centers import DataCenter
 
 INFO = get_provider_info()
@@ -61,7 +63,9 @@ def test_the_connection_form(manager):
         for name, widget in manager.connection_form_widgets.items()
         if name.startswith("extra__mediation__")
     }
-    assert list(fields) == ["data_center", "entity_id", "org_ids", "ui_link_template"]
+    assert list(fields)[:4] == ["data_center", "entity_id", "org_ids", "ui_link_template"]
+    assert set(fields) - {"data_center", "entity_id", "org_ids", "ui_link_template"} == CALLOUT_EXTRA
+    assert {name for name, widget in fields.items() if widget.is_sensitive} == SECRET_FIELDS
     choice = fields["data_center"].field["schema"]
     assert choice["enum"] == list(DataCenter.__members__)
     assert choice["values_display"]["PROD_EU"] == "EU Production (rest.eu.zuora.com)"
@@ -82,7 +86,7 @@ def test_the_form_as_the_ui_gets_it():
 
     assert meta.standard_fields.url_schema.hidden
     assert meta.standard_fields.login.title == "Client ID"
-    assert set(meta.extra_fields) == {"data_center", "entity_id", "org_ids", "ui_link_template"}
+    assert set(meta.extra_fields) <= KNOWN_EXTRA
 
 
 @pytest.mark.parametrize("kind", ["hooks", "operators", "sensors", "triggers"])
