@@ -11,6 +11,7 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
+from airflow_mediation_provider.simulator.callout_config import CalloutConfig
 from airflow_mediation_provider.simulator.config import SimulatorConfig
 from airflow_mediation_provider.simulator.manual import MANUAL
 from airflow_mediation_provider.simulator.server import SimulatorServer
@@ -34,6 +35,9 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--client-secret", metavar="SECRET", help="its secret (default simulator-secret)")
     made.add_argument("--max-running-meters", type=int, metavar="N", help="meters that may run at once (default 5)")
     made.add_argument("--rate-limit", type=int, metavar="N", help="calls a minute, with RateLimit headers (no limit)")
+    made.add_argument("--callout-url", metavar="URL", help="send each change of a status there; see CALLOUTS")
+    made.add_argument("--callout-secret", metavar="SECRET", help="sign those callouts with HMAC, SHA-256 and BASE64")
+    made.add_argument("--callout-interval", type=float, metavar="SECONDS", help="from one attempt to the next (1800)")
     made.add_argument("--no-mediation", action="store_true", help="a tenant without Mediation: 400 with 70002004")
     made.add_argument("--lenient", action="store_true", help="accept a missing Content-Type and any Zuora-Track-Id")
     made.add_argument("--log-file", type=Path, metavar="FILE", help="append the log to a file, one JSON object a line")
@@ -61,6 +65,10 @@ def configuration(arguments: argparse.Namespace) -> SimulatorConfig:
     given = {name: value for name in names if (value := getattr(arguments, name)) is not None}
     if arguments.demo:
         given["meters"] = SimulatorConfig().meters
+    if arguments.callout_url:
+        given["callouts"] = (CalloutConfig(url=arguments.callout_url, hmac_secret=arguments.callout_secret),)
+    if arguments.callout_interval is not None:
+        given["delivery"] = replace(config.delivery, interval=arguments.callout_interval)
     if arguments.no_mediation:
         given["mediation_enabled"] = False
     if arguments.lenient:

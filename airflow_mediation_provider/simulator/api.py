@@ -13,7 +13,9 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Final
 
 from airflow_mediation_provider.protocol.status import CODE_BY_STATUS, RunType, SessionStatus
+from airflow_mediation_provider.simulator import callout_history
 from airflow_mediation_provider.simulator.audit import AuditTrail
+from airflow_mediation_provider.simulator.callout_history import CalloutHistory
 from airflow_mediation_provider.simulator.messages import Call, Reply
 from airflow_mediation_provider.simulator.sessions import (
     ENTITY_MISSING,
@@ -26,6 +28,7 @@ from airflow_mediation_provider.simulator.sessions import (
 )
 
 if TYPE_CHECKING:
+    from airflow_mediation_provider.simulator.callouts import Callouts
     from airflow_mediation_provider.simulator.engine import Engine
     from airflow_mediation_provider.simulator.tokens import Tokens
 
@@ -40,6 +43,8 @@ SOURCE_TYPES: Final = {
 VIEW: Final = ("View Meters", "Run Meters", "Configure Meters and Events")
 RUN: Final = ("Run Meters",)
 STOP: Final = ("Run Meters", "Configure Meters and Events")
+NOTIFICATIONS: Final = ("Events & Notifications View Access", "Events & Notifications Manage Access")
+RESEND: Final = ("Events & Notifications Resend Access",)
 
 Handler = Callable[[Call, "re.Match[str]"], Reply]
 
@@ -53,11 +58,12 @@ def meter_of(path: str) -> str | None:
 class ZuoraApi:
     """Answers calls as Zuora does."""
 
-    def __init__(self, engine: Engine, tokens: Tokens) -> None:
+    def __init__(self, engine: Engine, tokens: Tokens, callouts: Callouts) -> None:
         self._engine = engine
         self._tokens = tokens
         self._window = (0.0, 0)
         self.audit = AuditTrail(engine)
+        self.callout_history = CalloutHistory(engine, callouts)
         meter = r"/meters/(?P<meter>[^/]+)"
         version = r"(?P<meter>[^/]+)/(?P<version>[^/]+)"
         trail = f"{meter}/auditTrail"
@@ -73,6 +79,8 @@ class ZuoraApi:
                 ("GET", f"{trail}/entries", VIEW, self.audit.entries),
                 ("POST", f"{trail}/export", VIEW, self.audit.create_export),
                 ("GET", f"{trail}/export", VIEW, self.audit.list_exports),
+                ("GET", callout_history.PATH, NOTIFICATIONS, self.callout_history.read),
+                ("POST", callout_history.RESEND, RESEND, self.callout_history.resend),
             )
         ]
 
@@ -136,14 +144,15 @@ class ZuoraApi:
 
     def _check_client(self, call: Call, permission: tuple[str, ...], *, stop: bool) -> None:
         config = self._engine.config
-        if not config.mediation_enabled:
+        mediation = call.path.startswith("/meters/")
+        if mediation and not config.mediation_enabled:
             raise Refusal("Mediation is not enabled for the tenant.", NOT_ENABLED)
         if config.required_entity and call.headers.get("zuora-entity-ids") != config.required_entity:
             raise Refusal("Zuora entity id is missing.", ENTITY_MISSING)
         if not set(permission) & set(config.permissions):
             raise Refusal("The user has no permission for this operation.", NO_PERMISSION, config.permission_status)
         kind = call.headers.get("content-type", "").partition(";")[0].strip()
-        if config.require_content_type and kind != "application/json" and not (stop and not kind):
+        if mediation and config.require_content_type and kind != "application/json" and not (stop and not kind):
             raise Refusal("Content-Type must be application/json.", INVALID_PARAMETER)
 
     def _count_call(self) -> dict[str, str]:

@@ -124,7 +124,7 @@ class CalloutConfig:
         if len(self.copies_range) != 2 or not 1 <= self.copies_range[0] <= self.copies_range[1]:
             raise ValueError(f"copies must be a number >= 1, or the least and the most, got {self.copies!r}")
         not_negative(self, "disorder", "loss", "vanish", "lost_answers")
-        ZoneInfo(self.timezone)
+        _check_zone(self.timezone)
 
     @property
     def copies_range(self) -> tuple[int, int]:
@@ -160,6 +160,8 @@ class DeliverySettings:
     :param resend_same_id: whether a callout that is sent again bears its old notification id, which Zuora leaves open
     :param concurrency: how many callouts are under way at once
     :param seed: what chance begins with: the same seed and the same events, the same mishaps
+    :param history_context: what ``eventContext`` of the callout history holds, which Zuora leaves open: ``full``,
+        ``tags`` or ``dotted``
     :param history_timezone: IANA name of the zone in which the callout history takes and gives times
     """
 
@@ -172,6 +174,7 @@ class DeliverySettings:
     resend_same_id: bool = True
     concurrency: int = 8
     seed: int = 0
+    history_context: Literal["full", "tags", "dotted"] = "full"
     history_timezone: str = "UTC"
 
     def __post_init__(self) -> None:
@@ -181,8 +184,9 @@ class DeliverySettings:
             raise ValueError(f"interval must be at most a day, in seconds, got {self.interval!r}")
         if not isinstance(self.concurrency, int) or self.concurrency < 1:
             raise ValueError(f"concurrency must be a number >= 1, got {self.concurrency!r}")
+        one_of(self, "history_context", ("full", "tags", "dotted"))
         not_negative(self, "connect_timeout", "data_timeout")
-        ZoneInfo(self.history_timezone)
+        _check_zone(self.history_timezone)
 
     @classmethod
     def parse(cls, value: Mapping[str, Any] | DeliverySettings) -> DeliverySettings:
@@ -191,3 +195,10 @@ class DeliverySettings:
         :raises ValueError: a setting is unknown or wrong
         """
         return value if isinstance(value, DeliverySettings) else from_mapping(cls, value, "delivery")
+
+
+def _check_zone(name: str) -> None:
+    try:
+        ZoneInfo(name)
+    except (KeyError, ValueError) as error:
+        raise ValueError(f"there is no time zone {name!r}") from error

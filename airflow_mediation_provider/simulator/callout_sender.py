@@ -94,7 +94,12 @@ class CalloutSender:
         config = attempt.callout.config
         try:
             async with self._session.request(
-                config.method, attempt.url, data=attempt.body, headers=headers, timeout=bounds, allow_redirects=False
+                config.method,
+                attempt.callout.url,
+                data=attempt.body,
+                headers=headers,
+                timeout=bounds,
+                allow_redirects=False,
             ) as response:
                 content = (await response.read()).decode("utf-8", "replace")
                 return Answer(response.status, content), response.headers.get("WWW-Authenticate", "")

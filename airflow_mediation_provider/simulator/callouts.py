@@ -18,13 +18,13 @@ from datetime import UTC, datetime
 from email.utils import format_datetime
 from typing import TYPE_CHECKING, Any, Final
 
-from airflow_mediation_provider.simulator import callout_templates
-from airflow_mediation_provider.simulator.callout_templates import Event
+from airflow_mediation_provider.simulator import callout_events, callout_templates
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from airflow_mediation_provider.simulator.callout_config import CalloutConfig, DeliverySettings
+    from airflow_mediation_provider.simulator.callout_events import Event
     from airflow_mediation_provider.simulator.clock import Clock
     from airflow_mediation_provider.simulator.engine import Engine
     from airflow_mediation_provider.simulator.event_log import EventLog
@@ -58,20 +58,35 @@ class Callout:
     :param notification_id: what its header says; ``None``: the header is left out
     :param copy: which of its event's callouts it is, from 1
     :param lost: whether none of its attempts arrives
-    :param due: when the next attempt begins, seconds since the epoch; ``None``: none will, or one is under way
+    :param attempt: how many attempts there were, with the one under way
+    :param answer: how the last one ended
+    :param recorded_at: since when it is in the callout history, seconds since the epoch
     """
 
     id: str
     notification_id: str | None
     config: CalloutConfig
     event: Event
+    url: str
     body: str
-    created_at: float
     copy: int = 1
     lost: bool = False
     attempt: int = 0
-    due: float | None = None
     answer: Answer | None = None
+    recorded_at: float | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return what the control API says of a callout in the history; the id is what ``resend`` takes."""
+        return {
+            "id": self.id,
+            "notification_id": self.notification_id,
+            "event": self.event.kind,
+            "meter_id": self.event.values.get("Meter.Id"),
+            "session_id": self.event.values.get("MeterSession.Id"),
+            "status": self.event.values.get("MeterSession.Status"),
+            "attempts": self.attempt,
+            "code": None if self.answer is None else self.answer.code,
+        }
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,7 +98,6 @@ class Attempt:
     """
 
     callout: Callout
-    url: str
     headers: dict[str, str]
     body: bytes
     delivery: DeliverySettings
@@ -130,7 +144,7 @@ class Callouts:
         """Notify of a change of a session's status."""
         if self._engine.config.callouts:
             name = self._engine.meters[change.session.meter_id].config.name
-            self.publish(Event.of_change(change, name, uuid.uuid4().hex))
+            self.publish(callout_events.status_change(change, name))
 
     def publish(self, event: Event) -> int:
         """Queue the callouts of an event, and return how many those are."""
@@ -145,7 +159,7 @@ class Callouts:
         chance, scale = self._random, self._engine.config.time_scale
         notification = uuid.uuid4().hex
         vanished = chance.random() < config.vanish
-        body = callout_templates.render(config, event)
+        url, body = callout_templates.address(config, event), callout_templates.render(config, event)
         for copy in range(1, chance.randint(*config.copies_range) + 1):
             ids = {"same": notification, "other": uuid.uuid4().hex, "none": None}
             callout = Callout(
@@ -153,8 +167,8 @@ class Callouts:
                 notification_id=ids[chance.choice(config.copy_ids)],
                 config=config,
                 event=event,
+                url=url,
                 body=body,
-                created_at=self._clock.now(),
                 copy=copy,
                 lost=chance.random() < config.loss,
             )
@@ -162,8 +176,7 @@ class Callouts:
             if vanished:
                 self._log.add("callout", **_about(callout), code=None, outcome="vanished")
             elif not _is_json(body):
-                callout.answer = Answer(INVALID_BODY, error="the rendered body is not valid JSON")
-                self.history.append(callout)
+                self._record(callout, Answer(INVALID_BODY, error="the rendered body is not valid JSON"))
                 self._log.add("callout", **_about(callout), code=INVALID_BODY, outcome="failed", final=True)
             else:
                 self._enqueue(callout, due)
@@ -178,8 +191,8 @@ class Callouts:
             notification_id=callout.notification_id if same else uuid.uuid4().hex,
             config=now,
             event=callout.event,
+            url=callout.url,
             body=callout.body,
-            created_at=self._clock.now(),
             copy=callout.copy,
         )
         self._enqueue(again, self._clock.now())
@@ -187,7 +200,6 @@ class Callouts:
         return again
 
     def _enqueue(self, callout: Callout, due: float) -> None:
-        callout.due = due
         heapq.heappush(self._queue, (due, next(self._order), callout))
 
     # ---- attempts
@@ -202,7 +214,6 @@ class Callouts:
         if due is None or due > self._clock.now():
             return None
         callout = heapq.heappop(self._queue)[2]
-        callout.due = None
         callout.attempt += 1
         self._under_way.add(callout)
         now = self._clock.now()
@@ -214,15 +225,14 @@ class Callouts:
         }
         if callout.notification_id is not None:
             own["Zuora-Notification-Id"] = callout.notification_id
-        config, event = callout.config, callout.event
-        headers = callout_templates.headers(config, event, callout.body, own)
-        url = callout_templates.fill(config.url, lambda name: event.text(name, config))
+        config = callout.config
+        headers = callout_templates.headers(config, callout.event, callout.body, own)
         shown = {**own, **({config.hmac_key: headers[config.hmac_key]} if config.hmac_secret else {})}
         entry = self._log.add(
             "callout",
             pending=True,
             **_about(callout),
-            url=url,
+            url=callout.url,
             request_id=request_id,
             headers=shown,
             body=callout.body,
@@ -232,7 +242,7 @@ class Callouts:
         )
         lost = self._random.random() < config.lost_answers
         delivery = self._engine.config.delivery
-        return Attempt(callout, url, headers, callout.body.encode(), delivery, entry, now, lost)
+        return Attempt(callout, headers, callout.body.encode(), delivery, entry, now, lost)
 
     def end(self, attempt: Attempt, answer: Answer) -> None:
         """Take the end of an attempt: it succeeded, is tried again later, or failed for good."""
@@ -242,9 +252,7 @@ class Callouts:
         self._under_way.discard(callout)
         if attempt.answer_lost and answer.code > 0:
             answer = Answer(NO_ANSWER, error=f"the answer, {answer.code}, was lost")
-        if callout.answer is None:
-            self.history.append(callout)
-        callout.answer = Answer(answer.code, answer.content[:_KEPT], answer.error)
+        self._record(callout, answer)
         delivery = self._engine.config.delivery
         outcome, retry_at = "delivered", None
         if not _succeeded(answer, confirm=delivery.confirm):
@@ -263,6 +271,12 @@ class Callouts:
             retry_at=retry_at,
             seconds=round(now - attempt.began, 6),
         )
+
+    def _record(self, callout: Callout, answer: Answer) -> None:
+        callout.answer = Answer(answer.code, answer.content[:_KEPT], answer.error)
+        if callout.recorded_at is None:
+            callout.recorded_at = self._clock.now()
+            self.history.append(callout)
 
 
 def _concerns(config: CalloutConfig, event: Event) -> bool:

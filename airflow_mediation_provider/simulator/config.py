@@ -13,7 +13,14 @@ from airflow_mediation_provider.simulator.callout_config import CalloutConfig, D
 from airflow_mediation_provider.simulator.settings import from_mapping, not_negative, one_of
 
 VERSION = "0.0.1"
-ALL_PERMISSIONS = ("View Meters", "Run Meters", "Configure Meters and Events")
+ALL_PERMISSIONS = (
+    "View Meters",
+    "Run Meters",
+    "Configure Meters and Events",
+    "Events & Notifications View Access",
+    "Events & Notifications Manage Access",
+    "Events & Notifications Resend Access",
+)
 
 
 class Step(NamedTuple):

@@ -6,6 +6,7 @@ import dataclasses
 from typing import TYPE_CHECKING, Any, Protocol
 
 from airflow_mediation_provider.protocol.status import RunType
+from airflow_mediation_provider.simulator import callout_events
 from airflow_mediation_provider.simulator.api import ZuoraApi
 from airflow_mediation_provider.simulator.callouts import Callouts
 from airflow_mediation_provider.simulator.clock import Clock, ManualClock, RealClock
@@ -54,7 +55,7 @@ class Tenant:
         self.callouts = Callouts(self.engine, self.clock, self.log)
         self.tokens = Tokens(self.clock, self.log)
         self.faults = Faults(self.clock)
-        self.api = ZuoraApi(self.engine, self.tokens)
+        self.api = ZuoraApi(self.engine, self.tokens, self.callouts)
         self.carrier: Carrier | None = None
 
     def reset(self) -> None:
@@ -85,9 +86,35 @@ class Tenant:
 
         :raises ValueError: a setting is unknown or wrong
         """
-        old = self.engine.config.delivery
-        kept = {field.name: getattr(old, field.name) for field in dataclasses.fields(old)}
-        self.configure({"delivery": {**kept, **settings}})
+        self.configure({"delivery": {**dataclasses.asdict(self.engine.config.delivery), **settings}})
+
+    def publish(self, kind: str, session_id: str | None = None, values: Mapping[str, Any] | None = None) -> int:
+        """Let an event happen that no session's change causes, and return how many callouts it has.
+
+        :param kind: ``periodic`` (of a session's operators) or ``event_store_query``
+        :param session_id: the session, for ``periodic``
+        :param values: merge fields of the query, for ``event_store_query``
+        :raises KeyError: there is no such session
+        :raises ValueError: there is no such event or field
+        """
+        now = self.clock.now()
+        if kind == "event_store_query":
+            return self.callouts.publish(callout_events.event_store_query(values or {}, now))
+        if kind != "periodic":
+            raise ValueError(f"event must be periodic or event_store_query, got {kind!r}")
+        session = self.engine.session(str(session_id))
+        name = self.engine.meters[session.meter_id].config.name
+        return sum(map(self.callouts.publish, callout_events.periodic(session, name, now)))
+
+    def callout_state(self) -> dict[str, Any]:
+        """Return the notifications, how they are delivered, and what became of each callout, with its id."""
+        config = self.engine.config
+        return {
+            "callouts": [callout.to_dict() for callout in config.callouts],
+            "delivery": dataclasses.asdict(config.delivery),
+            "pending": self.callouts.pending,
+            "history": [callout.to_dict() for callout in self.callouts.history],
+        }
 
     def fault(self, fault: Fault) -> int:
         """Put a fault in force and return its id; ``expire_tokens`` happens at once and has the id 0."""
@@ -173,7 +200,8 @@ class Tenant:
             }
             for meter in self.engine.meters.values()
         ]
-        return {"ok": True, "meters": meters, "log": self.log.counts(), "last": self.log.last, **self.statistics()}
+        log = {"log": self.log.counts(), "last": self.log.last, "callouts_pending": self.callouts.pending}
+        return {"ok": True, "meters": meters, **log, **self.statistics()}
 
 
 def answer(tenant: Tenant, call: Call) -> Reply:
@@ -205,6 +233,15 @@ def answer(tenant: Tenant, call: Call) -> Reply:
         if name == "POST /config":
             tenant.configure(call.json())
             return Reply(body={"ok": True})
+        if name == "GET /callouts":
+            return Reply(body=tenant.callout_state())
+        if name == "POST /delivery":
+            tenant.set_delivery(call.json())
+            return Reply(body={"ok": True})
+        if name == "POST /events":
+            body = call.json()
+            sent = tenant.publish(body.get("event", ""), body.get("session_id"), body.get("values"))
+            return Reply(201, {"callouts": sent})
         if name == "POST /advance":
             tenant.advance(call.json().get("seconds", 0))
             return Reply(body={"now": tenant.clock.now()})

@@ -18,6 +18,8 @@ ZUORA'S API (base URL as of Zuora: no /v1)
   GET  /meters/{meter}/auditTrail/entries        records, paged by cursor
   POST /meters/{meter}/auditTrail/export         create an export job (csv; none or gzip); GET lists them
   GET  /meters/auditTrail/presignedUrl?fileKey   URL of an exported file, and the file itself
+  GET  /v1/notification-history/callout          callouts made, the newest first; failed ones unless failedOnly=false
+  POST /notifications/callout-histories/resend   send some again: an array of ids, which the control API tells
   Refused as documented: 70002103 unknown meter (404 for runStatus), 70002104 unknown version, 70002122 not running,
   70003043 stop in progress, 70002004 no Mediation, 70002006 no permission, 70002001 no entity id; a duplicate uniqueKey
   and a sixth running meter are 400 with a message, for which Zuora documents no code.
@@ -64,7 +66,7 @@ CALLOUTS (in the file, or POST /_simulator/config): notifications on events, and
   A 200 is a success; 1xx, 403, 408, 429, 5xx and no answer at all are tried again after the interval (scaled by
   time_scale; the timeouts are not); all else fails. A body that is no JSON is never sent: -2000 in the history.
   Also: event (status_change, periodic, event_store_query), category, name, active, method, null_text, retry; confirm,
-  retry_unauthorized, resend_same_id, seed, history_timezone.
+  retry_unauthorized, resend_same_id, seed, history_timezone, history_context (full, tags, dotted).
 
 CONTROL API (JSON; errors are 400 or 404 with {"error": ...})
   GET    /_simulator/health                    meters with their status, counts, connections open now and at most
@@ -85,6 +87,10 @@ CONTROL API (JSON; errors are 400 or 404 with {"error": ...})
   POST   /_simulator/sessions/{sessionId}      {"script": [["FAILED", null]]}: what becomes of a session from now on
   POST   /_simulator/meters/{id}               add or change a meter: the fields of the file
   POST   /_simulator/config                    change settings: {"mediation_enabled": false, "client_secret": "new"}
+  POST   /_simulator/delivery                  change some settings of delivery: {"attempts": 5, "interval": 60}
+  POST   /_simulator/events                    {"event": "periodic", "session_id": "R-00005468"}, or
+                                               {"event": "event_store_query", "values": {"EventStoreQuery.Status": ...}}
+  GET    /_simulator/callouts                  notifications, delivery, how many callouts are pending, and the history
   POST   /_simulator/faults                    put a fault in force -> {"id": 1}
   GET    /_simulator/faults                    what is in force, and how often it struck
   DELETE /_simulator/faults?id=                lift one or all; cuts off the requests that hang
@@ -113,4 +119,6 @@ EXAMPLE
   python -m airflow_mediation_provider.simulator --port 8099 --time-scale 0.2 &
   curl -s -X POST localhost:8099/_simulator/faults -d '{"kind": "status", "status": 503, "seconds": 6}'
   curl -s 'localhost:8099/_simulator/log?kind=request,start'
+  curl -s -X POST localhost:8099/_simulator/config -d '{"callouts": [
+    {"url": "http://127.0.0.1:8080/mediation/callouts/mediation_default", "hmac_secret": "change-me"}]}'
 """

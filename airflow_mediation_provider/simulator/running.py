@@ -192,6 +192,29 @@ class Simulator:
         """
         self._call(lambda: self._server.tenant.set_delivery(settings))
 
+    def publish(self, kind: str, session_id: str | None = None, **values: Any) -> int:
+        """Let an event happen that no session's change causes; returns how many callouts it has.
+
+        :param kind: ``periodic`` (of each operator of the session) or ``event_store_query``
+        :param values: merge fields of the query: ``**{"EventStoreQuery.Status": "FAILED"}``
+        :raises KeyError: there is no such session
+        :raises ValueError: there is no such event or field
+        """
+        return self._call(lambda: self._server.tenant.publish(kind, session_id, values))
+
+    def callout_history(self) -> list[dict[str, Any]]:
+        """Return what became of each callout, oldest first, with the ``id`` that Zuora's REST history keeps back."""
+        return self._call(lambda: [callout.to_dict() for callout in self._server.tenant.callouts.history])
+
+    def wait_delivered(self, timeout: float = 10.0) -> None:
+        """Wait until no callout waits for an attempt or is in one.
+
+        :raises TimeoutError: some did after ``timeout`` seconds
+        """
+        tenant = self._server.tenant
+        self._settle()
+        tenant.log.wait_for(lambda: [] if tenant.callouts.pending else [{}], 1, timeout)
+
     def reset(self) -> None:
         """Forget everything: sessions, keys, tokens, faults, settings and log."""
         self._call(self._server.tenant.reset)

@@ -100,7 +100,7 @@ class SimulatorServer:
             raise
         host, port = self._runner.addresses[0][:2]
         self.url = f"http://{f'[{host}]' if ':' in host else host}:{port}"
-        self.tenant.api.audit.base_url = self.url
+        self.tenant.api.audit.base_url = self.tenant.api.callout_history.base_url = self.url
         self.tenant.engine.on_schedule = self._wake.set
         self.tenant.carrier = self
         self._sender = CalloutSender(self.tenant.callouts, self.tenant.clock, ticking=self.config.clock == "real")

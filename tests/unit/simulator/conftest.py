@@ -14,6 +14,8 @@ from airflow_mediation_provider.simulator import Simulator, SimulatorConfig, run
 from airflow_mediation_provider.simulator.clock import ManualClock
 from airflow_mediation_provider.simulator.control import Tenant
 
+from .receiver import Receiver, running_receiver
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
@@ -100,3 +102,9 @@ def bench(request: pytest.FixtureRequest) -> Bench:
     tenant = Tenant(SimulatorConfig(clock="manual", **getattr(request, "param", {})))
     assert isinstance(tenant.clock, ManualClock)
     return Bench(tenant, tenant.clock)
+
+
+@pytest.fixture
+def receiver() -> Iterator[Receiver]:
+    with running_receiver() as running:
+        yield running
