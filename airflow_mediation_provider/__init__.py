@@ -36,4 +36,5 @@ def get_provider_info() -> dict[str, Any]:
         "extra-links": [f"{package}.links.MeterSessionLink"],
         "connection-types": [connection_type()],
         "cli": [f"{package}.cli.get_cli_commands"],
+        "db-managers": [f"{package}.journal.manager.MediationDBManager"],
     }

@@ -1,0 +1,55 @@
+"""The DB manager: `airflow db migrate`, `check-migrations` and `reset` reach the journal's tables through it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from airflow.utils.db_manager import BaseDBManager
+
+from airflow_mediation_provider.journal.tables import VERSION_TABLE, Base
+
+if TYPE_CHECKING:
+    from alembic.config import Config
+
+_HERE = Path(__file__).parent
+
+
+class MediationDBManager(BaseDBManager):
+    """Makes and changes the journal's tables; found by Airflow through the provider info's ``db-managers``.
+
+    ``airflow db downgrade`` calls no provider's manager, so ``airflow mediation db`` has commands of its own.
+    """
+
+    metadata = Base.metadata
+    version_table_name = VERSION_TABLE
+    migration_dir = (_HERE / "migrations").as_posix()
+    alembic_file = (_HERE / "alembic.ini").as_posix()
+    # `airflow db reset` removes the asset events that the journal says were sent: it must not outlive them.
+    supports_table_dropping = True
+    # The last revision of each version that brought one: what `airflow db-manager ... --to-version` takes.
+    revision_heads_map = {"0.1.0": "0001"}  # noqa: RUF012  # as Airflow declares it
+
+    def create_db_from_orm(self) -> None:
+        """Make the tables by the migrations as well: so there is one way, and a first one that broke off goes on."""
+        from alembic import command
+
+        self._release_metadata_locks_if_needed()
+        command.upgrade(self._config(), "heads")
+
+    def downgrade(self, to_revision: str, from_revision: str | None = None, show_sql_only: bool = False) -> None:
+        """Go back to an earlier revision; what it has no place for is lost.
+
+        :param to_revision: the revision; ``base`` removes the tables with all that is in them
+        :param from_revision: with ``show_sql_only``: where to start from; otherwise the last one
+        :param show_sql_only: print the statements instead of running them
+        """
+        from alembic import command
+
+        revision = f"{from_revision or 'head'}:{to_revision}" if show_sql_only else to_revision
+        self._release_metadata_locks_if_needed()
+        command.downgrade(self._config(), revision, sql=show_sql_only)
+
+    def _config(self) -> Config:
+        config: Config = self.get_alembic_config()  # type: ignore[no-untyped-call]
+        return config

@@ -1,0 +1,1 @@
+"""Alembic's migrations of the journal's tables; the tests prove that they end where ``tables.py`` is."""
