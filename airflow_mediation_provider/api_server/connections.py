@@ -15,6 +15,7 @@ import time
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import cached_property
+from inspect import signature
 from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 from airflow_mediation_provider.api_server.recent import Recent
@@ -190,10 +191,11 @@ def _search(conn_id: str, team: str | None) -> Connection | None:
     """
     from airflow.configuration import ensure_secrets_loaded
 
-    # A backend that was written before there were teams does not take the argument.
     arguments = {"conn_id": conn_id} if team is None else {"conn_id": conn_id, "team_name": team}
     failures = []
     for backend in ensure_secrets_loaded():
+        if team is not None and "team_name" not in signature(backend.get_connection).parameters:
+            continue  # it was written before there were teams, and has been asked already
         try:
             connection: Connection | None = backend.get_connection(**arguments)
         except Exception as error:
@@ -217,8 +219,6 @@ def _reduced(connection: Connection, conn_id: str, team: str | None) -> Mediatio
         secret = connection.password
     except Exception as error:
         raise LookupFailedError(f"its password or extra cannot be read ({type(error).__name__})") from None
-    if not isinstance(extra, dict):
-        raise LookupFailedError("its extra is not a JSON object")
     owner = getattr(connection, "team_name", None) or team
     return MediationConnection(conn_id=conn_id, team=owner, client_secret=secret, extra=extra)
 

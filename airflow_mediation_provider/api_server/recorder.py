@@ -17,7 +17,8 @@ if TYPE_CHECKING:
 # Each thread holds one connection of Airflow's pool, which has five and ten to spare.
 THREADS: Final = 4
 # What the journal has of the caller's time at most; shorter, and a busy database would never let it through.
-_LONGEST, _SHORTEST = 8.0, 1.0
+LONGEST: Final = 8.0
+SHORTEST: Final = 1.0
 
 
 class Recorder:
@@ -44,9 +45,9 @@ class Recorder:
 
         def write() -> Recorded:
             left = deadline - time.monotonic()
-            if left < _SHORTEST:
+            if left < SHORTEST:
                 raise JournalUnavailable("too many writes wait for their turn")
-            return self._write(entries, conn_id=conn_id, team=team, deadline_seconds=min(left, _LONGEST))
+            return self._write(entries, conn_id=conn_id, team=team, deadline_seconds=min(left, LONGEST))
 
         writing = self._threads.submit(write)
         done, _ = await asyncio.wait([asyncio.wrap_future(writing)], timeout=seconds)

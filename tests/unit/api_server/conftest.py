@@ -1,0 +1,93 @@
+"""The application with connections and a journal in memory."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from typing import Any
+
+import httpx
+import pytest
+from airflow_mediation_provider.journal.record import Recorded
+
+from airflow_mediation_provider.api_server import LazyApp
+from airflow_mediation_provider.api_server.app import create_app
+from airflow_mediation_provider.api_server.connections import Connections, LookupFailedError, MediationConnection
+from airflow_mediation_provider.api_server.recorder import Recorder
+
+
+class Directory(dict[str, dict[str, Any]]):
+    """Connections by id, each given by its extra; `down` while the backends fail."""
+
+    down = False
+
+    def find(self, conn_id: str) -> MediationConnection | None:
+        if self.down:
+            raise LookupFailedError("VaultBackend raised ConnectionError")
+        extra = self.get(conn_id)
+        return None if extra is None else MediationConnection(conn_id, "blue", "client-secret", extra)
+
+
+class Journal:
+    """Takes the place of `record`: keeps what it is given; `trouble` is raised, `gate` holds up every write."""
+
+    def __init__(self) -> None:
+        self.entries: list[Any] = []
+        self.calls: list[dict[str, Any]] = []
+        self.trouble: Exception | None = None
+        self.gate = threading.Event()
+        self.gate.set()
+        self.writing = 0
+
+    def record(self, entries: Any, **arguments: Any) -> Recorded:
+        self.writing += 1
+        assert self.gate.wait(10)
+        if self.trouble:
+            raise self.trouble
+        self.entries += entries
+        self.calls.append(arguments)
+        return Recorded(new=len(entries), duplicates=0, changed=(), emitted=())
+
+
+@pytest.fixture
+def directory() -> Directory:
+    return Directory(zuora={"callout_hmac_secret": "s3cret-of-zuora"})
+
+
+@pytest.fixture
+def journal():
+    made = Journal()
+    yield made
+    made.gate.set()
+
+
+@pytest.fixture
+def seconds() -> list[float]:
+    """What the connections' clock shows; its only number is to be changed."""
+    return [0.0]
+
+
+@pytest.fixture
+def app(directory: Directory, journal: Journal, seconds: list[float]) -> LazyApp:
+    made = create_app(Connections(directory.find, lambda: seconds[0]), Recorder(journal.record))
+    return LazyApp(lambda: made)
+
+
+@pytest.fixture
+async def client(app: LazyApp):
+    async with httpx.AsyncClient(transport=httpx.ASGITransport(app=app), base_url="http://airflow") as made:
+        yield made
+
+
+@pytest.fixture
+def said(caplog: pytest.LogCaptureFixture):
+    """Return what this package logged, from a level on."""
+
+    def since(level: int = logging.WARNING) -> list[str]:
+        return [
+            record.getMessage()
+            for record in caplog.records
+            if record.name.startswith("airflow_mediation_provider") and record.levelno >= level
+        ]
+
+    return since

@@ -1,0 +1,368 @@
+"""What strangers can make the secrets backends do, and what a backend in trouble does to us."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import threading
+
+import pytest
+
+from airflow_mediation_provider.api_server import connections as module
+from airflow_mediation_provider.api_server.connections import (
+    Connections,
+    LookupFailedError,
+    MediationConnection,
+    UnknownConnectionError,
+    find_connection,
+)
+from tests.unit.api_server.signed import until
+
+
+class Ticks:
+    now = 1000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+class Backends:
+    """Stands in for Airflow's look-up: `known` by id, `down` while it raises, `hold` while it hangs."""
+
+    def __init__(self):
+        self.known: dict[str, MediationConnection] = {}
+        self.asked: list[str] = []
+        self.down = False
+        self.hold = threading.Event()
+        self.hold.set()
+
+    def __call__(self, conn_id):
+        self.asked.append(conn_id)
+        assert self.hold.wait(10)
+        if self.down:
+            raise LookupFailedError("vault raised ConnectionError")
+        return self.known.get(conn_id)
+
+
+@pytest.fixture
+def ticks():
+    return Ticks()
+
+
+@pytest.fixture
+def backends():
+    made = Backends()
+    made.known["zuora"] = MediationConnection("zuora", extra={"callout_token": "old"})
+    yield made
+    made.hold.set()
+
+
+@pytest.fixture
+def connections(backends, ticks):
+    return Connections(backends, ticks)
+
+
+async def test_a_known_connection_is_asked_for_every_few_seconds(connections, backends, ticks):
+    assert (await connections.get("zuora")).extra["callout_token"] == "old"
+    backends.known["zuora"] = MediationConnection("zuora", extra={"callout_token": "new"})
+    ticks.now += module.KNOWN_SECONDS - 0.1
+    assert (await connections.get("zuora")).extra["callout_token"] == "old"
+    ticks.now += 0.1
+    assert (await connections.get("zuora")).extra["callout_token"] == "new"
+    assert backends.asked == ["zuora"] * 2
+
+
+async def test_an_unknown_id_reaches_the_backends_once_within_minutes(connections, backends, ticks):
+    for _ in range(3):
+        with pytest.raises(UnknownConnectionError):
+            await connections.get("invented")
+        ticks.now += module.UNKNOWN_SECONDS / 4
+    assert backends.asked == ["invented"]
+
+    ticks.now += module.UNKNOWN_SECONDS
+    backends.known["invented"] = MediationConnection("invented")
+    assert await connections.get("invented")
+
+
+async def test_a_connection_that_is_deleted_is_unknown_at_the_next_look(connections, backends, ticks):
+    await connections.get("zuora")
+    del backends.known["zuora"]
+    ticks.now += module.KNOWN_SECONDS
+
+    with pytest.raises(UnknownConnectionError):
+        await connections.get("zuora")
+
+
+@pytest.mark.parametrize("conn_id", ["", "a b", "a\n", "x" * 251, "%s", "a\0", "a'b", "{}", "\ufffd", "a?b"])
+async def test_what_airflow_allows_in_no_id_is_nobodys_without_asking(connections, backends, conn_id):
+    with pytest.raises(UnknownConnectionError):
+        await connections.get(conn_id)
+
+    assert backends.asked == []
+
+
+@pytest.mark.parametrize("conn_id", ["team/zuora", "a.b-c_d", "x" * 250, "zuora:eu", "a#(!)\\"])
+async def test_what_airflow_allows_is_looked_up(connections, backends, conn_id):
+    backends.known[conn_id] = MediationConnection(conn_id)
+
+    assert (await connections.get(conn_id)).conn_id == conn_id
+
+
+async def test_many_who_ask_at_once_are_served_by_one_look_up(connections, backends):
+    backends.hold.clear()
+    asking = [asyncio.create_task(connections.get("zuora")) for _ in range(50)]
+    await asyncio.sleep(0)
+    asking[0].cancel()
+    await asyncio.sleep(0)
+    backends.hold.set()
+
+    found = await asyncio.gather(*asking[1:])
+
+    assert {each.conn_id for each in found} == {"zuora"}
+    assert backends.asked == ["zuora"]
+
+
+async def test_a_failure_is_no_answer_and_is_not_repeated_at_once(connections, backends, ticks):
+    backends.down = True
+    for _ in range(3):
+        with pytest.raises(LookupFailedError, match="vault"):
+            await connections.get("zuora")
+    assert backends.asked == ["zuora"]
+
+    backends.down = False
+    ticks.now += module.FAILED_SECONDS
+    assert await connections.get("zuora")
+
+
+async def test_a_connection_in_use_outlives_a_short_outage_of_the_backends(connections, backends, ticks):
+    await connections.get("zuora")
+    backends.down = True
+    ticks.now += module.STALE_SECONDS - 1
+    assert await connections.get("zuora")
+    ticks.now += 1
+    with pytest.raises(LookupFailedError):
+        await connections.get("zuora")
+
+
+async def test_a_look_up_that_hangs_ends_the_patience_alone(connections, backends, ticks, monkeypatch):
+    monkeypatch.setattr(module, "PATIENCE_SECONDS", 0.01)
+    backends.hold.clear()
+    with pytest.raises(LookupFailedError, match="too long"):
+        await connections.get("zuora")
+    monkeypatch.setattr(module, "PATIENCE_SECONDS", 10)
+    waiting = asyncio.create_task(connections.get("zuora"))
+    await asyncio.sleep(0)
+    backends.hold.set()
+
+    assert await waiting
+    assert backends.asked == ["zuora"]
+
+
+async def test_invented_ids_without_end_cost_bounded_memory_and_look_ups(backends, ticks, monkeypatch):
+    monkeypatch.setattr(module, "UNKNOWN_LIMIT", 10)
+    connections = Connections(backends, ticks)
+    await connections.get("zuora")
+    for number in range(10):
+        with pytest.raises(UnknownConnectionError):
+            await connections.get(f"invented-{number}")
+    ticks.now += module.KNOWN_SECONDS
+
+    for number in range(10, 100):  # not "unknown": that would be final for a callout
+        with pytest.raises(LookupFailedError, match="too many"):
+            await connections.get(f"invented-{number}")
+    assert await connections.get("zuora")
+    assert len(backends.asked) == 12
+
+    ticks.now += module.UNKNOWN_SECONDS
+    with pytest.raises(UnknownConnectionError):
+        await connections.get("invented-99")
+
+
+async def test_invented_ids_that_hang_do_not_hold_up_a_connection_in_use(connections, backends, ticks):
+    await connections.get("zuora")
+    ticks.now += module.KNOWN_SECONDS
+    backends.hold.clear()
+    invented = [asyncio.create_task(connections.get(f"invented-{number}")) for number in range(20)]
+    await asyncio.sleep(0)
+    refreshing = asyncio.create_task(connections.get("zuora"))
+    await until(lambda: "zuora" in backends.asked[1:])
+    backends.hold.set()
+
+    assert await refreshing
+    assert all(
+        isinstance(each, UnknownConnectionError) for each in await asyncio.gather(*invented, return_exceptions=True)
+    )
+
+
+async def test_a_bug_in_a_look_up_is_a_failure_of_it(ticks, caplog):
+    def find(_conn_id):
+        raise RuntimeError("bug")
+
+    with pytest.raises(LookupFailedError):
+        await Connections(find, ticks).get("zuora")
+    assert "bug" in caplog.text
+
+
+def test_a_connection_shows_no_secret():
+    shown = repr(MediationConnection("zuora", client_secret="hush", extra={"callout_token": "hush"}))
+
+    assert "hush" not in shown
+
+
+# ---- Airflow's backends ----
+
+
+class Backend:
+    """A secrets backend: its answer by (team, id), or what it raises; `older` ones know no teams."""
+
+    def __init__(self, answers=None, error=None):
+        self.answers, self.error, self.asked = answers or {}, error, []
+
+    def get_connection(self, conn_id, team_name=None):
+        self.asked.append((team_name, conn_id))
+        if self.error:
+            raise self.error
+        return self.answers.get((team_name, conn_id))
+
+
+class OldBackend(Backend):
+    def get_connection(self, conn_id):
+        return super().get_connection(conn_id)
+
+
+def connection(**fields):
+    from airflow.models.connection import Connection
+
+    extra = fields.pop("extra", {})
+    return Connection(conn_id="zuora", **{"conn_type": "mediation", "password": "hush", "extra": extra} | fields)
+
+
+@pytest.fixture
+def backends_of_airflow(monkeypatch):
+    def use(*backends):
+        monkeypatch.setattr("airflow.configuration.ensure_secrets_loaded", lambda: list(backends))
+
+    return use
+
+
+@pytest.fixture
+def teams(monkeypatch):
+    def use(*names):
+        monkeypatch.setenv("AIRFLOW__CORE__MULTI_TEAM", "True")
+        monkeypatch.setattr("airflow.models.team.Team.get_all_team_names", lambda: set(names))
+
+    return use
+
+
+def test_the_environment_is_a_backend_like_any_other(monkeypatch):
+    value = {"conn_type": "mediation", "password": "hush", "extra": {"callout_token": "t"}}
+    monkeypatch.setenv("AIRFLOW_CONN_ZUORA", json.dumps(value))
+
+    found = find_connection("zuora")
+
+    assert (found.client_secret, found.extra, found.team) == ("hush", {"callout_token": "t"}, None)
+
+
+def test_a_backend_that_fails_is_passed_over_as_airflow_does(backends_of_airflow):
+    backends_of_airflow(Backend(error=ConnectionError()), OldBackend({(None, "zuora"): connection()}))
+
+    assert find_connection("zuora").client_secret == "hush"
+
+
+def test_nobody_knows_it_only_if_everybody_could_be_asked(backends_of_airflow):
+    backends_of_airflow(Backend(), Backend())
+    assert find_connection("zuora") is None
+
+    backends_of_airflow(Backend(error=ConnectionError("password=hush")), Backend())
+    with pytest.raises(LookupFailedError, match=r"^Backend raised ConnectionError$"):
+        find_connection("zuora")
+
+
+def test_what_one_backend_denies_no_other_may_give(backends_of_airflow):
+    from airflow.sdk.exceptions import AirflowSecretsBackendAccessDenied
+
+    second = Backend({(None, "zuora"): connection()})
+    backends_of_airflow(Backend(error=AirflowSecretsBackendAccessDenied()), second)
+
+    with pytest.raises(LookupFailedError, match="AccessDenied"):
+        find_connection("zuora")
+    assert second.asked == []
+
+
+def test_another_type_of_connection_is_unknown(backends_of_airflow):
+    backends_of_airflow(Backend({(None, "zuora"): connection(conn_type="http")}))
+
+    assert find_connection("zuora") is None
+
+
+@pytest.mark.parametrize("extra", ["{", "[1]"])
+def test_an_extra_that_cannot_be_read_is_trouble_and_not_an_empty_one(backends_of_airflow, extra):
+    found = connection(extra={})
+    found._extra = extra
+    backends_of_airflow(Backend({(None, "zuora"): found}))
+
+    with pytest.raises(LookupFailedError, match="cannot be read"):
+        find_connection("zuora")
+
+
+def test_the_metastore_tells_whose_it_is_and_a_key_that_is_wrong_is_trouble(airflow_database, monkeypatch):
+    from airflow.models.crypto import get_fernet
+    from airflow.utils.session import create_session
+    from cryptography.fernet import Fernet
+
+    def use_key():
+        monkeypatch.setenv("AIRFLOW__CORE__FERNET_KEY", Fernet.generate_key().decode())
+        get_fernet.cache_clear()
+
+    use_key()
+    with create_session() as session:
+        session.add(connection(extra={"callout_token": "t"}))
+    assert find_connection("zuora").extra == {"callout_token": "t"}
+    assert find_connection("another") is None
+
+    use_key()
+    with pytest.raises(LookupFailedError, match="MetastoreBackend raised InvalidToken"):
+        find_connection("zuora")
+    monkeypatch.undo()
+    get_fernet.cache_clear()
+
+
+def test_a_database_that_is_down_is_trouble(airflow_on, tmp_path):
+    airflow_on(f"sqlite:///{tmp_path / 'nothing' / 'airflow.db'}")
+
+    with pytest.raises(LookupFailedError, match="MetastoreBackend raised OperationalError"):
+        find_connection("zuora")
+
+
+def test_a_teams_connection_is_found_and_says_whose_it_is(backends_of_airflow, teams):
+    teams("blue", "red")
+    backends_of_airflow(OldBackend(), Backend({("red", "zuora"): connection()}))
+
+    assert find_connection("another") is None
+    assert find_connection("zuora").team == "red"
+
+
+def test_a_connection_for_all_teams_comes_first(backends_of_airflow, teams):
+    teams("blue", "red")
+    backends_of_airflow(Backend({("red", "zuora"): connection(), (None, "zuora"): connection(password="all")}))
+
+    found = find_connection("zuora")
+
+    assert (found.team, found.client_secret) == (None, "all")
+
+
+def test_an_id_that_several_teams_have_is_nobodys_in_particular(backends_of_airflow, teams):
+    teams("blue", "red")
+    backends_of_airflow(Backend({("red", "zuora"): connection(), ("blue", "zuora"): connection()}))
+
+    with pytest.raises(LookupFailedError, match=r"several teams .* blue, red"):
+        find_connection("zuora")
+
+
+def test_teams_that_cannot_be_read_are_trouble(backends_of_airflow, teams, monkeypatch):
+    teams()
+    backends_of_airflow(Backend())
+    monkeypatch.setattr("airflow.models.team.Team.get_all_team_names", lambda: 1 / 0)
+
+    with pytest.raises(LookupFailedError, match="ZeroDivisionError"):
+        find_connection("zuora")

@@ -1,0 +1,33 @@
+from __future__ import annotations
+
+from airflow_mediation_provider.api_server.recent import Recent
+
+
+class Ticks:
+    now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def test_forgets_each_value_after_the_same_time():
+    ticks = Ticks()
+    recent: Recent[int] = Recent(10, 100, ticks)
+    recent.add("a", 1)
+    ticks.now = 6
+    recent.add("b", 2)
+    assert not recent.add("a", 3)
+
+    ticks.now = 10
+    assert (recent.get("a"), recent.get("b"), len(recent)) == (None, 2, 1)
+    assert recent.add("a", 3)
+
+
+def test_a_full_memory_takes_no_more_and_keeps_what_it_has():
+    ticks = Ticks()
+    recent: Recent[int] = Recent(10, 2, ticks)
+
+    assert [recent.add(key, 0) for key in "abc"] == [True, True, False]
+    assert recent.get("a") == 0
+    ticks.now = 10
+    assert recent.add("c", 0)
