@@ -46,11 +46,27 @@ _DOCS: Final[dict[int | str, dict[str, Any]]] = {
     200: {"description": "the event is durable", "content": {"application/json": {"schema": _ACCEPTED_SCHEMA}}},
     **error_docs(401, 404, 405, 408, 413, 503),
 }
+_FIELDS: Final = {
+    "meterId": "2470",
+    "meterName": "Rated usage",
+    "sessionId": "R-00005468",
+    "runType": "NORMAL",
+    "status": "COMPLETED",
+    "previousStatus": "RUNNING",
+    "startTime": "2026-03-31T09:17:21Z",
+    "endTime": "2026-03-31T09:42:05Z",
+}
+# Users write the template, so anything goes: what cannot be read is kept as it came.
 _BODY_DOCS: Final[dict[str, Any]] = {
     "requestBody": {
-        "description": "What the callout template makes, whatever it is: what cannot be read is kept as it came.",
-        "content": {"*/*": {"schema": {"type": "string", "format": "binary"}}},
-        "required": True,
+        "description": "What the callout template makes, commonly a JSON object with the event's eight fields.",
+        "content": {
+            "application/json": {
+                "schema": {"anyOf": [{"type": "object", "properties": dict.fromkeys(_FIELDS, {})}, {}]},
+                "example": _FIELDS,
+            },
+            "*/*": {"schema": {"type": "string", "format": "binary"}},
+        },
     }
 }
 

@@ -1,0 +1,76 @@
+"""Whatever is sent to the paths, proven or not, the answers are those of their OpenAPI description."""
+
+from __future__ import annotations
+
+import json
+
+import schemathesis
+from hypothesis import settings
+from starlette.applications import Starlette
+from starlette.responses import JSONResponse
+from starlette.routing import Mount, Route
+
+from airflow_mediation_provider.api_server.app import create_app
+from airflow_mediation_provider.api_server.connections import Connections
+from airflow_mediation_provider.api_server.recorder import Recorder
+from tests.unit.api_server.conftest import Directory, Journal
+from tests.unit.api_server.signed import signature
+
+# The same requests at each run, and few of them: the description has hardly anything to vary.
+QUICK = settings(max_examples=40, derandomize=True, deadline=None, database=None)
+SECRET = {"callout_hmac_secret": "s3cret-of-zuora"}
+
+
+class Proving:
+    """What every caller has to add: the id of a connection that is there, and the body's signature."""
+
+    def __init__(self, app) -> None:
+        self.app = app
+
+    async def __call__(self, scope, receive, send):
+        if scope["type"] == "http" and scope["path"].startswith("/mediation/callouts/"):
+            body, more = b"", True
+            while more:
+                message = await receive()
+                body, more = body + message.get("body", b""), message.get("more_body", False)
+            signed = [(name.lower().encode(), value.encode()) for name, value in signature(body).items()]
+            scope = {**scope, "path": "/mediation/callouts/zuora", "headers": [*scope["headers"], *signed]}
+            pending = [{"type": "http.request", "body": body, "more_body": False}]
+
+            async def receive():
+                return pending.pop() if pending else {"type": "http.disconnect"}
+
+        await self.app(scope, receive, send)
+
+
+def described(wrap=lambda app: app):
+    app = create_app(Connections(Directory(zuora=SECRET).find), Recorder(Journal().record))
+    description = json.loads(json.dumps({**app.openapi(), "servers": [{"url": "/mediation"}]}))
+
+    async def describe(_request):
+        return JSONResponse(description)
+
+    airflow = Starlette(routes=[Route("/openapi.json", describe), Mount("/mediation", app)])
+    return schemathesis.openapi.from_asgi("/openapi.json", wrap(airflow))
+
+
+strangers = described()
+zuora = described(Proving)
+
+
+@strangers.parametrize()
+@QUICK
+def test_whatever_strangers_send(case):
+    case.call_and_validate()
+
+
+@zuora.parametrize()
+@QUICK
+def test_whatever_zuora_sends(case):
+    reply = case.call_and_validate()
+
+    assert reply.status_code in (200, 405)
+
+
+def test_nothing_is_left_out():
+    assert set(create_app().openapi()["paths"]) == {"/handshake", "/callouts/{conn_id}"}
