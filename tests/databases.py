@@ -80,7 +80,10 @@ def empty_database(request: pytest.FixtureRequest) -> str:
 
 @pytest.fixture
 def airflow_on() -> Iterator[Callable[[str], str]]:
-    """`airflow_on(address)`: Airflow's own sessions in this process use that database until the test's end."""
+    """`airflow_on(address)`: Airflow's own sessions in this process use that database until the test's end.
+
+    Ask for the database first, so that it outlives the sessions.
+    """
     from airflow import settings
 
     with pytest.MonkeyPatch.context() as environment:
@@ -98,7 +101,7 @@ def airflow_on() -> Iterator[Callable[[str], str]]:
 
 
 @pytest.fixture
-def airflow_database(airflow_on: Callable[[str], str], database: str) -> str:
+def airflow_database(database: str, airflow_on: Callable[[str], str]) -> str:
     return airflow_on(database)
 
 
