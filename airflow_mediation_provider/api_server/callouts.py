@@ -62,7 +62,7 @@ _BODY_DOCS: Final[dict[str, Any]] = {
         "description": "What the callout template makes, commonly a JSON object with the event's eight fields.",
         "content": {
             "application/json": {
-                "schema": {"anyOf": [{"type": "object", "properties": dict.fromkeys(_FIELDS, {})}, {}]},
+                "schema": {"anyOf": [{"type": "object", "properties": {name: {} for name in _FIELDS}}, {}]},
                 "example": _FIELDS,
             },
             "*/*": {"schema": {"type": "string", "format": "binary"}},

@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-import json
-
 import schemathesis
 from hypothesis import settings
-from starlette.applications import Starlette
 from starlette.responses import JSONResponse
-from starlette.routing import Mount, Route
 
 from airflow_mediation_provider.api_server.app import create_app
 from airflow_mediation_provider.api_server.connections import Connections
@@ -28,13 +24,13 @@ class Proving:
         self.app = app
 
     async def __call__(self, scope, receive, send):
-        if scope["type"] == "http" and scope["path"].startswith("/mediation/callouts/"):
+        if scope["type"] == "http" and scope["path"].startswith("/callouts/"):
             body, more = b"", True
             while more:
                 message = await receive()
                 body, more = body + message.get("body", b""), message.get("more_body", False)
             signed = [(name.lower().encode(), value.encode()) for name, value in signature(body).items()]
-            scope = {**scope, "path": "/mediation/callouts/zuora", "headers": [*scope["headers"], *signed]}
+            scope = {**scope, "path": "/callouts/zuora", "headers": [*scope["headers"], *signed]}
             pending = [{"type": "http.request", "body": body, "more_body": False}]
 
             async def receive():
@@ -45,13 +41,9 @@ class Proving:
 
 def described(wrap=lambda app: app):
     app = create_app(Connections(Directory(zuora=SECRET).find), Recorder(Journal().record))
-    description = json.loads(json.dumps({**app.openapi(), "servers": [{"url": "/mediation"}]}))
-
-    async def describe(_request):
-        return JSONResponse(description)
-
-    airflow = Starlette(routes=[Route("/openapi.json", describe), Mount("/mediation", app)])
-    return schemathesis.openapi.from_asgi("/openapi.json", wrap(airflow))
+    description = app.openapi()
+    app.add_route("/openapi.json", lambda _request: JSONResponse(description))
+    return schemathesis.openapi.from_asgi("/openapi.json", wrap(app))
 
 
 strangers = described()
