@@ -1,0 +1,277 @@
+"""The checker: holds a recorded history against what must be true of it, whatever was lost, doubled or disordered.
+
+Each check returns the violations that it found, each naming its subject, so that one can look it up.
+"""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
+
+from airflow_mediation_provider.protocol.status import ANY_TERMINAL
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from tests.drill.history import History
+
+OK: Final = 200
+
+
+@dataclass(frozen=True)
+class Violation:
+    """Something that must not be.
+
+    :param kind: the promise that is broken
+    :param subject: whose: a session, a callout, a DAG, a wait
+    :param message: what is and what should be
+    """
+
+    kind: str
+    subject: str
+    message: str
+
+    def __str__(self) -> str:
+        return f"{self.kind}: {self.subject}: {self.message}"
+
+
+@dataclass(frozen=True)
+class Result:
+    """What one check found.
+
+    :param claim: what it checks, in words
+    :param count: how many things it checked
+    :param note: counts that are no violations
+    """
+
+    claim: str
+    count: int
+    violations: list[Violation]
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class Bounds:
+    """What a drill allows.
+
+    :param ambiguous: so many sessions at most, whose reports cannot tell the present status, may be flagged so; no
+        others
+    :param lossy: whether callouts may be lost for good: then only what arrived is held against the journal
+    """
+
+    ambiguous: int = 0
+    lossy: bool = False
+
+
+def check(history: History, bounds: Bounds) -> list[Result]:
+    """Make all checks."""
+    checks: list[Callable[[History, Bounds], Result]] = [
+        accepted_is_kept,
+        every_change_is_known,
+        nothing_is_invented,
+        states_are_the_truth,
+        ambiguous_are_few,
+        events_are_changes,
+        runs_are_sessions,
+        waits_are_right,
+    ]
+    return [each(history, bounds) for each in checks]
+
+
+def _name(meter_id: object, session_id: object) -> str:
+    return f"meter {meter_id} session {session_id}"
+
+
+def accepted_is_kept(history: History, _: Bounds) -> Result:
+    """What was answered 200 is in the journal."""
+    kept = {row.notification_id for row in history.rows}
+    anonymous = Counter((r.meter_id, r.session_id, r.previous, r.status) for r in history.rows if not r.notification_id)
+    expected: Counter[tuple[str, str, str | None, str]] = Counter()
+    changes = {change.seq: change for change in history.changes}
+    violations = []
+    accepted = [attempt for attempt in history.attempts if attempt.code == OK]
+    for attempt in accepted:
+        change = changes[attempt.change]
+        if attempt.notification_id is None:
+            expected[change.meter_id, change.session_id, change.previous, change.status] += 1
+        elif attempt.notification_id not in kept:
+            subject = f"{_name(change.meter_id, change.session_id)} {change.previous} -> {change.status}"
+            violations.append(Violation("lost", subject, f"{attempt.notification_id} was answered 200 and is not kept"))
+    for (meter, session, previous, status), count in expected.items():
+        if (found := anonymous[meter, session, previous, status]) < count:
+            subject = f"{_name(meter, session)} {previous} -> {status}"
+            violations.append(Violation("lost", subject, f"{count} without an id were answered 200, {found} are kept"))
+    return Result("callouts answered 200 are in the journal", len(accepted), violations)
+
+
+def every_change_is_known(history: History, bounds: Bounds) -> Result:
+    """Every change reached the journal, though servers died."""
+    known = {(row.meter_id, row.session_id, row.previous, row.status) for row in history.rows}
+    missing = [
+        change
+        for change in history.changes
+        if (change.meter_id, change.session_id, change.previous, change.status) not in known
+    ]
+    violations = [
+        Violation("missing", f"{_name(c.meter_id, c.session_id)} {c.previous} -> {c.status}", "is in no row")
+        for c in missing
+    ]
+    if bounds.lossy:
+        note = f"{len(missing)} changes never arrived"
+        return Result("changes that arrived at all", len(history.changes) - len(missing), [], note)
+    return Result("changes are in the journal", len(history.changes), violations)
+
+
+def nothing_is_invented(history: History, _: Bounds) -> Result:
+    """Each row tells a change that was, and one notification has one row."""
+    true = {(c.meter_id, c.session_id, c.previous, c.status) for c in history.changes}
+    true |= {(c.meter_id, c.session_id, None, c.status) for c in history.changes if c.previous is None}
+    violations = []
+    for row in history.rows:
+        if row.kind != "status_change":
+            violations.append(Violation("invented", _name(row.meter_id, row.session_id), f"a row of kind {row.kind}"))
+        elif (row.meter_id, row.session_id, row.previous, row.status) not in true and row.source == "callout":
+            what = f"{row.previous} -> {row.status} never was"
+            violations.append(Violation("invented", _name(row.meter_id, row.session_id), what))
+    ids = Counter(row.notification_id for row in history.rows if row.notification_id is not None)
+    violations += [Violation("doubled", each, f"{n} rows of one notification") for each, n in ids.items() if n > 1]
+    return Result("rows of the journal tell what was, once", len(history.rows), violations)
+
+
+def states_are_the_truth(history: History, bounds: Bounds) -> Result:
+    """The state of each session is the true one, unless it is flagged ambiguous or nobody can know."""
+    states = {(state.meter_id, state.session_id): state for state in history.states}
+    violations = [
+        Violation("invented", _name(*subject), "is a session that never was")
+        for subject in set(states) - set(history.walks)
+    ]
+    unknowable = 0
+    arrived = {(row.meter_id, row.session_id, row.previous, row.status) for row in history.rows}
+    for subject, walk in history.walks.items():
+        last = walk.changes[-1]
+        if bounds.lossy and (*subject, last.previous, last.status) not in arrived:
+            continue
+        if (state := states.get(subject)) is None:
+            violations.append(Violation("state", _name(*subject), f"is not known, though it is {walk.last}"))
+            continue
+        if state.conflict:
+            violations.append(Violation("state", _name(*subject), "is flagged conflict, though it ended in one way"))
+        if state.run_type != last.run_type:
+            violations.append(Violation("state", _name(*subject), f"is {state.run_type}, not {last.run_type}"))
+        if state.ambiguous:
+            continue
+        if state.status != walk.last and not walk.exact and not walk.countable:
+            unknowable += 1  # a round that was told under two ids looks like two rounds
+        elif state.status != walk.last:
+            violations.append(Violation("state", _name(*subject), f"is {state.status}, in truth {walk.last}"))
+        elif state.terminal != (walk.last in ANY_TERMINAL):
+            violations.append(Violation("state", _name(*subject), f"is {state.status} with terminal={state.terminal}"))
+    note = f"{unknowable} that nobody can know: open loops told under several ids" if unknowable else ""
+    return Result("sessions have their true last status", len(history.walks), violations, note)
+
+
+def ambiguous_are_few(history: History, bounds: Bounds) -> Result:
+    """Only sessions whose reports cannot tell are flagged ambiguous, and not too many."""
+    flagged = [(state.meter_id, state.session_id) for state in history.states if state.ambiguous]
+    violations = []
+    if not bounds.lossy:
+        violations += [
+            Violation("ambiguous", _name(*subject), f"is flagged, though its reports tell that it is {walk.last}")
+            for subject in flagged
+            if (walk := history.walks.get(subject)) is not None and walk.exact
+        ]
+    if len(flagged) > bounds.ambiguous:
+        what = f"{len(flagged)} sessions are flagged, {bounds.ambiguous} are allowed"
+        violations.append(Violation("ambiguous", "all", what))
+    return Result(f"ambiguous sessions, at most {bounds.ambiguous}", len(flagged), violations)
+
+
+def events_are_changes(history: History, _: Bounds) -> Result:
+    """An asset event for each coming to a status that a DAG awaits, and no more."""
+    wanted = {(consumer.meter_id, consumer.status) for consumer in history.consumers}
+    found = Counter((event.meter_id, event.key, event.status) for event in history.events)
+    states = {(state.meter_id, state.session_id): state for state in history.states}
+    violations = []
+    for (meter, session, status), count in found.items():
+        walk = history.walks.get((meter, session or ""))
+        times = walk.arrivals(status) if walk else 0
+        if count > times:
+            what = f"{count} events of {status}, it came there {times} times"
+            violations.append(Violation("event", _name(meter, session), what))
+    for (meter, session), walk in history.walks.items():
+        state = states.get((meter, session))
+        # Who passed through a status and left it again may have been told of both only together.
+        certain = state is not None and not state.ambiguous and state.status == walk.last
+        if certain and (meter, walk.last) in wanted and not found[meter, session, walk.last]:
+            violations.append(Violation("event", _name(meter, session), f"is {walk.last}, and no event says so"))
+    return Result("asset events, one per coming to a status", len(history.events), violations)
+
+
+def runs_are_sessions(history: History, _: Bounds) -> Result:
+    """Each DAG ran once for each session that ended as it awaits."""
+    awaited: dict[str, set[tuple[str, str]]] = defaultdict(set)
+    for consumer in history.consumers:
+        awaited[consumer.dag_id].add((consumer.meter_id, consumer.status))
+    ran = Counter((run.dag_id, run.key) for run in history.runs)
+    states = {(state.meter_id, state.session_id): state for state in history.states}
+    violations, expected = [], 0
+    sessions: dict[str, list[tuple[str, str]]] = defaultdict(list)
+    for meter, session in history.walks:
+        sessions[session].append((meter, session))
+    for dag_id, pairs in awaited.items():
+        for (meter, session), walk in history.walks.items():
+            comings = sum(walk.arrivals(status) for of, status in pairs if of == meter)
+            times = ran.pop((dag_id, session), 0)
+            state = states.get((meter, session))
+            known = state is not None and not state.ambiguous and state.status == walk.last
+            due = known and (meter, walk.last) in pairs and walk.last in ANY_TERMINAL
+            expected += due
+            if times > comings:
+                what = f"ran {times} times for {session}, which came there {comings} times"
+                violations.append(Violation("run", dag_id, what))
+            elif due and not times:
+                violations.append(Violation("run", dag_id, f"did not run for {session}, which is {walk.last}"))
+    violations += [
+        Violation("run", dag_id, f"ran {times} times for {key}, which is no session that it awaits")
+        for (dag_id, key), times in ran.items()
+        if times
+    ]
+    violations += [
+        Violation("run", run.dag_id, f"is {run.state} for {run.key}") for run in history.runs if run.state != "success"
+    ]
+    return Result("DAG runs, one per DAG and session that ended", expected, violations, f"{len(history.runs)} runs")
+
+
+def waits_are_right(history: History, bounds: Bounds) -> Result:
+    """Each wait ended as the session did, or goes on where the session has not ended."""
+    states = {(state.meter_id, state.session_id): state for state in history.states}
+    violations, unsure = [], 0
+    for wait in history.waits:
+        subject = (wait.meter_id, wait.session_id)
+        walk, state = history.walks.get(subject), states.get(subject)
+        if walk is None:
+            violations.append(Violation("wait", wait.id, f"is for {wait.session_id}, which never was"))
+            continue
+        message = ""
+        if wait.outcome == "waiting":
+            ends = [s for s in {*wait.statuses, *wait.fail_on} if s == walk.last and walk.came(s, wait.previous)]
+            if ends and not (state is None or state.ambiguous or state.status != walk.last):
+                message = f"still waits, though the session is {walk.last}"
+        elif wait.outcome == "met":
+            if wait.told not in wait.statuses or not walk.came(str(wait.told), wait.previous):
+                message = f"was met by {wait.told}, to which the session never came"
+        elif wait.outcome == "failed":
+            if wait.told not in wait.fail_on or not walk.came(str(wait.told)):
+                message = f"failed by {wait.told}, to which the session never came"
+        else:
+            message = f"ended with {wait.outcome}"
+        if message and wait.certain is False and not wait.alone:
+            unsure, message = unsure + 1, ""
+        if not message and wait.certain is False and not bounds.lossy:
+            message = "says that it is not certain, though nothing was lost"
+        if message:
+            violations.append(Violation("wait", wait.id, f"{message} ({wait.session_id}: {', '.join(walk.statuses)})"))
+    outcomes = Counter(wait.outcome for wait in history.waits)
+    note = ", ".join(f"{count} {name}" for name, count in sorted(outcomes.items()))
+    return Result("waits ended as their sessions did", len(history.waits), violations, note)

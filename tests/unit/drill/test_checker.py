@@ -1,0 +1,268 @@
+"""The checker must be able to fail: each promise is broken on purpose, and found to be broken."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from tests.drill.checker import Bounds, check
+from tests.drill.history import AssetEvent, Attempt, Change, Consumer, History, Row, Run, State, Wait
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+Part = list[Any]
+SESSIONS = {
+    "R-1": ("101", "NORMAL", ["RUNNING", "COMPLETED"]),
+    "R-2": ("101", "NORMAL", ["RUNNING", "PAUSED", "RUNNING", "PAUSED"]),
+    "R-3": ("102", "NORMAL", ["RUNNING", "FAILED", "RUNNING", "COMPLETED"]),
+    "R-4": ("103", "DEBUG", ["TESTING", "TESTING_FAILED"]),
+}
+
+
+def history(*, ids: bool = True) -> History:
+    """Return what a drill records where all is well.
+
+    :param ids: whether the changes of the session that pauses are told with notification ids
+    """
+    made = History(
+        consumers=[
+            Consumer("completed", "101", "COMPLETED"),
+            Consumer("failed", "102", "FAILED"),
+            Consumer("either", "101", "COMPLETED"),
+            Consumer("either", "102", "COMPLETED"),
+        ]
+    )
+    seq = 0
+    for session, (meter, run_type, statuses) in SESSIONS.items():
+        for index, status in enumerate(statuses):
+            seq += 1
+            previous = statuses[index - 1] if index else None
+            made.changes.append(Change(seq, meter, session, run_type, previous, status))
+            known = f"n-{seq}" if ids or session != "R-2" else None
+            made.attempts.append(Attempt(seq, f"c-{seq}", known, 503, "retried"))
+            made.attempts.append(Attempt(seq, f"c-{seq}", known, 200, "delivered"))
+            made.rows.append(Row("status_change", known, meter, session, previous, status))
+        ended = statuses[-1] != "PAUSED"
+        made.states.append(State(meter, session, run_type, statuses[-1], not ids and session == "R-2", False, ended))
+    made.events.extend(AssetEvent(*event) for event in [("101", "COMPLETED", "R-1"), ("102", "COMPLETED", "R-3")])
+    made.events.append(AssetEvent("102", "FAILED", "R-3"))
+    runs = [("completed", "R-1"), ("either", "R-1"), ("either", "R-3"), ("failed", "R-3")]
+    made.runs.extend(Run(dag_id, key, "success") for dag_id, key in runs)
+    ends = (("COMPLETED",), ("FAILED", "CANCELED"))
+    made.waits.extend(
+        [
+            Wait("w-1", "101", "R-1", *ends, "met", "COMPLETED", True),
+            Wait("w-2", "101", "R-2", *ends, "waiting"),
+            Wait("w-3", "102", "R-3", *ends, "failed", "FAILED", True),
+            Wait("w-4", "101", "R-2", ("RUNNING",), (), "met", "RUNNING", True, ("PAUSED",)),
+        ]
+    )
+    return made
+
+
+def found(broken: History, bounds: Bounds | None = None) -> list[str]:
+    return [str(violation) for result in check(broken, bounds or Bounds()) for violation in result.violations]
+
+
+def change(part: Part, index: int, **fields: Any) -> None:
+    part[index] = replace(part[index], **fields)
+
+
+@pytest.mark.parametrize("ids", [True, False])
+def test_where_all_is_well_nothing_is_found_and_everything_was_looked_at(ids: bool) -> None:
+    results = check(history(ids=ids), Bounds(ambiguous=1))
+    assert [violation for result in results for violation in result.violations] == []
+    assert [result.count for result in results] == [12, 12, 12, 4, 0 if ids else 1, 3, 3, 4]
+
+
+def lose_a_row(broken: History) -> None:
+    del broken.rows[1]
+
+
+def keep_one_of_two_without_an_id(broken: History) -> None:
+    change(broken.attempts, 3, notification_id=None)
+    broken.attempts.append(broken.attempts[3])
+    change(broken.rows, 1, notification_id=None)
+
+
+def never_deliver(broken: History) -> None:
+    del broken.rows[1]
+    change(broken.attempts, 3, code=503, outcome="failed")
+
+
+def tell_what_never_was(broken: History) -> None:
+    broken.rows.append(Row("status_change", "n-99", "101", "R-1", "RUNNING", "FAILED"))
+
+
+def keep_it_twice(broken: History) -> None:
+    broken.rows.append(broken.rows[0])
+
+
+def not_read_it(broken: History) -> None:
+    broken.rows.append(Row("unparsed", "n-99", None, None, None, None))
+
+
+def be_late(broken: History) -> None:
+    change(broken.states, 0, status="RUNNING", terminal=False)
+
+
+def miscount(broken: History) -> None:
+    change(broken.states, 1, status="RUNNING")
+
+
+def forget(broken: History) -> None:
+    del broken.states[0]
+
+
+def see_a_conflict(broken: History) -> None:
+    change(broken.states, 2, conflict=True)
+
+
+def mistake_the_run_type(broken: History) -> None:
+    change(broken.states, 3, run_type="NORMAL")
+
+
+def not_see_the_end(broken: History) -> None:
+    change(broken.states, 0, terminal=False)
+
+
+def doubt(broken: History) -> None:
+    change(broken.states, 0, ambiguous=True)
+
+
+def invent_a_session(broken: History) -> None:
+    broken.states.append(State("101", "R-9", "NORMAL", "RUNNING", False, False, False))
+
+
+def tell_the_asset_twice(broken: History) -> None:
+    broken.events.append(broken.events[0])
+
+
+def not_tell_the_asset(broken: History) -> None:
+    del broken.events[0]
+
+
+def tell_the_asset_of_a_stranger(broken: History) -> None:
+    broken.events.append(AssetEvent("101", "COMPLETED", "R-9"))
+
+
+def run_twice(broken: History) -> None:
+    broken.runs.append(broken.runs[0])
+
+
+def not_run(broken: History) -> None:
+    del broken.runs[1]
+
+
+def run_for_a_stranger(broken: History) -> None:
+    broken.runs.append(Run("completed", None, "success"))
+
+
+def not_end(broken: History) -> None:
+    change(broken.runs, 0, state="queued")
+
+
+def wait_on(broken: History) -> None:
+    change(broken.waits, 0, outcome="waiting", told=None, certain=None)
+
+
+def end_by_what_never_was(broken: History) -> None:
+    change(broken.waits, 0, outcome="failed", told="FAILED")
+
+
+def meet_what_never_was(broken: History) -> None:
+    change(broken.waits, 1, outcome="met", told="COMPLETED", certain=True)
+
+
+def mistake_the_status_before(broken: History) -> None:
+    change(broken.waits, 3, previous=("FAILED",))
+
+
+def break_down(broken: History) -> None:
+    change(broken.waits, 0, outcome="error")
+
+
+def be_unsure(broken: History) -> None:
+    change(broken.waits, 0, certain=False)
+
+
+@pytest.mark.parametrize(
+    ("spoil", "kind", "said"),
+    [
+        (lose_a_row, "lost", "n-2 was answered 200"),
+        (keep_one_of_two_without_an_id, "lost", "2 without an id were answered 200, 1 are kept"),
+        (never_deliver, "missing", "RUNNING -> COMPLETED"),
+        (tell_what_never_was, "invented", "RUNNING -> FAILED never was"),
+        (keep_it_twice, "doubled", "n-1"),
+        (not_read_it, "invented", "unparsed"),
+        (be_late, "state", "is RUNNING, in truth COMPLETED"),
+        (miscount, "state", "is RUNNING, in truth PAUSED"),
+        (forget, "state", "is not known"),
+        (see_a_conflict, "state", "conflict"),
+        (mistake_the_run_type, "state", "is NORMAL, not DEBUG"),
+        (not_see_the_end, "state", "terminal=False"),
+        (doubt, "ambiguous", "its reports tell that it is COMPLETED"),
+        (invent_a_session, "invented", "never was"),
+        (tell_the_asset_twice, "event", "2 events of COMPLETED, it came there 1 times"),
+        (not_tell_the_asset, "event", "no event says so"),
+        (tell_the_asset_of_a_stranger, "event", "it came there 0 times"),
+        (run_twice, "run", "ran 2 times for R-1"),
+        (not_run, "run", "did not run for R-1"),
+        (run_for_a_stranger, "run", "ran 1 times for None"),
+        (not_end, "run", "is queued for R-1"),
+        (wait_on, "wait", "still waits, though the session is COMPLETED"),
+        (end_by_what_never_was, "wait", "failed by FAILED"),
+        (meet_what_never_was, "wait", "was met by COMPLETED"),
+        (mistake_the_status_before, "wait", "was met by RUNNING"),
+        (break_down, "wait", "ended with error"),
+        (be_unsure, "wait", "not certain, though nothing was lost"),
+    ],
+)
+def test_a_broken_promise_is_found(spoil: Any, kind: str, said: str) -> None:
+    broken = history()
+    spoil(broken)
+    violations = found(broken, Bounds(ambiguous=1))
+    assert any(each.startswith(f"{kind}: ") and said in each for each in violations), violations
+
+
+def test_more_ambiguous_sessions_than_allowed_are_found() -> None:
+    assert found(history(ids=False)) == ["ambiguous: all: 1 sessions are flagged, 0 are allowed"]
+
+
+def test_where_much_was_lost_only_what_arrived_counts() -> None:
+    lossy = history()
+    never_deliver(lossy)
+    change(lossy.states, 0, status="RUNNING", terminal=False)
+    del lossy.events[0]
+    del lossy.runs[:2]
+    change(lossy.waits, 0, certain=False)
+    assert found(lossy, Bounds(lossy=True)) == []
+
+
+def test_where_much_was_lost_a_wait_may_be_wrong_only_beside_another_session_and_unsure() -> None:
+    lossy = history()
+    change(lossy.waits, 0, outcome="failed", told="FAILED", certain=False, alone=False)
+    assert found(lossy, Bounds(lossy=True)) == []
+    change(lossy.waits, 0, alone=True)
+    assert len(found(lossy, Bounds(lossy=True))) == 1
+    change(lossy.waits, 0, alone=False, certain=True)
+    assert len(found(lossy, Bounds(lossy=True))) == 1
+
+
+def test_a_loop_told_under_several_ids_is_no_violation_where_nobody_can_know() -> None:
+    doubled = history()
+    index = next(i for i, a in enumerate(doubled.attempts) if doubled.changes[a.change - 1].session_id == "R-2") + 4
+    again = replace(doubled.attempts[index], notification_id="n-again", code=200)
+    doubled.attempts.append(again)
+    doubled.rows.append(replace(doubled.rows[again.change - 1], notification_id="n-again"))
+    miscount(doubled)
+    assert found(doubled) == []
+
+
+def test_a_history_is_saved_and_read(tmp_path: Path) -> None:
+    recorded = history()
+    recorded.save(tmp_path / "history.json")
+    assert History.load(tmp_path / "history.json") == recorded
