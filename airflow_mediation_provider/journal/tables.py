@@ -32,7 +32,7 @@ class Base(DeclarativeBase):
 
 
 class TransitionRow(Base):
-    """One thing that was told, as it was told: a change of a status, a poll, a sibling event, or what nobody can read."""
+    """One thing as it was told: a change of a status, a poll, a sibling event, or what nobody can read."""
 
     __tablename__ = "mediation_transition"
 

@@ -20,15 +20,17 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from airflow_mediation_provider.protocol.status import ANY_TERMINAL, DEBUG_ONLY, RunType, SessionStatus
+from airflow_mediation_provider.protocol.times import from_json, to_json
+from airflow_mediation_provider.protocol.transition import SessionTransition
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Mapping
     from datetime import datetime
 
-    from airflow_mediation_provider.protocol.transition import SessionTransition, Source
+    from airflow_mediation_provider.protocol.transition import Source
 
 # The graver first: work that depends on a session must not start on a COMPLETED that another report denies.
 PRECEDENCE: Final[tuple[str, ...]] = (
@@ -40,6 +42,9 @@ PRECEDENCE: Final[tuple[str, ...]] = (
 )
 # Before the first status there is none, whatever a template renders for it.
 _NO_STATUS: Final = frozenset({None, "", "NULL", str(SessionStatus.NEVER_RUN)})
+
+_PLAIN: Final = ("session_id", "meter_id", "status", "previous_status", "conflict", "ambiguous")
+_TIMES: Final = ("started_at", "ended_at", "first_observed_at", "last_observed_at")
 
 Edge = tuple[str | None, str]
 
@@ -94,6 +99,42 @@ class SessionState:
     def source(self) -> Source:
         """How the present status was learned."""
         return self.transition.source
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the state as plain JSON: the same in feed and pages."""
+        return {
+            **{name: getattr(self, name) for name in _PLAIN},
+            **{name: to_json(getattr(self, name)) for name in _TIMES},
+            "run_type": str(self.run_type),
+            "transition": self.transition.to_dict(),
+        }
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> SessionState:
+        """Make a state from ``to_dict()``; unknown keys are left out.
+
+        :raises KeyError: one is missing
+        :raises ValueError: a time or the run type cannot be read
+        """
+        times: dict[str, Any] = {name: from_json(data[name]) for name in _TIMES}
+        return cls(
+            **{name: data[name] for name in _PLAIN},
+            **times,
+            run_type=RunType(data["run_type"]),
+            transition=SessionTransition.from_dict(data["transition"]),
+        )
+
+
+def departures(transitions: Iterable[SessionTransition]) -> Counter[str]:
+    """Return how often each status of a session was left, as far as the reports tell.
+
+    A status that was never left was reached once, in whatever order and however often that was reported.
+    """
+    left: Counter[str] = Counter()
+    for (before, _), times in _count(list(transitions)).items():
+        if before is not None:
+            left[before] += times or 1
+    return left
 
 
 def fold(transitions: Iterable[SessionTransition]) -> SessionState:

@@ -1,0 +1,305 @@
+"""The journal's only writer: what was told becomes rows, states of sessions and asset events, in one transaction.
+
+The row comes first: with it SQLite's write lock is held, and Airflow's asset manager, which rolls back where it finds
+the database locked, never has to. Then the session's row is locked, and all that is known of the session is folded
+anew. Of two writers at once the second waits for that lock, and so folds what the first one wrote as well.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any, Final
+
+from airflow import settings
+from sqlalchemy import Engine, select, text
+from sqlalchemy.dialects import mysql, postgresql, sqlite
+from sqlalchemy.exc import DBAPIError, IntegrityError, OperationalError, ProgrammingError
+from sqlalchemy.exc import TimeoutError as PoolTimeoutError
+from tenacity import RetryError, Retrying, retry_if_exception, stop_after_delay, wait_random_exponential
+
+from airflow_mediation_provider.journal.emission import Event, emit
+from airflow_mediation_provider.journal.locking import writers_turn
+from airflow_mediation_provider.journal.rows import session_values, transition_of, transition_values
+from airflow_mediation_provider.journal.tables import Base, SessionRow, TransitionRow
+from airflow_mediation_provider.protocol.entry import Entry, EntryKind
+from airflow_mediation_provider.protocol.lifecycle import SessionState, departures, fold
+from airflow_mediation_provider.protocol.status import ANY_TERMINAL
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from sqlalchemy.orm import Session
+
+log = logging.getLogger(__name__)
+
+MIGRATE: Final = "airflow db migrate"
+# PostgreSQL: serialization failure, deadlock, lock not available. The connection may also be lost.
+_PASSING_CODES: Final = frozenset({"40001", "40P01", "55P03"})
+_INSERT: Final[dict[str, Callable[..., Any]]] = {
+    "postgresql": postgresql.insert,
+    "sqlite": sqlite.insert,
+    "mysql": mysql.insert,
+}
+
+
+class JournalUnavailable(Exception):  # noqa: N818  # a state, not a fault
+    """The journal could not be written or read now; the same may succeed later."""
+
+
+class JournalMissing(JournalUnavailable):
+    """The journal's tables are not there, or are of another version."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Recorded:
+    """What a call of ``record`` changed.
+
+    :param new: rows that were written
+    :param duplicates: entries that were known, by their notification id or as the same poll again
+    :param changed: sessions of which more is known now
+    :param emitted: addresses of the assets that got an event
+    """
+
+    new: int = 0
+    duplicates: int = 0
+    changed: tuple[SessionState, ...] = ()
+    emitted: tuple[str, ...] = ()
+
+
+def record(
+    entries: Sequence[Entry], *, conn_id: str, team: str | None = None, deadline_seconds: float = 8.0
+) -> Recorded:
+    """Keep what was told, and return when it is durable; all of it, or with an error none of it.
+
+    May be called from any thread; each call has a database session of its own.
+
+    :param entries: what was told, in any order
+    :param conn_id: the connection that it came over
+    :param team: the connection's team, where Airflow has teams
+    :param deadline_seconds: how long to try
+    :raises JournalMissing: the tables are not there
+    :raises JournalUnavailable: the database is locked, away or broken, and stays so
+    """
+    if not entries:
+        return Recorded()
+    deadline = time.monotonic() + deadline_seconds
+    retrying = Retrying(
+        retry=retry_if_exception(is_passing),
+        stop=stop_after_delay(deadline_seconds),
+        wait=wait_random_exponential(multiplier=0.02, max=0.5),
+    )
+    try:
+        recorded, after = retrying(_attempt, entries, conn_id, team, deadline)
+    except RetryError as error:
+        raise JournalUnavailable(f"the journal could not be written: {error.last_attempt.exception()}") from error
+    except TimeoutError as error:
+        raise JournalUnavailable(f"the journal could not be written: {error}") from error
+    except (DBAPIError, PoolTimeoutError) as error:
+        raise unavailable(error) from error
+    for call in after:
+        try:
+            call()
+        except Exception:  # the event is durable; a listener's trouble is the listener's
+            log.exception("A listener of asset events failed")
+    return recorded
+
+
+def unavailable(error: Exception) -> JournalUnavailable:
+    """Return what a database error means for a reader or writer of the journal."""
+    words = str(getattr(error, "orig", error)).lower()
+    missing = "no such table", "no such column", "does not exist", "doesn't exist", "unknown column"
+    if isinstance(error, (ProgrammingError, OperationalError)) and any(each in words for each in missing):
+        return JournalMissing(f"the journal's tables are missing or old: run `{MIGRATE}` ({words.splitlines()[0]})")
+    return JournalUnavailable(f"the journal's database gave an error: {words}")
+
+
+def is_passing(error: BaseException) -> bool:
+    """Say whether the same transaction may succeed when it is tried again."""
+    if isinstance(error, PoolTimeoutError | IntegrityError):
+        return True
+    if not isinstance(error, DBAPIError):
+        return False
+    if error.connection_invalidated or getattr(error.orig, "pgcode", None) in _PASSING_CODES:
+        return True
+    words = str(error.orig).lower()
+    return isinstance(error, OperationalError) and any(
+        each in words for each in ("locked", "deadlock", "lock wait timeout", "connection", "terminating")
+    )
+
+
+def _attempt(
+    entries: Sequence[Entry], conn_id: str, team: str | None, deadline: float
+) -> tuple[Recorded, list[Callable[[], None]]]:
+    engine = settings.engine
+    if engine is None or settings.NonScopedSession is None:
+        raise JournalUnavailable("Airflow's database is not set up in this process")
+    with writers_turn(engine.url, deadline), settings.NonScopedSession(expire_on_commit=False) as session:
+        _limit_waiting(engine, session, deadline)
+        writer = _Writer(session, conn_id, team)
+        recorded = writer.write(entries)
+        session.commit()
+        return recorded, writer.after
+
+
+def _limit_waiting(engine: Engine, session: Session, deadline: float) -> None:
+    """Have the database give up a wait for a lock when the caller does."""
+    if engine.dialect.name == "postgresql":
+        milliseconds = max(int((deadline - time.monotonic()) * 1000), 1)
+        session.execute(text(f"SET LOCAL lock_timeout = {milliseconds}"))
+
+
+class _Writer:
+    """One transaction.
+
+    :param session: commits and rolls back are its owner's
+    """
+
+    def __init__(self, session: Session, conn_id: str, team: str | None) -> None:
+        self._session = session
+        self._conn_id = conn_id
+        self._team = team
+        self._insert = _INSERT[session.get_bind().dialect.name]
+        self._events: list[Event] = []
+        self.after: list[Callable[[], None]] = []
+
+    def write(self, entries: Sequence[Entry]) -> Recorded:
+        # In one order over all writers, so that two of them with the same ids do not wait for each other.
+        ordered = sorted(entries, key=lambda entry: (entry.notification_id or "", entry.observed_at))
+        touched: dict[tuple[str, str], SessionState | None] = {}
+        new = 0
+        for entry in ordered:
+            values = transition_values(entry, conn_id=self._conn_id, at=datetime.now(UTC))
+            if entry.kind is EntryKind.POLL and values["kind"] == EntryKind.POLL:
+                new += self._poll(entry, values)
+            elif self._add(TransitionRow, values):
+                new += 1
+                if values["kind"] == EntryKind.STATUS_CHANGE:
+                    touched[values["meter_id"], values["session_id"]] = None
+        changed = tuple(self._refold(*key) for key in sorted(touched))
+        emitted, self.after = emit(self._events, conn_id=self._conn_id, team=self._team, session=self._session)
+        return Recorded(new=new, duplicates=len(entries) - new, changed=changed, emitted=emitted)
+
+    def _add(self, table: type[Base], values: dict[str, Any]) -> bool:
+        """Insert a row unless it is there, and say whether it was not; waits for whoever just inserts the same."""
+        statement = self._insert(table).values(**values)
+        if isinstance(statement, mysql.Insert):
+            statement = statement.prefix_with("IGNORE")
+        else:
+            statement = statement.on_conflict_do_nothing()
+        return bool(self._session.execute(statement).rowcount)  # type: ignore[attr-defined]
+
+    # ---- sessions
+
+    def _refold(self, meter_id: str, session_id: str) -> SessionState:
+        """Fold all that was told of a session into its row, and note the event that follows."""
+        row = self._locked(meter_id, session_id)
+        told = [transition_of(each) for each in self._session.scalars(self._changes_of(meter_id, session_id))]
+        state = fold(told)
+        if row is None:
+            self._add(SessionRow, self._first_values(state))
+            row = self._locked(meter_id, session_id)
+            # Between the two, another writer may have made the row and changed what there is to fold.
+            told = [transition_of(each) for each in self._session.scalars(self._changes_of(meter_id, session_id))]
+            state = fold(told)
+        if row is None:
+            raise JournalUnavailable(f"the row of session {session_id} vanished")
+        for name, value in session_values(state).items():
+            setattr(row, name, value)
+        row.revision += 1
+        row.updated_at = datetime.now(UTC)
+        # The how manieth arrival at this status it is. A status that was never left is announced once, however the
+        # reports of it were shuffled and repeated; one that was left and reached again is news.
+        arrival = departures(told)[state.status] + 1
+        if not state.ambiguous and row.emitted.get(state.status, 0) < arrival:
+            row.emitted = {**row.emitted, state.status: arrival}
+            extra = {**state.transition.to_dict(), "evidence": str(state.source), "certain": not state.conflict}
+            self._announce(state.meter_id, state.status, state.session_id, extra)
+        self._session.flush()
+        return state
+
+    def _locked(self, meter_id: str, session_id: str) -> SessionRow | None:
+        return self._session.scalar(
+            select(SessionRow)
+            .where(
+                SessionRow.conn_id == self._conn_id,
+                SessionRow.meter_id == meter_id,
+                SessionRow.session_id == session_id,
+            )
+            .with_for_update()
+            .execution_options(populate_existing=True)
+        )
+
+    def _changes_of(self, meter_id: str, session_id: str) -> Any:
+        return select(TransitionRow).where(
+            TransitionRow.conn_id == self._conn_id,
+            TransitionRow.meter_id == meter_id,
+            TransitionRow.session_id == session_id,
+            TransitionRow.kind == EntryKind.STATUS_CHANGE,
+        )
+
+    def _first_values(self, state: SessionState) -> dict[str, Any]:
+        return {
+            **session_values(state),
+            "conn_id": self._conn_id,
+            "meter_id": state.meter_id,
+            "session_id": state.session_id,
+            "emitted": {},
+            "revision": 0,
+            "updated_at": datetime.now(UTC),
+        }
+
+    def _announce(self, meter_id: str, status: str, partition_key: str, extra: dict[str, Any]) -> None:
+        self._events.append(Event(meter_id=meter_id, status=status, partition_key=partition_key, extra=extra))
+
+    # ---- polls
+
+    def _poll(self, entry: Entry, values: dict[str, Any]) -> bool:
+        """Keep a poll that shows another status than the one before, and say whether it does."""
+        last = self._session.scalar(
+            select(TransitionRow)
+            .where(
+                TransitionRow.conn_id == self._conn_id,
+                TransitionRow.meter_id == values["meter_id"],
+                TransitionRow.session_id.is_(None),
+                TransitionRow.kind == EntryKind.POLL,
+            )
+            .order_by(TransitionRow.id.desc())
+            .limit(1)
+        )
+        if last is not None and (last.status == values["status"] or last.observed_at >= entry.observed_at):
+            return False
+        # Named after the one before: of two that follow the same one, only the first is kept.
+        values["notification_id"] = f"poll:{values['meter_id']}:{last.id if last else 0}"
+        values["previous_status"] = last.status if last else None
+        if not self._add(TransitionRow, values):
+            return False
+        if entry.drives and last is not None:
+            self._drive(entry, values)
+        return True
+
+    def _drive(self, entry: Entry, values: dict[str, Any]) -> None:
+        """Announce what a poll shows, where it stands in for callouts: of the one live session, else of nobody's."""
+        live = [
+            row
+            for row in self._session.scalars(
+                select(SessionRow).where(
+                    SessionRow.conn_id == self._conn_id,
+                    SessionRow.meter_id == values["meter_id"],
+                    SessionRow.terminal.is_(False),
+                )
+            )
+            if not ANY_TERMINAL & row.emitted.keys()
+        ]
+        key = f"poll-{values['meter_id']}-{values['status']}-{entry.observed_at:%Y%m%dT%H%M%S.%fZ}"
+        extra = {**entry.transition.to_dict()} if entry.transition else {}
+        if len(live) == 1:
+            row = live[0]
+            key = row.session_id
+            extra["session_id"] = row.session_id
+            if row.emitted.get(values["status"], 0):
+                return
+            row.emitted = {**row.emitted, values["status"]: 1}
+        self._announce(values["meter_id"], values["status"], key, {**extra, "evidence": "poll", "certain": False})

@@ -1,0 +1,166 @@
+"""What is told becomes rows, states and asset events, once each, on SQLite and PostgreSQL alike."""
+
+from __future__ import annotations
+
+import random
+from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import pytest
+from airflow import settings
+from airflow.models.asset import AssetEvent, AssetModel
+from sqlalchemy import func, select
+
+from airflow_mediation_provider.journal.record import record
+from airflow_mediation_provider.journal.tables import SessionRow, TransitionRow
+from airflow_mediation_provider.protocol.asset_uri import asset_uri
+from airflow_mediation_provider.protocol.entry import Entry, EntryKind
+from airflow_mediation_provider.protocol.transition import SessionTransition, Source
+
+NOW = datetime(2026, 3, 31, 12, tzinfo=UTC)
+CONN = "mediation_default"
+
+
+def change(before: str | None, status: str, notification_id: str | None, *, at: int = 0, session: str = "R-1") -> Entry:
+    observed_at = NOW + timedelta(seconds=at)
+    transition = SessionTransition(
+        meter_id="1",
+        session_id=session,
+        status=status,
+        previous_status=before,
+        observed_at=observed_at,
+        source=Source.CALLOUT,
+        notification_id=notification_id,
+    )
+    return Entry(kind=EntryKind.STATUS_CHANGE, observed_at=observed_at, source=Source.CALLOUT, transition=transition)
+
+
+def poll(status: str, *, at: int, drives: bool = True) -> Entry:
+    observed_at = NOW + timedelta(seconds=at)
+    transition = SessionTransition(meter_id="1", status=status, observed_at=observed_at, source=Source.POLL)
+    return Entry(kind=EntryKind.POLL, observed_at=observed_at, source=Source.POLL, transition=transition, drives=drives)
+
+
+def add_asset(status: str) -> None:
+    with settings.NonScopedSession() as session:
+        uri = asset_uri(CONN, "1", status)
+        session.add(AssetModel(name=uri, uri=uri, group="asset"))
+        session.commit()
+
+
+def all_of(column: Any, *where: Any) -> list[Any]:
+    with settings.NonScopedSession() as session:
+        return list(session.scalars(select(column).where(*where)))
+
+
+def events() -> list[tuple[str, str, str]]:
+    with settings.NonScopedSession() as session:
+        rows = session.execute(
+            select(AssetModel.uri, AssetEvent.partition_key, AssetEvent.extra)
+            .join(AssetModel, AssetModel.id == AssetEvent.asset_id)
+            .order_by(AssetEvent.id)
+        )
+        return [(uri.rsplit("/", 1)[1], key, extra["session_id"]) for uri, key, extra in rows]
+
+
+HISTORY = [(None, "INITIALIZING"), ("INITIALIZING", "RUNNING"), ("RUNNING", "COMPLETED")]
+
+
+@pytest.mark.usefixtures("airflow_database")
+class TestRecord:
+    def test_a_change_becomes_a_row_a_state_and_an_event(self):
+        add_asset("COMPLETED")
+        recorded = record([change("RUNNING", "COMPLETED", "n-1")], conn_id=CONN)
+        assert (recorded.new, recorded.duplicates) == (1, 0)
+        assert [state.status for state in recorded.changed] == ["COMPLETED"]
+        assert recorded.emitted == ("mediation://mediation_default/meters/1/COMPLETED",)
+        assert events() == [("COMPLETED", "R-1", "R-1")]
+        (row,) = all_of(SessionRow)
+        assert (row.status, row.terminal, row.revision) == ("COMPLETED", True, 1)
+
+    def test_the_same_notification_again_changes_nothing(self):
+        add_asset("COMPLETED")
+        record([change("RUNNING", "COMPLETED", "n-1")], conn_id=CONN)
+        again = record([change("RUNNING", "COMPLETED", "n-1", at=9)], conn_id=CONN)
+        assert (again.new, again.duplicates, again.changed, again.emitted) == (0, 1, (), ())
+        assert len(all_of(TransitionRow)) == 1
+
+    def test_the_same_change_under_another_id_starts_nothing_again(self):
+        add_asset("COMPLETED")
+        for number in range(3):
+            record([change("RUNNING", "COMPLETED", f"n-{number}", at=number)], conn_id=CONN)
+        record([change("RUNNING", "COMPLETED", None, at=9)], conn_id=CONN)
+        assert len(all_of(TransitionRow)) == 4
+        assert events() == [("COMPLETED", "R-1", "R-1")]
+
+    def test_a_session_that_is_opened_again_and_completes_again_is_news(self):
+        add_asset("COMPLETED")
+        for number, (before, status) in enumerate(
+            [("RUNNING", "COMPLETED"), ("COMPLETED", "RUNNING"), ("RUNNING", "COMPLETED")]
+        ):
+            record([change(before, status, f"n-{number}", at=number)], conn_id=CONN)
+        assert [status for status, _, _ in events()] == ["COMPLETED", "COMPLETED"]
+
+    def test_a_failure_that_was_left_behind_does_not_complete_the_session_twice(self):
+        add_asset("COMPLETED")
+        record([change("RUNNING", "COMPLETED", "n-1", at=1)], conn_id=CONN)
+        record([change("RUNNING", "FAILED", "n-2", at=2)], conn_id=CONN)
+        assert all_of(SessionRow.status) == ["FAILED"]
+        record([change("FAILED", "RUNNING", "n-3", at=3)], conn_id=CONN)
+        assert all_of(SessionRow.status) == ["COMPLETED"]
+        assert [status for status, _, _ in events()] == ["COMPLETED"]
+
+    def test_ids_that_no_column_takes_are_kept_whole_as_unparsed(self):
+        record([change("RUNNING", "COMPLETED", "n-1", session="R-" + "9" * 80)], conn_id=CONN)
+        (row,) = all_of(TransitionRow)
+        assert row.kind == "unparsed"
+        assert row.body["entry"]["session_id"] == "R-" + "9" * 80
+        assert "session_id" in row.body["error"]
+        assert all_of(SessionRow) == []
+
+    def test_writers_at_once_lose_nothing_and_announce_once(self):
+        add_asset("COMPLETED")
+        entries = [
+            change(before, status, f"{session}-{number}", at=number, session=session)
+            for session in ("R-1", "R-2", "R-3")
+            for number, (before, status) in enumerate(HISTORY)
+        ] * 3
+        random.Random(7).shuffle(entries)
+        with ThreadPoolExecutor(8) as threads:
+            list(threads.map(lambda entry: record([entry], conn_id=CONN, deadline_seconds=30), entries))
+        assert len(all_of(TransitionRow)) == 9
+        assert sorted(all_of(SessionRow.status)) == ["COMPLETED"] * 3
+        assert sorted(key for _, key, _ in events()) == ["R-1", "R-2", "R-3"]
+
+    def test_a_poll_is_kept_where_it_shows_a_change_and_moves_no_session(self):
+        record([change(None, "INITIALIZING", "n-1")], conn_id=CONN)
+        for at, status in enumerate(["RUNNING", "RUNNING", "COMPLETED", "COMPLETED"]):
+            record([poll(status, at=at, drives=False)], conn_id=CONN)
+        assert all_of(TransitionRow.status, TransitionRow.kind == "poll") == ["RUNNING", "COMPLETED"]
+        assert all_of(SessionRow.status) == ["INITIALIZING"]
+        assert events() == []
+
+    def test_a_poll_that_drives_announces_the_only_live_session_and_a_callout_does_not_repeat_it(self):
+        add_asset("COMPLETED")
+        record([change(None, "INITIALIZING", "n-1")], conn_id=CONN)
+        for at, status in enumerate(["RUNNING", "COMPLETED"]):
+            record([poll(status, at=at)], conn_id=CONN)
+        assert events() == [("COMPLETED", "R-1", "R-1")]
+        record([change("RUNNING", "COMPLETED", "n-2", at=9)], conn_id=CONN)
+        assert len(events()) == 1
+
+    def test_a_poll_that_drives_and_knows_no_session_makes_a_key_of_its_own_for_each_end(self):
+        add_asset("COMPLETED")
+        for at, status in enumerate(["COMPLETED", "RUNNING", "COMPLETED", "RUNNING", "COMPLETED"]):
+            record([poll(status, at=at)], conn_id=CONN)
+        keys = [key for _, key, _ in events()]
+        assert len(keys) == len(set(keys)) == 2
+
+    def test_two_that_poll_the_same_change_announce_it_once(self):
+        add_asset("COMPLETED")
+        record([poll("RUNNING", at=0)], conn_id=CONN)
+        with ThreadPoolExecutor(4) as threads:
+            list(threads.map(lambda at: record([poll("COMPLETED", at=at)], conn_id=CONN), range(1, 9)))
+        with settings.NonScopedSession() as session:
+            assert session.scalar(select(func.count()).select_from(AssetEvent)) == 1
