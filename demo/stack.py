@@ -16,10 +16,11 @@ from demo.client import AirflowClient
 from demo.processes import NotInTimeError, Processes, free_ports, kill_processes_in, wait_until
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Collection, Mapping
 
-# By the names that Airflow's health report uses.
-HEALTHY = {"metadatabase", "scheduler", "dag_processor", "triggerer", "execution_api"}
+COMPONENTS = ("api-server", "execution-api", "scheduler", "dag-processor", "triggerer")
+# By the names that Airflow's health report uses; an API server says so by answering.
+REPORTED = {"execution-api", "scheduler", "dag-processor", "triggerer"}
 
 
 class AirflowStack(AirflowClient):
@@ -31,18 +32,27 @@ class AirflowStack(AirflowClient):
         (``AIRFLOW__SECTION__KEY``); they win over the settings made here
     :param database: address of an empty or migrated database, e.g. of :class:`demo.postgres.Postgres`; without one,
         Airflow runs on SQLite in ``root``
+    :param components: those to run, by the names of :meth:`start`; all by default
+    :param api_servers: how many of the user's API servers run; the second one is ``api-server-2``
     """
 
     def __init__(
-        self, root: Path, dags: Path, env: Mapping[str, str] | None = None, *, database: str | None = None
+        self,
+        root: Path,
+        dags: Path,
+        env: Mapping[str, str] | None = None,
+        *,
+        database: str | None = None,
+        components: Collection[str] = COMPONENTS,
+        api_servers: int = 1,
     ) -> None:
-        port, execution_port = free_ports(2)
+        execution_port, port, *others = free_ports(1 + api_servers)
         super().__init__(f"http://127.0.0.1:{port}")
         self.root = root.resolve()
         self._execution_url = f"http://127.0.0.1:{execution_port}"
         # The user's API writes its audit log on its event loop, and the tasks' API holds SQLite's only write lock until
         # its event loop goes on: in one process they stop each other. So each is a server of its own.
-        self._commands = {
+        commands = {
             "api-server": ["api-server", "--apps", "core"],
             "execution-api": ["api-server", "--apps", "execution", "--port", str(execution_port)],
             # All components share the log directory, so nobody needs to serve logs over the network.
@@ -50,6 +60,10 @@ class AirflowStack(AirflowClient):
             "dag-processor": ["dag-processor"],
             "triggerer": ["triggerer", "--skip-serve-logs"],
         }
+        self._commands = {name: command for name, command in commands.items() if name in components}
+        for number, other in enumerate(others, start=2):
+            self._commands[f"api-server-{number}"] = ["api-server", "--apps", "core", "--port", str(other)]
+        self.api_urls = [f"http://127.0.0.1:{each}" for each in (port, *others)]
         self.home = self.root / "airflow"
         # SQLite lets one write at a time, and on a busy machine more than its five seconds can pass until it is one's
         # turn: Airflow's triggerer would end.
@@ -100,7 +114,8 @@ class AirflowStack(AirflowClient):
                 if not self.processes.running(each):
                     raise NotInTimeError(f"{each} ended; the end of its log:\n{self.processes.tail(each)}")
             health = self.health()
-            return all(health.get(each) == "healthy" for each in HEALTHY)
+            names = {"metadatabase", *(each.replace("-", "_") for each in REPORTED & set(self._commands))}
+            return all(health.get(each) == "healthy" for each in names)
 
         try:
             wait_until(healthy, timeout=timeout, what="Airflow to be healthy")
@@ -113,6 +128,8 @@ class AirflowStack(AirflowClient):
     def health(self) -> dict[str, str]:
         """Return the health of each component by name; empty as long as the API server does not answer."""
         health = super().health()
+        if "execution-api" not in self._commands:
+            return health
         try:
             reply = httpx.get(f"{self._execution_url}/execution/health", trust_env=False, timeout=5)
         except httpx.HTTPError:

@@ -64,7 +64,7 @@ def plays(sessions: int, changes: int, seed: int) -> list[Play]:
     :raises ValueError: so few changes are not enough for so many sessions
     """
     chance = random.Random(seed)
-    sorts = [sort for sort in SORTS for _ in range(max(1, round(sessions * sort.share / 100)))][:sessions]
+    sorts = [sort for sort in SORTS[1:] for _ in range(max(1, round(sessions * sort.share / 100)))]
     sorts += [SORTS[0]] * (sessions - len(sorts))
     short = [_statuses(sort, 1, chance) for sort in sorts]
     left = changes - sum(map(len, short))
