@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 import schemathesis
 from hypothesis import settings
 from starlette.responses import JSONResponse
@@ -39,15 +40,21 @@ class Proving:
         await self.app(scope, receive, send)
 
 
-def described(wrap=lambda app: app):
-    app = create_app(Connections(Directory(zuora=SECRET).find), Recorder(Journal().record))
+def described(recorder, wrap=lambda app: app):
+    app = create_app(Connections(Directory(zuora=SECRET).find), recorder)
     description = app.openapi()
     app.add_route("/openapi.json", lambda _request: JSONResponse(description))
     return schemathesis.openapi.from_asgi("/openapi.json", wrap(app))
 
 
-strangers = described()
-zuora = described(Proving)
+strangers = described(Recorder(Journal().record))
+zuora = described(Recorder(), Proving)
+
+
+@pytest.fixture
+def journal_on_postgres(airflow_on, postgres_database):
+    """PostgreSQL is the stricter one in what it takes."""
+    airflow_on(postgres_database)
 
 
 @strangers.parametrize()
@@ -58,6 +65,7 @@ def test_whatever_strangers_send(case):
 
 @zuora.parametrize()
 @QUICK
+@pytest.mark.usefixtures("journal_on_postgres")
 def test_whatever_zuora_sends(case):
     reply = case.call_and_validate()
 
