@@ -1,0 +1,217 @@
+"""What prune deletes, what it must not, and that it says before what it would do."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import pytest
+from airflow import settings
+from sqlalchemy import create_engine, select
+from sqlalchemy.orm import Session
+
+from airflow_mediation_provider.journal import prune as module
+from airflow_mediation_provider.journal.prune import Pruned, old_sessions, oldest_to_keep, prune
+from airflow_mediation_provider.journal.record import JournalMissing
+from airflow_mediation_provider.journal.tables import Base, SessionRow, TransitionRow, WaitRow
+
+NOW = datetime(2026, 6, 1, tzinfo=UTC)
+BEFORE = NOW - timedelta(days=90)
+OLD = BEFORE - timedelta(days=1)
+NEW = BEFORE + timedelta(days=1)
+
+
+def told(session_id: str | None, at: datetime = OLD, **values: Any) -> TransitionRow:
+    filled = {"conn_id": "zuora", "meter_id": "1001", "kind": "status_change", "status": "RUNNING", "source": "callout"}
+    return TransitionRow(
+        **{**filled, "session_id": session_id, "observed_at": at, "created_at": at, "body": {}, **values}
+    )
+
+
+def session_of(session_id: str, at: datetime = OLD, **values: Any) -> SessionRow:
+    times = dict.fromkeys(("begun_at", "first_observed_at", "last_observed_at", "updated_at"), at)
+    filled = {"conn_id": "zuora", "meter_id": "1001", "run_type": "NORMAL", "status": "COMPLETED", "source": "callout"}
+    flags = {"conflict": False, "ambiguous": False, "terminal": True, "transition": {}, "emitted": {}, "revision": 1}
+    return SessionRow(**{**filled, **flags, **times, "session_id": session_id, **values})
+
+
+def wait_of(wait_id: str, **values: Any) -> WaitRow:
+    filled = {"conn_id": "zuora", "meter_id": "1001", "version": "0.0.1", "condition": {}, "mode": "triggerer"}
+    task = {"dag_id": "usage", "run_id": "r", "task_id": "wait", "map_index": -1, "try_number": 1}
+    return WaitRow(**{**filled, **task, "id": wait_id, "created_at": OLD, "seen_at": NOW, **values})
+
+
+def keep(*rows: Any) -> None:
+    with Session(settings.get_engine()) as session:
+        session.add_all(rows)
+        session.commit()
+
+
+def left() -> tuple[set[str], int, set[str]]:
+    """Sessions, rows of what was told, and waits."""
+    with Session(settings.get_engine()) as session:
+        return (
+            set(session.scalars(select(SessionRow.session_id))),
+            len(session.scalars(select(TransitionRow.id)).all()),
+            set(session.scalars(select(WaitRow.id))),
+        )
+
+
+def run(**options: Any) -> Pruned:
+    return sum(prune(BEFORE, **options), Pruned())
+
+
+pytestmark = pytest.mark.usefixtures("airflow_database")
+
+
+def test_a_session_that_ended_goes_with_all_its_changes() -> None:
+    keep(session_of("R-1"), told("R-1"), told("R-1", status="COMPLETED"))
+    keep(session_of("R-2", NEW), told("R-2", NEW), told("R-2", OLD))
+
+    assert run() == Pruned(sessions=1, changes=2)
+    assert left() == ({"R-2"}, 2, set())
+
+
+def test_one_that_did_not_end_stays_however_old() -> None:
+    keep(session_of("R-1", terminal=False, status="RUNNING"), told("R-1"))
+
+    assert run() == Pruned()
+    with Session(settings.get_engine()) as session:
+        assert old_sessions(BEFORE, session=session) == (0, 1)
+
+
+def test_one_that_something_was_told_of_since_stays_with_all_that_was_told() -> None:
+    """As the callout may come once more, and must be known then."""
+    keep(session_of("R-1"), told("R-1"), told("R-1", OLD, created_at=NEW))
+
+    assert run() == Pruned()
+    assert left() == ({"R-1"}, 2, set())
+
+
+def test_a_wait_that_goes_on_keeps_the_session_that_it_names() -> None:
+    keep(session_of("R-1"), session_of("R-2"), wait_of("w", session_id="R-1"))
+
+    assert run() == Pruned(sessions=1, needed=1)
+    assert left()[0] == {"R-1"}
+
+
+def test_a_wait_that_goes_on_keeps_the_sessions_that_it_may_bind() -> None:
+    earlier = OLD - timedelta(days=10)
+    keep(session_of("R-1", earlier), session_of("R-2"), session_of("R-3", meter_id="1002"))
+    keep(session_of("R-4", conn_id="other"))
+    keep(wait_of("w", condition={"since": OLD.isoformat()}), wait_of("later", condition={"since": NEW.isoformat()}))
+
+    assert run() == Pruned(sessions=3, needed=1)
+    assert left()[0] == {"R-2"}
+
+
+@pytest.mark.parametrize("condition", [{}, {"since": None}, {"since": "once upon a time"}, {"since": 5}])
+def test_a_wait_that_does_not_say_since_when_keeps_all_of_its_meter(condition: dict[str, Any]) -> None:
+    keep(session_of("R-1"), session_of("R-2", meter_id="1002"), wait_of("w", condition=condition))
+
+    assert run() == Pruned(sessions=1, needed=1)
+    assert left()[0] == {"R-1"}
+
+
+def test_waits_that_ended_or_were_heard_of_no_more_keep_nothing_and_go() -> None:
+    keep(session_of("R-1"))
+    keep(wait_of("ended", seen_at=OLD, ended_at=OLD), wait_of("lost", seen_at=OLD))
+    keep(wait_of("ended lately", ended_at=NEW), wait_of("goes on", meter_id="1002"))
+
+    assert run() == Pruned(sessions=1, waits=2)
+    assert left()[2] == {"ended lately", "goes on"}
+
+
+def test_other_things_that_were_told_go_when_they_are_old() -> None:
+    for kind in ("periodic", "event_store_query", "unparsed", "test"):
+        keep(told("R-1", kind=kind), told("R-1", NEW, kind=kind))
+
+    assert run() == Pruned(others=4)
+    assert left()[1] == 4
+
+
+def test_the_last_poll_of_each_meter_stays_because_the_next_is_compared_with_it() -> None:
+    for meter in ("1001", "1002"):
+        for conn_id in ("zuora", "other"):
+            place = {"kind": "poll", "meter_id": meter, "conn_id": conn_id}
+            keep(told(None, **place), told(None, **place), told(None, **place, status="COMPLETED"))
+    keep(told(None, NEW, kind="poll"))
+
+    assert run() == Pruned(others=9)
+    with Session(settings.get_engine()) as session:
+        rows = session.scalars(select(TransitionRow).order_by(TransitionRow.id)).all()
+    assert [(row.meter_id, row.conn_id, row.status) for row in rows] == [
+        ("1001", "other", "COMPLETED"),
+        ("1002", "zuora", "COMPLETED"),
+        ("1002", "other", "COMPLETED"),
+        ("1001", "zuora", "RUNNING"),
+    ]
+
+
+def test_one_connection_can_be_pruned_alone() -> None:
+    for conn_id in ("zuora", "other"):
+        keep(session_of("R-1", conn_id=conn_id), told("R-1", conn_id=conn_id), told(None, kind="test", conn_id=conn_id))
+        keep(wait_of(conn_id, conn_id=conn_id, seen_at=OLD))
+
+    assert run(conn_id="other") == Pruned(sessions=1, changes=1, others=1, waits=1)
+    assert left() == ({"R-1"}, 2, {"zuora"})
+    with Session(settings.get_engine()) as session:
+        assert old_sessions(BEFORE, session=session) == (1, 0)
+        assert old_sessions(BEFORE, conn_id="other", session=session) == (0, 0)
+
+
+def test_a_dry_run_says_what_would_go_and_deletes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In batches smaller than what stays in between, so that what stays is passed over."""
+    monkeypatch.setattr(module, "BATCH", 3)
+    for number in range(20):
+        since = NEW if number % 5 in (1, 2, 3, 4) else OLD
+        name = f"R-{number}"
+        keep(session_of(name), told(name), told(name, created_at=since), told(name, kind="periodic"))
+        keep(told(None, kind="poll"), wait_of(f"w{number}", seen_at=OLD))
+    keep(wait_of("named", session_id="R-5"))
+    expected = Pruned(sessions=3, changes=6, others=39, waits=20, needed=1)
+    before = left()
+
+    assert run(dry_run=True) == expected
+    assert left() == before
+    assert run() == expected
+    assert run() == Pruned(needed=1)
+
+
+def test_each_batch_is_durable_by_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "BATCH", 2)
+    keep(*(session_of(f"R-{number}") for number in range(6)))
+
+    for pruned in prune(BEFORE):
+        if pruned.sessions:
+            break
+    assert len(left()[0]) == 4
+    assert run() == Pruned(sessions=4)
+
+
+@pytest.mark.parametrize("database", ["postgresql"], indirect=True)
+def test_what_a_writer_holds_is_left_alone(database: str) -> None:
+    keep(session_of("R-1"), session_of("R-2"))
+    engine = create_engine(database)
+    with Session(engine) as writer:
+        writer.scalars(select(SessionRow).where(SessionRow.session_id == "R-1").with_for_update()).one()
+        assert run() == Pruned(sessions=1)
+    engine.dispose()
+    assert left()[0] == {"R-1"}
+
+
+@pytest.mark.parametrize("days", [0, -1, 13.99, float("nan")])
+def test_the_journal_keeps_what_zuora_may_send_again(days: float) -> None:
+    with pytest.raises(ValueError, match="at least 14"):
+        oldest_to_keep(days)
+
+
+def test_what_is_old_is_counted_in_days() -> None:
+    assert oldest_to_keep(14, now=NOW) == datetime(2026, 5, 18, tzinfo=UTC)
+    assert oldest_to_keep(90, now=NOW) == BEFORE
+
+
+def test_without_tables_the_error_names_the_command() -> None:
+    Base.metadata.drop_all(settings.get_engine())
+    with pytest.raises(JournalMissing, match="airflow db migrate"):
+        run()
