@@ -5,19 +5,47 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
+    import asyncio
+    from collections.abc import Mapping, Sequence
 
+    from airflow_mediation_provider.protocol.entry import Entry
+    from airflow_mediation_provider.protocol.feed import MeterQuestion, WaitEnded, WaitReport
     from airflow_mediation_provider.protocol.lifecycle import SessionState
+
+
+class FeedView(Protocol):
+    """What a feed needs of the hub that follows it; for one connection."""
+
+    new_questions: asyncio.Event
+    """Set by the hub when a waiter came that must be told the present state; cleared by the feed before it asks."""
+
+    def questions(self) -> Mapping[str, MeterQuestion]:
+        """Return, by meter, what is to be known now."""
+
+    def open_waits(self) -> Sequence[WaitReport]:
+        """Return all waits that go on."""
+
+    def ended_waits(self) -> Sequence[WaitEnded]:
+        """Return the waits that ended, each once."""
+
+    async def learn(self, states: Sequence[SessionState]) -> None:
+        """Tell the waits what is known of sessions; the same state may come again, and in any order."""
+
+    def connected(self, *, callouts: bool) -> None:
+        """Take note that the feed answers, and whether the connection takes callouts; called with each answer."""
+
+    def disconnected(self, reason: str) -> None:
+        """Take note that the feed does not answer; called with each failure."""
 
 
 class SessionFeed(Protocol):
     """Something that learns of sessions by itself, for one connection."""
 
-    async def follow(self, learn: Callable[[SessionState], Awaitable[None]]) -> None:
-        """Hand over every state of a session that becomes known, until cancelled.
+    async def follow(self, view: FeedView) -> None:
+        """Ask and tell, until cancelled; it heals itself.
 
-        It may say the same state again and again, and in any order: waits look at states, not at events. When it
-        returns or raises, the hub calls it again after a pause.
-
-        :param learn: tells the waits of that meter
+        When it raises, the hub calls it again after a pause.
         """
+
+    async def observe(self, entries: Sequence[Entry]) -> None:
+        """Report what was learned otherwise (polls); best effort, never raises, never waits for long."""
