@@ -19,6 +19,16 @@ _COMMANDS: Final = "airflow_mediation_provider.commands"
 CONN_ID: Final = Arg(
     ("--conn-id",), help="the connection, of type mediation (default: %(default)s)", default="mediation_default"
 )
+TO_REVISION: Final = Arg(("--to-revision",), help="the revision to stop at (default: the last one)")
+BACK_TO_REVISION: Final = Arg(
+    ("--to-revision",), required=True, help="the revision to go back to; base: without any of the tables"
+)
+YES: Final = Arg(("-y", "--yes"), action="store_true", help="do not ask")
+OLDER_THAN: Final = Arg(
+    ("--older-than",), type=float, required=True, metavar="DAYS", help="how many days to keep; at least 14"
+)
+ONLY_CONN_ID: Final = Arg(("--conn-id",), help="of this connection alone (default: of all)")
+DRY_RUN: Final = Arg(("--dry-run",), action="store_true", help="only say what would be done")
 
 
 def get_cli_commands() -> list[CLICommand]:
@@ -33,6 +43,36 @@ def get_cli_commands() -> list[CLICommand]:
                     help="Print the callout template and the settings to paste into Zuora",
                     func=lazy_load_command(f"{_COMMANDS}.callouts.print_template"),
                     args=(CONN_ID,),
+                ),
+                ActionCommand(
+                    name="prune",
+                    help="Delete from the journal what is old: sessions that ended, with all that was told of them",
+                    func=lazy_load_command(f"{_COMMANDS}.prune.prune"),
+                    args=(OLDER_THAN, ONLY_CONN_ID, DRY_RUN),
+                ),
+                GroupCommand(
+                    name="db",
+                    help="The journal's tables, which `airflow db migrate` makes with all others",
+                    subcommands=(
+                        ActionCommand(
+                            name="migrate",
+                            help="Make the tables, or bring them to a revision",
+                            func=lazy_load_command(f"{_COMMANDS}.db.migrate"),
+                            args=(TO_REVISION,),
+                        ),
+                        ActionCommand(
+                            name="downgrade",
+                            help="Go back to an earlier revision, before an older version of the provider is installed",
+                            func=lazy_load_command(f"{_COMMANDS}.db.downgrade"),
+                            args=(BACK_TO_REVISION, YES),
+                        ),
+                        ActionCommand(
+                            name="check",
+                            help="Say whether the tables are those that this version needs",
+                            func=lazy_load_command(f"{_COMMANDS}.db.check"),
+                            args=(),
+                        ),
+                    ),
                 ),
             ),
         )

@@ -27,6 +27,18 @@ MISSING = (
     "macOS: brew install mariadb)"
 )
 
+# Airflow itself speaks to MySQL through mysqlclient alone, which must be compiled. PyMySQL offers itself under that name,
+# and lacks the one function that Airflow asks for when it starts.
+AIRFLOW = """
+import pymysql, sys
+pymysql.install_as_MySQLdb()
+import MySQLdb.converters
+MySQLdb.converters.DateTime2literal = MySQLdb.converters.escape_datetime
+from airflow.__main__ import main
+sys.argv[0] = "airflow"
+main()
+"""
+
 
 class MariaDBError(Exception):
     """MariaDB is not there, or does not start."""
@@ -50,6 +62,15 @@ def mariadb(root: Path) -> Iterator[str]:
         raise MariaDBError(f"{error}\n{processes.tail('mariadbd')}") from None
     finally:
         processes.close(grace=0)
+
+
+def airflow(address: str, home: Path, *arguments: str) -> str:
+    """Run Airflow's command on that database, and return what it says."""
+    environment = {**os.environ, "AIRFLOW_HOME": str(home), "AIRFLOW__DATABASE__SQL_ALCHEMY_CONN": address}
+    command = [sys.executable, "-c", AIRFLOW, *arguments]
+    result = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stdout + result.stderr
+    return result.stdout + result.stderr
 
 
 def _options(program: Path, root: Path, port: int) -> list[str]:

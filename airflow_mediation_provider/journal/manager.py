@@ -3,14 +3,10 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from airflow.utils.db_manager import BaseDBManager
 
 from airflow_mediation_provider.journal.tables import VERSION_TABLE, Base
-
-if TYPE_CHECKING:
-    from alembic.config import Config
 
 _HERE = Path(__file__).parent
 
@@ -31,11 +27,11 @@ class MediationDBManager(BaseDBManager):
     revision_heads_map = {"0.1.0": "0001"}  # noqa: RUF012  # as Airflow declares it
 
     def create_db_from_orm(self) -> None:
-        """Make the tables by the migrations as well: so there is one way, and a first one that broke off goes on."""
+        """Make the first tables by the migrations too: there is one way, and the tests go it."""
         from alembic import command
 
         self._release_metadata_locks_if_needed()
-        command.upgrade(self._config(), "heads")
+        command.upgrade(self.get_alembic_config(), "heads")
 
     def downgrade(self, to_revision: str, from_revision: str | None = None, show_sql_only: bool = False) -> None:
         """Go back to an earlier revision; what it has no place for is lost.
@@ -48,8 +44,4 @@ class MediationDBManager(BaseDBManager):
 
         revision = f"{from_revision or 'head'}:{to_revision}" if show_sql_only else to_revision
         self._release_metadata_locks_if_needed()
-        command.downgrade(self._config(), revision, sql=show_sql_only)
-
-    def _config(self) -> Config:
-        config: Config = self.get_alembic_config()  # type: ignore[no-untyped-call]
-        return config
+        command.downgrade(self.get_alembic_config(), revision, sql=show_sql_only)

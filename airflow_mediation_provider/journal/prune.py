@@ -57,6 +57,14 @@ class Pruned:
     waits: int = 0
     needed: int = 0
 
+    def __str__(self) -> str:
+        """Return it as part of a sentence."""
+        words = (
+            f"{self.sessions:,} sessions with {self.changes:,} changes of status, "
+            f"{self.others:,} other things that were told, {self.waits:,} waits"
+        )
+        return f"{words}; {self.needed:,} sessions stay for waits that go on" if self.needed else words
+
     def __add__(self, other: Pruned) -> Pruned:
         """Return the sums."""
         return Pruned(**{each.name: getattr(self, each.name) + getattr(other, each.name) for each in fields(self)})
@@ -76,17 +84,22 @@ def oldest_to_keep(days: float, *, now: datetime | None = None) -> datetime:
     return (now or datetime.now(UTC)) - timedelta(days=days)
 
 
-def old_sessions(before: datetime, *, conn_id: str | None = None, session: Session) -> tuple[int, int]:
+def old_sessions(before: datetime, *, conn_id: str | None = None) -> tuple[int, int]:
     """Return how many sessions were not heard of since: those that ended, and those that did not.
 
     :param before: from :func:`oldest_to_keep`
     :param conn_id: of this connection alone
-    :param session: of Airflow's database
+    :raises JournalMissing: the tables are not there
+    :raises JournalUnavailable: the database is away
     """
     query = select(SessionRow.terminal, func.count()).where(SessionRow.last_observed_at < before)
     if conn_id is not None:
         query = query.where(SessionRow.conn_id == conn_id)
-    counts = {bool(ended): int(count) for ended, count in session.execute(query.group_by(SessionRow.terminal))}
+    try:
+        with create_session(scoped=False) as session:
+            counts = {bool(ended): int(count) for ended, count in session.execute(query.group_by(SessionRow.terminal))}
+    except DBAPIError as error:
+        raise unavailable(error) from error
     return counts.get(True, 0), counts.get(False, 0)
 
 

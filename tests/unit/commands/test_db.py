@@ -1,0 +1,71 @@
+"""`airflow mediation db ...`, as Airflow's own parser calls it."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+from airflow import settings
+from airflow.cli.cli_parser import get_parser
+from sqlalchemy import inspect
+
+from airflow_mediation_provider.journal.tables import VERSION_TABLE, Base
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+
+def airflow(*arguments: str) -> None:
+    args = get_parser().parse_args(["mediation", "db", *arguments])
+    args.func(args)
+
+
+def tables() -> set[str]:
+    return {each for each in inspect(settings.get_engine()).get_table_names() if each.startswith("mediation_")}
+
+
+@pytest.fixture(autouse=True)
+def _empty(empty_database: str, airflow_on: Callable[[str], str]) -> None:
+    airflow_on(empty_database)
+
+
+def test_the_tables_come_and_go_by_themselves(capsys: pytest.CaptureFixture[str]) -> None:
+    """Airflow's own need not be there."""
+    airflow("migrate")
+    assert tables() == {VERSION_TABLE, *Base.metadata.tables}
+    airflow("migrate")
+    airflow("migrate", "--to-revision", "0001")
+    airflow("check")
+
+    airflow("downgrade", "--to-revision", "base", "--yes")
+
+    assert tables() == {VERSION_TABLE}
+    said = [line for line in capsys.readouterr().out.splitlines() if line.startswith("The journal's tables are")]
+    assert said == [
+        *["The journal's tables are at revision 0001."] * 3,
+        "The journal's tables are at revision 0001, as this version needs them.",
+        "The journal's tables are at revision base (there are none).",
+    ]
+
+
+def test_check_fails_and_names_the_command() -> None:
+    with pytest.raises(SystemExit, match=r"base \(there are none\).*needs 0001: run `airflow db migrate`"):
+        airflow("check")
+
+
+def test_a_downgrade_asks_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    airflow("migrate")
+    asked = []
+    monkeypatch.setattr("builtins.input", lambda question: asked.append(question) or "n")
+
+    with pytest.raises(SystemExit, match=r"Nothing was changed\."):
+        airflow("downgrade", "--to-revision", "base")
+
+    assert asked == ["Going back to revision base deletes all that the journal knows. Proceed? (y/n) "]
+    assert tables() == {VERSION_TABLE, *Base.metadata.tables}
+
+
+@pytest.mark.parametrize("arguments", [("migrate",), ("downgrade", "--yes")])
+def test_an_unknown_revision_is_one_sentence(arguments: tuple[str, ...]) -> None:
+    with pytest.raises(SystemExit, match=r"Can't locate revision identified by '9999'\.$"):
+        airflow(*arguments, "--to-revision", "9999")
