@@ -91,7 +91,8 @@ class SessionRow(Base):
     __table_args__ = (
         UniqueConstraint("conn_id", "meter_id", "session_id"),
         Index("ix_mediation_session_updated_at", "updated_at"),
-        Index("ix_mediation_session_meter", "conn_id", "meter_id", "begun_at"),
+        Index("ix_mediation_session_meter", "conn_id", "meter_id", "begun_at", "session_id"),
+        Index("ix_mediation_session_live", "conn_id", "meter_id", "terminal", "begun_at"),
         Index("ix_mediation_session_terminal", "terminal", "last_observed_at"),
         Index("ix_mediation_session_begun_at", "begun_at"),
     )

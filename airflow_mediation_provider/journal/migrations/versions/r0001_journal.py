@@ -69,7 +69,8 @@ def upgrade() -> None:
             "conn_id", "meter_id", "session_id", name="uq_mediation_session_conn_id_meter_id_session_id"
         ),
         sa.Index("ix_mediation_session_updated_at", "updated_at"),
-        sa.Index("ix_mediation_session_meter", "conn_id", "meter_id", "begun_at"),
+        sa.Index("ix_mediation_session_meter", "conn_id", "meter_id", "begun_at", "session_id"),
+        sa.Index("ix_mediation_session_live", "conn_id", "meter_id", "terminal", "begun_at"),
         sa.Index("ix_mediation_session_terminal", "terminal", "last_observed_at"),
         sa.Index("ix_mediation_session_begun_at", "begun_at"),
     )

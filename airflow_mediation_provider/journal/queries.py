@@ -1,0 +1,132 @@
+"""What is asked of the journal; each question has an index, and none of them holds a transaction open."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final
+
+from sqlalchemy import and_, select
+
+from airflow_mediation_provider.journal.rows import state_of, transition_of
+from airflow_mediation_provider.journal.tables import SessionRow, TransitionRow
+from airflow_mediation_provider.protocol.entry import EntryKind
+from airflow_mediation_provider.protocol.transition import Source
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping, Sequence
+    from datetime import datetime
+
+    from sqlalchemy.orm import Session
+
+    from airflow_mediation_provider.protocol.feed import MeterQuestion
+    from airflow_mediation_provider.protocol.lifecycle import SessionState
+    from airflow_mediation_provider.protocol.transition import SessionTransition
+
+# SQLite takes 32,766 values in a statement, and PostgreSQL plans long lists slowly.
+_CHUNK: Final = 500
+# The sessions that a wait without a session id can be about are the first ones after ``since``, not all of years.
+_FIRST_SESSIONS: Final = 50
+# Zuora runs at most five meters at once; what is live for longer than this was lost sight of.
+_LIVE_AT_MOST: Final = 50
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """A session's state, with what tells one version of it from the next."""
+
+    row_id: int
+    revision: int
+    conn_id: str
+    state: SessionState
+
+
+def answer(session: Session, conn_id: str, meters: Mapping[str, MeterQuestion]) -> list[SessionState]:
+    """Return the present state of what a feed asks for: named sessions, live ones, and the first after ``since``."""
+    rows: dict[int, SessionRow] = {}
+    for meter_id, question in meters.items():
+        of_meter = and_(SessionRow.conn_id == conn_id, SessionRow.meter_id == meter_id)
+        for chunk in _chunks(sorted(question.sessions)):
+            _collect(rows, session, select(SessionRow).where(of_meter, SessionRow.session_id.in_(chunk)))
+        live = select(SessionRow).where(of_meter, SessionRow.terminal.is_(False))
+        _collect(rows, session, live.order_by(SessionRow.begun_at.desc()).limit(_LIVE_AT_MOST))
+        if question.since is not None:
+            later = select(SessionRow).where(of_meter, SessionRow.begun_at >= question.since)
+            _collect(rows, session, later.order_by(SessionRow.begun_at, SessionRow.session_id).limit(_FIRST_SESSIONS))
+    return [state_of(row) for row in rows.values()]
+
+
+def changed_since(session: Session, since: datetime, known: Mapping[int, int]) -> list[Change]:
+    """Return the sessions, of any connection, that were written since then in a version that is not known yet.
+
+    :param since: the overlap reaches back so far: a transaction may commit later than it wrote
+    :param known: row id -> revision, of what was handed out already
+    """
+    versions = session.execute(select(SessionRow.id, SessionRow.revision).where(SessionRow.updated_at >= since))
+    new = [row_id for row_id, revision in versions if known.get(row_id) != revision]
+    rows = [
+        row
+        for chunk in _chunks(new)
+        for row in session.scalars(
+            select(SessionRow).where(SessionRow.id.in_(chunk)).execution_options(populate_existing=True)
+        )
+    ]
+    return [Change(row.id, row.revision, row.conn_id, state_of(row)) for row in rows]
+
+
+def last_callout_at(session: Session, conn_id: str) -> datetime | None:
+    """Return when the last callout that could be read came over a connection."""
+    return session.scalar(
+        select(TransitionRow.created_at)
+        .where(
+            TransitionRow.conn_id == conn_id,
+            TransitionRow.kind == EntryKind.STATUS_CHANGE,
+            TransitionRow.source == Source.CALLOUT,
+        )
+        .order_by(TransitionRow.created_at.desc())
+        .limit(1)
+    )
+
+
+def transitions(session: Session, conn_id: str, sessions: Iterable[tuple[str, str]]) -> list[SessionTransition]:
+    """Return all that was told of some sessions.
+
+    :param sessions: meter and session ids
+    """
+    found = []
+    for meter_id, session_id in sessions:
+        found += [
+            transition_of(row)
+            for row in session.scalars(
+                select(TransitionRow).where(
+                    TransitionRow.conn_id == conn_id,
+                    TransitionRow.meter_id == meter_id,
+                    TransitionRow.session_id == session_id,
+                    TransitionRow.kind == EntryKind.STATUS_CHANGE,
+                )
+            )
+        ]
+    return found
+
+
+def silent_sessions(session: Session, conn_id: str, before: datetime) -> list[SessionState]:
+    """Return the sessions that are not known to have ended, and of which nothing was told since then."""
+    return [
+        state_of(row)
+        for row in session.scalars(
+            select(SessionRow)
+            .where(
+                SessionRow.terminal.is_(False),
+                SessionRow.last_observed_at < before,
+                SessionRow.conn_id == conn_id,
+            )
+            .order_by(SessionRow.last_observed_at)
+        )
+    ]
+
+
+def _collect(rows: dict[int, SessionRow], session: Session, query: Any) -> None:
+    rows.update((row.id, row) for row in session.scalars(query))
+
+
+def _chunks(items: Sequence[Any]) -> Iterable[Sequence[Any]]:
+    return (items[start : start + _CHUNK] for start in range(0, len(items), _CHUNK))
