@@ -27,7 +27,7 @@ MISSING = (
     "macOS: brew install mariadb)"
 )
 
-# Airflow itself speaks to MySQL through mysqlclient alone, which must be compiled. PyMySQL offers itself under that name,
+# Airflow itself speaks to MySQL through mysqlclient alone, which must be compiled. PyMySQL offers itself by that name,
 # and lacks the one function that Airflow asks for when it starts.
 AIRFLOW = """
 import pymysql, sys
