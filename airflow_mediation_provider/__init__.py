@@ -35,6 +35,13 @@ def get_provider_info() -> dict[str, Any]:
         "triggers": [{"integration-name": name, "python-modules": [f"{package}.triggers.meter_session"]}],
         "extra-links": [f"{package}.links.MeterSessionLink"],
         "connection-types": [connection_type()],
+        "asset-uris": [
+            {
+                "schemes": ["mediation"],
+                "handler": f"{package}.assets.sanitize_uri",
+                "factory": f"{package}.assets.create_asset",
+            }
+        ],
         "cli": [f"{package}.cli.get_cli_commands"],
         "db-managers": [f"{package}.journal.manager.MediationDBManager"],
     }

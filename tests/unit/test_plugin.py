@@ -46,7 +46,7 @@ def test_loading_it_brings_nothing_along():
     loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
 
     foreign = {name for name in loaded if name.partition(".")[0] not in sys.stdlib_module_names}
-    assert foreign - {"airflow_mediation_provider"} == {
-        "airflow_mediation_provider.api_server",
-        "airflow_mediation_provider.plugin",
+    assert {name for name in foreign if name.partition(".")[0] != "airflow_mediation_provider"} == set()
+    assert {name for name in foreign if name.startswith("airflow_mediation_provider.api_server")} == {
+        "airflow_mediation_provider.api_server"
     }
