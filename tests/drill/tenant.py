@@ -45,6 +45,7 @@ SORTS: Final = (
     Sort("without ids", 2, ("110",), ("same", "none")),
     Sort("under other ids", 1, ("111",), ("same", "other")),
 )
+UNKNOWABLE: Final = frozenset({"without ids", "under other ids"})
 METERS: Final = tuple(meter for sort in SORTS for meter in sort.meters)
 
 
@@ -111,12 +112,12 @@ def _statuses(sort: Sort, rounds: int, chance: random.Random) -> list[str]:
             raise AssertionError(sort.name)
 
 
-def configuration(*, disorder: float, delivery: DeliverySettings, url: str, **settings: Any) -> SimulatorConfig:
-    """Return the tenant; all its callouts go to one address.
+def callouts(url: str, *, disorder: float) -> list[CalloutConfig]:
+    """Return the notifications: all go to one address.
 
     :param disorder: each callout is held back for up to so many seconds
     """
-    callouts = [
+    return [
         CalloutConfig(
             url=url,
             name=sort.name,
@@ -129,14 +130,12 @@ def configuration(*, disorder: float, delivery: DeliverySettings, url: str, **se
         )
         for sort in SORTS
     ]
-    meters = [MeterConfig(id=meter, name=f"Drill {meter}") for meter in METERS]
-    return SimulatorConfig(
-        meters=tuple(meters),
-        max_running_meters=len(METERS),
-        callouts=tuple(callouts),
-        delivery=delivery,
-        **settings,
-    )
+
+
+def configuration(delivery: DeliverySettings, **settings: Any) -> SimulatorConfig:
+    """Return the tenant, without notifications yet."""
+    meters = tuple(MeterConfig(id=meter, name=f"Drill {meter}") for meter in METERS)
+    return SimulatorConfig(meters=meters, max_running_meters=len(METERS), delivery=delivery, **settings)
 
 
 def start(sim: Simulator, play: Play, step: float, chance: random.Random) -> str:

@@ -1,0 +1,55 @@
+"""Kills API servers without warning while callouts come, and starts them again."""
+
+from __future__ import annotations
+
+import itertools
+import signal
+import threading
+from typing import TYPE_CHECKING, Self
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from demo.stack import AirflowStack
+
+
+class Reaper:
+    """A context manager: for as long as its block, every so often a server dies and is started again.
+
+    :param stack: whose servers they are
+    :param servers: their names; one after the other, and each fourth time all at once
+    :param every: seconds from one death to the next
+    """
+
+    def __init__(self, stack: AirflowStack, servers: Sequence[str], every: float) -> None:
+        self._stack = stack
+        self._servers = servers
+        self._every = every
+        self._over = threading.Event()
+        self._thread = threading.Thread(target=self._reap, daemon=True)
+        self.deaths = 0
+        self.error: BaseException | None = None
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self._over.set()
+        self._thread.join()
+        if self.error is not None:
+            raise self.error
+
+    def _reap(self) -> None:
+        try:
+            for number in itertools.count(1):
+                if self._over.wait(self._every):
+                    return
+                condemned = self._servers if number % 4 == 0 else [self._servers[number % len(self._servers)]]
+                for server in condemned:
+                    self._stack.stop(server, sig=signal.SIGKILL)
+                for server in condemned:
+                    self._stack.start(server)
+                self.deaths += len(condemned)
+        except BaseException as error:  # the block's thread is to see it
+            self.error = error
