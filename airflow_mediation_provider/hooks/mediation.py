@@ -1,8 +1,8 @@
 """MediationHook and MediationAsyncHook: Zuora Mediation's REST API behind an Airflow connection.
 
-Both have the same methods with the same arguments: those of the calls in ``protocol.api`` and ``protocol.audit``,
-where they are documented. A method carries its call out by ``protocol.exchange``; the two hooks differ in how they
-send, sleep and wait, and in nothing else. They raise the errors of ``protocol.errors`` only.
+Both have the same methods with the same arguments: those of the calls in ``protocol.api``, ``protocol.audit`` and
+``protocol.history``, where they are documented. A method carries its call out by ``protocol.exchange``; the two hooks
+differ in how they send, sleep and wait, and in nothing else. They raise the errors of ``protocol.errors`` only.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from airflow_mediation_provider.hooks.methods import async_entries, async_method
 from airflow_mediation_provider.hooks.settings import Settings, settings_of
 from airflow_mediation_provider.hooks.tokens import TenantTokens, TokenFlight, tokens_of
 from airflow_mediation_provider.hooks.transport import AsyncTransport, SyncTransport, check_certificates
-from airflow_mediation_provider.protocol import api, audit
+from airflow_mediation_provider.protocol import api, audit, history
 from airflow_mediation_provider.protocol.errors import MediationError, MisconfigurationError, TransientError
 from airflow_mediation_provider.protocol.exchange import (
     Outcome,
@@ -116,6 +116,7 @@ class MediationHook(_ConnectionHook):
     create_export_job = method(audit.create_export_job)
     list_export_jobs = method(audit.list_export_jobs)
     export_download_url = method(audit.export_download_url)
+    callout_history = entries(history.callout_history)
 
     _settings: Settings | None = None
     _transport: SyncTransport | None = None
@@ -184,7 +185,7 @@ class MediationHook(_ConnectionHook):
         self.close()
 
     def carry_out(self, call: Call[T]) -> T:
-        """Carry out a call of ``protocol.api`` or ``protocol.audit``, or one of your own; what the methods do."""
+        """Carry out a call of ``protocol.api`` or its siblings, or one of your own; what the methods do."""
         try:
             return self._drive(self._flow(call, self.settings))
         except MisconfigurationError:
@@ -239,6 +240,7 @@ class MediationAsyncHook(_ConnectionHook):
     create_export_job = async_method(audit.create_export_job)
     list_export_jobs = async_method(audit.list_export_jobs)
     export_download_url = async_method(audit.export_download_url)
+    callout_history = async_entries(history.callout_history)
 
     _bound: _Bound | None = None
 
@@ -299,7 +301,7 @@ class MediationAsyncHook(_ConnectionHook):
         return settings_of(self.mediation_conn_id, connection)
 
     async def carry_out(self, call: Call[T]) -> T:
-        """Carry out a call of ``protocol.api`` or ``protocol.audit``, or one of your own; what the methods do."""
+        """Carry out a call of ``protocol.api`` or its siblings, or one of your own; what the methods do."""
         settings, transport = await self._open()
         try:
             return await self._drive(self._flow(call, settings), transport)

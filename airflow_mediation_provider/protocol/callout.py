@@ -85,7 +85,7 @@ def read_callout(settings: CalloutSettings, headers: Mapping[str, str], body: by
     sent = {name.lower(): value for name, value in headers.items()}
     notification_id = bounded_id(sent.get(NOTIFICATION_HEADER.lower()))
     try:
-        fields = _fields_of(body, sent.get("content-type", ""))
+        fields = read_body(body, sent.get("content-type", ""))
         return read_fields(
             settings, fields, observed_at=observed_at, source=Source.CALLOUT, notification_id=notification_id
         )
@@ -166,6 +166,33 @@ def read_fields(
     )
 
 
+def read_body(body: bytes, content_type: str = "") -> dict[str, Any]:
+    """Return the fields of a body: JSON in any of its encodings, or a form.
+
+    :param content_type: of the request; JSON needs none
+    :raises ValueError: it is neither
+    :raises RecursionError: it is nested too deep
+    """
+    try:
+        value = json.loads(body)
+    except ValueError as error:
+        text = body.decode("latin-1").strip("\ufeff \t\r\n")
+        if isinstance(error, UnicodeDecodeError) and text.startswith(("{", "[")):
+            value = json.loads(text)
+        elif "form" in content_type.lower() or re.match(r"[\w.% +-]+=", text):
+            value = dict(parse_qsl(body.decode("utf-8", "replace").strip(), keep_blank_values=True, max_num_fields=999))
+        else:
+            raise
+    if not isinstance(value, dict) or not value:
+        raise UnreadableCalloutError("the body is no object with fields")
+    return value
+
+
+def plain_name(name: object) -> str:
+    """Return the one form of a field's name: its letters and digits in lower case."""
+    return re.sub(r"[^a-z0-9]", "", str(name).lower())
+
+
 def bounded_id(text: str | None) -> str | None:
     """Return a notification id as the journal keeps it: one that is too long, or like none of Zuora's, by its hash."""
     text = (text or "").strip()
@@ -196,26 +223,6 @@ class UnreadableCalloutError(ValueError):
     """A body that does not say which session changed to what."""
 
 
-def _fields_of(body: bytes, content_type: str) -> dict[str, Any]:
-    """Return the fields of a body: JSON in any of its encodings, or a form.
-
-    :raises ValueError: it is neither
-    """
-    try:
-        value = json.loads(body)
-    except ValueError as error:
-        text = body.decode("latin-1").strip("\ufeff \t\r\n")
-        if isinstance(error, UnicodeDecodeError) and text.startswith(("{", "[")):
-            value = json.loads(text)
-        elif "form" in content_type.lower() or re.match(r"[\w.% +-]+=", text):
-            value = dict(parse_qsl(body.decode("utf-8", "replace").strip(), keep_blank_values=True, max_num_fields=999))
-        else:
-            raise
-    if not isinstance(value, dict) or not value:
-        raise UnreadableCalloutError("the body is no object with fields")
-    return value
-
-
 def _raw(body: bytes) -> dict[str, str]:
     try:
         text = body.decode()
@@ -234,7 +241,7 @@ def _named(fields: Mapping[str, Any]) -> dict[str, str]:
 
 def _leaves(fields: Mapping[str, Any], path: str) -> Iterator[tuple[str, str]]:
     for name, value in fields.items():
-        joined = path + re.sub(r"[^a-z0-9]", "", str(name).lower())
+        joined = path + plain_name(name)
         if isinstance(value, dict):
             yield from _leaves(value, joined)
         elif (text := _text(value)) is not None:

@@ -184,6 +184,10 @@ def connect(monkeypatch, zuora):
     return define
 
 
+# They yield, over as many pages as are looked at.
+PAGED = ("audit_trail_entries", "callout_history")
+
+
 class Asker:
     """Calls a method of the synchronous or of the asynchronous hook, a new one each time."""
 
@@ -195,12 +199,12 @@ class Asker:
         if self.kind == "sync":
             with mediation.MediationHook("mediation_test", **options) as sync_hook:
                 result = getattr(sync_hook, method)(*args, **kwargs)
-                return list(result) if method == "audit_trail_entries" else result
+                return list(result) if method in PAGED else result
 
         async def ask() -> Any:
             async with mediation.MediationAsyncHook("mediation_test", **options) as async_hook:
                 result = getattr(async_hook, method)(*args, **kwargs)
-                if method == "audit_trail_entries":
+                if method in PAGED:
                     return [entry async for entry in result]
                 return await result
 

@@ -7,6 +7,7 @@ import inspect
 import logging
 import time
 from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime
 from types import SimpleNamespace
 
 import pytest
@@ -100,6 +101,22 @@ class TestCalls:
         assert second.endswith("&cursor=c%2B%2F%3D")
         assert third.endswith("&cursor=d")
 
+    def test_pages_of_the_callout_history(self, ask, zuora):
+        path = "/v1/notification-history/callout"
+        zuora.on(
+            path,
+            Answer({"calloutHistories": [{"attemptedNum": 1}], "nextPage": "https://elsewhere/next", "success": True}),
+            Answer({"calloutHistories": [{"attemptedNum": 2}], "success": True}),
+        )
+
+        records = ask("callout_history", datetime(2026, 1, 1, tzinfo=UTC), datetime(2026, 1, 2, tzinfo=UTC))
+
+        assert [record["attemptedNum"] for record in records] == [1, 2]
+        first, second = [seen.query for seen in zuora.seen if seen.path == path]
+        assert "failedOnly=false" in first
+        assert "startTime=2026-01-01T00%3A00%3A00" in first
+        assert second == first.replace("page=1", "page=2")
+
     def test_pages_that_go_round(self, ask, zuora):
         zuora.on("/meters/5/auditTrail/entries", Answer({"data": [{}], "nextPage": "same"}))
 
@@ -143,7 +160,7 @@ class TestCalls:
         async_.pop("settings")  # a property of the synchronous one
 
         assert sync == async_
-        assert len(sync) == 12
+        assert len(sync) == 13
         assert only_sync
 
     def test_signatures_help(self):

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 from datetime import UTC, datetime, timedelta
+from itertools import pairwise
 
 import pytest
 
 from airflow_mediation_provider.hooks.mediation import MediationHook
+from airflow_mediation_provider.protocol.callout_settings import callout_settings
 from airflow_mediation_provider.protocol.errors import (
     CapacityError,
     DuplicateKeyError,
@@ -16,8 +18,11 @@ from airflow_mediation_provider.protocol.errors import (
     StopInProgressError,
     TransientError,
 )
+from airflow_mediation_provider.protocol.history import read_history
+from airflow_mediation_provider.protocol.lifecycle import fold
+from airflow_mediation_provider.protocol.reconcile import missing
 from airflow_mediation_provider.protocol.status import RunType
-from airflow_mediation_provider.simulator import running_simulator
+from airflow_mediation_provider.simulator import CalloutConfig, running_simulator
 from airflow_mediation_provider.simulator.config import MeterConfig, RunPlan, SimulatorConfig
 
 from .conftest import Asker
@@ -185,3 +190,29 @@ def test_connection_test(simulator, monkeypatch, shape, setting, fields, works, 
     ok, sentence = MediationHook("mediation_test").test_connection()
 
     assert (ok, says in sentence) == (works, True), sentence
+
+
+@pytest.mark.parametrize("context", ["full", "tags", "dotted"])
+@pytest.mark.parametrize("body", ["labels", '{"m": "{{Meter.Id}}", "when": "{{MeterSession.StartTime}}"}'])
+def test_the_callout_history_tells_of_every_change_that_was_lost(ask, simulator, context, body):
+    zone = "Asia/Tokyo"
+    simulator.delivery(history_context=context, history_timezone=zone)
+    simulator.callouts(
+        CalloutConfig(url="http://127.0.0.1:9/mediation/callouts/test", loss=1.0, retry=False, body=body)
+    )
+    script = ["INITIALIZING", "RUNNING", "PAUSED", "RUNNING", "PAUSED", "RUNNING", "COMPLETED"]
+    simulator.start_session("101", script=[[status, 600] for status in script[:-1]] + [["COMPLETED", None]])
+    for _ in script:
+        simulator.wait_delivered()
+        simulator.advance(600)
+
+    now = datetime.fromtimestamp(simulator.log("transition")[-1]["at"] + 1, UTC)
+    records = ask("callout_history", now - timedelta(hours=4), now, timezone=zone, page_size=5)
+    history = read_history(callout_settings("test", {"callout_timezone": zone}), records, now)
+
+    assert history.unreadable == 0
+    lost = [entry.transition for entry in missing(history.entries, [])]
+    edges = [(change.previous_status, change.status) for change in lost]
+    assert edges == [(None, script[0]), *pairwise(script)]
+    assert {(change.meter_id, change.session_id[:2]) for change in lost} == {("101", "R-")}
+    assert fold(lost).status == "COMPLETED"
