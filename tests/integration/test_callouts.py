@@ -1,0 +1,158 @@
+"""Callouts on a real Airflow: posted by hand they start DAGs, once for each session, however they come."""
+
+from __future__ import annotations
+
+import base64
+import json
+import subprocess
+import time
+from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from demo.processes import wait_until
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from demo.stage import Stage
+
+CONN_ID = "mediation_callouts"
+SECRET = "a secret of sixteen or more"
+DAG = """
+from airflow.sdk import dag, task
+from airflow_mediation_provider.assets import on_meter_session, triggering_session
+
+@dag(schedule={schedule}, catchup=False, max_active_runs=40, max_active_tasks=40)
+def {dag_id}():
+    @task
+    def session():
+        return triggering_session()
+
+    session()
+
+{dag_id}()
+"""
+
+
+@pytest.fixture(scope="module")
+def callouts(stage: Stage) -> Callouts:
+    extra = {"callout_hmac_secret": SECRET}
+    stage.airflow.api(
+        "POST",
+        "/connections",
+        json={
+            "connection_id": CONN_ID,
+            "conn_type": "mediation",
+            "host": stage.simulator.url,
+            "login": "simulator-client",
+            "password": "simulator-secret",
+            "extra": json.dumps(extra),
+        },
+    )
+    return Callouts(stage)
+
+
+class Callouts:
+    """Posts callouts as a user would who has nothing but a shell, and asks which runs came of them."""
+
+    def __init__(self, stage: Stage) -> None:
+        self.airflow = stage.airflow
+        self.url = f"{stage.airflow.url}/mediation/callouts/{CONN_ID}"
+
+    def post(self, meter_id: str, session_id: str, status: str, previous: str = "RUNNING") -> str:
+        now = datetime.now(UTC).isoformat()
+        body = json.dumps(
+            {
+                "meterId": meter_id,
+                "meterName": "Posted by hand",
+                "sessionId": session_id,
+                "runType": "NORMAL",
+                "status": status,
+                "previousStatus": previous,
+                "startTime": now,
+                "endTime": now if status == "COMPLETED" else "",
+            }
+        ).encode()
+        sign = ["openssl", "dgst", "-sha256", "-hmac", SECRET, "-binary"]
+        signature = base64.b64encode(subprocess.run(sign, input=body, capture_output=True, check=True).stdout).decode()
+        headers = ["-H", "Content-Type: application/json", "-H", f"X-Mediation-Signature: {signature}"]
+        send = ["curl", "-sS", "--noproxy", "*", "--max-time", "30", *headers, "--data-binary", "@-", self.url]
+        return subprocess.run(send, input=body, capture_output=True, check=True).stdout.decode()
+
+    def runs(self, dag_id: str) -> dict[str, list[dict[str, Any]]]:
+        """Return the runs of a DAG by their partition keys."""
+        found: dict[str, list[dict[str, Any]]] = {}
+        for run in self.airflow.runs(dag_id):
+            found.setdefault(str(run["partition_key"]), []).append(run)
+        return found
+
+    def wait_runs(self, dag_id: str, sessions: set[str], *, timeout: float = 30) -> None:
+        """Wait until there is a run for each session, and hold that there is one for each and no other."""
+        wait_until(
+            lambda: set(self.runs(dag_id)) >= sessions,
+            timeout=timeout,
+            what=f"the runs of {dag_id} for {len(sessions)} sessions",
+            every=0.5,
+        )
+        assert {session: len(runs) for session, runs in self.runs(dag_id).items()} == dict.fromkeys(sessions, 1)
+
+    def pause(self, dag_id: str, *, paused: bool) -> None:
+        self.airflow.api("PATCH", f"/dags/{dag_id}", json={"is_paused": paused})
+
+
+def on(meter_id: str, status: str = "COMPLETED") -> str:
+    return f"on_meter_session({meter_id!r}, {status!r}, mediation_conn_id={CONN_ID!r})"
+
+
+def test_a_callout_by_curl_and_openssl_starts_the_dag(
+    callouts: Callouts, meter: Callable[..., str], add_dag: Callable[[str, str], None]
+) -> None:
+    meter_id, session = meter(), "R-70000001"
+    add_dag("on_callout", DAG.format(dag_id="on_callout", schedule=on(meter_id)))
+
+    assert json.loads(callouts.post(meter_id, session, "COMPLETED")) == {"success": True}
+    began = time.monotonic()
+    callouts.wait_runs("on_callout", {session})
+    print(f"run after {time.monotonic() - began:.2f} s")
+    # Zuora may send it again, and says other things of the session besides.
+    callouts.post(meter_id, session, "COMPLETED")
+    callouts.post(meter_id, session, "RUNNING", "INITIALIZING")
+    [run] = callouts.airflow.runs("on_callout")
+    callouts.airflow.wait_success("on_callout", run["dag_run_id"])
+
+    told = callouts.airflow.xcom("on_callout", run["dag_run_id"], "session")
+    assert (told["meter_id"], told["session_id"], told["status"]) == (meter_id, session, "COMPLETED")
+    assert (told["evidence"], told["certain"]) == ("callout", True)
+    callouts.wait_runs("on_callout", {session})
+
+
+def test_a_burst_within_one_loop_of_the_scheduler_strands_nothing(
+    callouts: Callouts, meter: Callable[..., str], add_dag: Callable[[str, str], None]
+) -> None:
+    meter_id, sessions = meter(), {f"R-7100{number:04}" for number in range(20)}
+    add_dag("on_burst", DAG.format(dag_id="on_burst", schedule=on(meter_id)))
+
+    began = time.monotonic()
+    with ThreadPoolExecutor(8) as pool:
+        answers = list(pool.map(lambda session: callouts.post(meter_id, session, "COMPLETED"), sorted(sessions)))
+    sent = time.monotonic()
+    callouts.wait_runs("on_burst", sessions, timeout=30)
+    print(f"20 callouts in {sent - began:.2f} s; all runs {time.monotonic() - sent:.2f} s later")
+
+    assert {json.loads(answer)["success"] for answer in answers} == {True}
+
+
+def test_a_session_of_either_meter(
+    callouts: Callouts, meter: Callable[..., str], add_dag: Callable[[str, str], None]
+) -> None:
+    one, other = meter(), meter()
+    add_dag("on_either_of_two", DAG.format(dag_id="on_either_of_two", schedule=f"{on(one)} | {on(other, 'FAILED')}"))
+
+    callouts.post(one, "R-72000001", "COMPLETED")
+    callouts.post(other, "R-72000002", "FAILED")
+    callouts.post(other, "R-72000003", "COMPLETED")
+
+    callouts.wait_runs("on_either_of_two", {"R-72000001", "R-72000002"})
