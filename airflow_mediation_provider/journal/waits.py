@@ -7,8 +7,7 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 from airflow import settings
-from airflow.utils.sqlalchemy import build_upsert_stmt
-from sqlalchemy import update
+from sqlalchemy import insert, update
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 
@@ -50,8 +49,9 @@ def record_waits(
             # In one order over all writers, so that two of them never wait for each other.
             for report in sorted(open, key=lambda each: each.id):
                 values = _values(report, conn_id) | {"seen_at": now, "ended_at": None, "outcome": None}
-                changing = {name: value for name, value in values.items() if name != "id"}
-                session.execute(build_upsert_stmt(engine.dialect.name, WaitRow, ["id"], values, changing))
+                known: Any = session.execute(update(WaitRow).where(WaitRow.id == report.id).values(**values))
+                if not known.rowcount:
+                    session.execute(insert(WaitRow).values(**values))
             for end in sorted(ended, key=lambda each: each.id):
                 session.execute(
                     update(WaitRow)
