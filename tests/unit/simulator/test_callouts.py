@@ -257,7 +257,7 @@ def test_copies_have_the_same_another_or_no_id(sim: Simulator, receiver: Receive
 
 def test_disorder_holds_callouts_back_and_the_same_seed_does_the_same(receiver: Receiver) -> None:
     def order(seed: int) -> list[str]:
-        with running_simulator(SimulatorConfig(clock="manual", delivery={"seed": seed})) as sim:  # type: ignore[arg-type]
+        with running_simulator(SimulatorConfig(clock="manual", delivery={"seed": seed})) as sim:
             sim.callouts(CalloutConfig(url=receiver.url, disorder=100))
             play(sim)
             sim.advance(100)
@@ -325,7 +325,7 @@ def test_as_many_at_once_as_allowed(sim: Simulator, receiver: Receiver) -> None:
 def test_it_stops_while_callouts_are_under_way(receiver: Receiver) -> None:
     gate = threading.Event()
     receiver.answer = lambda received: Answer(wait_for=gate)
-    with running_simulator(SimulatorConfig(clock="manual", callouts=({"url": receiver.url},))) as sim:  # type: ignore[arg-type]
+    with running_simulator(SimulatorConfig(clock="manual", callouts=({"url": receiver.url},))) as sim:
         fail(sim)
         sim.wait_for("callout")
     gate.set()
