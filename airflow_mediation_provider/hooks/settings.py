@@ -10,7 +10,7 @@ from string import Formatter
 from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import quote, urlsplit
 
-from airflow_mediation_provider.protocol.callout_settings import CALLOUT_EXTRA
+from airflow_mediation_provider.protocol.callout_settings import CALLOUT_EXTRA, CalloutSettings, callout_settings
 from airflow_mediation_provider.protocol.data_centers import DataCenter
 from airflow_mediation_provider.protocol.errors import MisconfigurationError
 from airflow_mediation_provider.protocol.exchange import REQUEST_TIMEOUT, Peer, legal_header
@@ -65,7 +65,10 @@ class HttpOptions:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Settings:
-    """A checked connection."""
+    """A checked connection.
+
+    :param extra: its extra as it is; of it, the callouts' fields are not checked here
+    """
 
     conn_id: str
     base_url: str
@@ -76,6 +79,15 @@ class Settings:
     ui_base: str | None = None
     ui_link_template: str | None = None
     http: HttpOptions = field(default_factory=HttpOptions)
+    extra: Mapping[str, Any] = field(default_factory=dict, repr=False)
+
+    @property
+    def callouts(self) -> CalloutSettings:
+        """How callouts are proven and read.
+
+        :raises MisconfigurationError: one sentence that names the connection, the field and what it takes
+        """
+        return callout_settings(self.conn_id, self.extra)
 
     def peer(self, track_id: str | None = None) -> Peer:
         """Return whom to ask, and the headers of every call."""
@@ -133,6 +145,7 @@ def settings_of(conn_id: str, connection: Connection) -> Settings:
         ui_base=center.ui_url if center else None,
         ui_link_template=_link_template(conn_id, extra.get("ui_link_template"), center),
         http=_http_options(conn_id, extra, urlsplit(base_url).scheme),
+        extra=extra,
     )
 
 

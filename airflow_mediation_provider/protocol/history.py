@@ -152,7 +152,7 @@ class History:
     :param entries: one for each status change, the oldest first, whether it arrived or not
     :param records: how many records there were, each once
     :param siblings: how many of them are of Mediation's other events
-    :param foreign: how many of them are of other events, or go to other receivers
+    :param foreign: how many of them are of other events, or go to other receivers than us
     :param unreadable: how many of them could be of a session, but do not say what changed
     :param categories: how many records of status changes each event category has
     """
@@ -166,57 +166,74 @@ class History:
 
 
 def read_history(settings: CalloutSettings, records: Iterable[Json], now: datetime) -> History:
-    """Put records together to events.
+    """Put records together to events; of those that are of no session's change, none is held.
 
     :param settings: of the connection: how times are written, and in which zone
     :param records: in any order; one that was read twice counts once
     :param now: nothing is taken to have happened later
     """
-    once = list({json.dumps(record, sort_keys=True, default=str): record for record in records}.values())
-    ours = _to_us(settings.conn_id, once)
-    tally: Counter[str] = Counter(foreign=len(once) - len(ours))
-    categories: Counter[str] = Counter()
-    told: dict[tuple[Any, ...], list[_Told]] = defaultdict(list)
-    for record in ours:
-        entry = _read_record(settings, record, now)
-        if entry is None or entry.kind is not EntryKind.STATUS_CHANGE or entry.transition is None:
-            tally[_sort(record) if entry is None else "siblings"] += 1
+    path = re.compile(rf"/callouts/{re.escape(settings.conn_id)}/?(?:[?#]|$)")
+    seen: set[bytes] = set()
+    # What goes to other receivers is left out; but where a proxy gives our path another name, none can be told apart.
+    sides = {True: _Side(), False: _Side()}
+    for record in records:
+        digest = hashlib.sha256(json.dumps(record, sort_keys=True, default=str).encode("utf-8", "replace")).digest()
+        if digest in seen:
             continue
-        categories[str(record.get("eventCategory"))] += 1
-        change = entry.transition
-        edge = (change.meter_id, change.session_id, change.previous_status, change.status)
-        told[edge].append(_Told(entry, _attempt(settings, record, now), record, _timestamp(record)))
-    entries = [entry for edge, records_of_it in told.items() for entry in _events(edge, records_of_it)]
+        seen.add(digest)
+        side = sides[path.search(str(record.get("requestUrl") or "")) is not None]
+        side.records += 1
+        entry = _read_record(settings, record, now)
+        if entry is None:
+            side.unreadable += _could_be_a_sessions(record)
+        elif entry.kind is not EntryKind.STATUS_CHANGE or entry.transition is None:
+            side.siblings += 1
+        else:
+            change = entry.transition
+            edge = (change.meter_id, change.session_id, change.previous_status, change.status)
+            side.told[edge].append(
+                _Told(
+                    entry=entry,
+                    attempt=_attempt(settings, record, now),
+                    category=str(record.get("eventCategory")),
+                    notification=str(record.get("notification")),
+                    url=str(record.get("requestUrl")),
+                    timestamp=_timestamp(record),
+                )
+            )
+    ours = sides[True] if sides[True].records else sides[False]
+    changes = sum(len(told) for told in ours.told.values())
+    entries = [entry for edge, told in ours.told.items() for entry in _events(edge, told)]
     return History(
         entries=sorted(entries, key=lambda entry: (entry.observed_at, entry.notification_id or "")),
-        records=len(once),
-        siblings=tally["siblings"],
-        foreign=tally["foreign"],
-        unreadable=tally["unreadable"],
-        categories=dict(categories),
+        records=len(seen),
+        siblings=ours.siblings,
+        foreign=len(seen) - changes - ours.siblings - ours.unreadable,
+        unreadable=ours.unreadable,
+        categories=dict(Counter(each.category for told in ours.told.values() for each in told)),
     )
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class _Told:
     """A record that tells of a status change."""
 
     entry: Entry
     attempt: Attempt
-    record: Json
+    category: str
+    notification: str
+    url: str
     timestamp: str | None
 
-    @property
-    def stream(self) -> tuple[str, str]:
-        """Which notification it is of, and to whom."""
-        return (str(self.record.get("notification")), str(self.record.get("requestUrl")))
 
+@dataclass(slots=True)
+class _Side:
+    """The records that go to us, or those that go to others."""
 
-def _to_us(conn_id: str, records: list[Json]) -> list[Json]:
-    """Leave out what goes to other receivers; where a proxy gives our path another name, none can be told apart."""
-    path = re.compile(rf"/callouts/{re.escape(conn_id)}/?(?:[?#]|$)")
-    ours = [record for record in records if path.search(str(record.get("requestUrl") or ""))]
-    return ours or records
+    records: int = 0
+    siblings: int = 0
+    unreadable: int = 0
+    told: dict[tuple[Any, ...], list[_Told]] = field(default_factory=lambda: defaultdict(list))
 
 
 def _read_record(settings: CalloutSettings, record: Json, now: datetime) -> Entry | None:
@@ -242,9 +259,8 @@ def _body_fields(text: str) -> Json:
         return {}
 
 
-def _sort(record: Json) -> str:
-    """Say whether a record that cannot be read could be of a session at all."""
-    return "unreadable" if "session" in json.dumps(record.get("eventContext"), default=str).lower() else "foreign"
+def _could_be_a_sessions(record: Json) -> bool:
+    return "session" in json.dumps(record.get("eventContext"), default=str).lower()
 
 
 def _attempt(settings: CalloutSettings, record: Json, now: datetime) -> Attempt:
@@ -274,7 +290,7 @@ def _events(edge: tuple[Any, ...], told: list[_Told]) -> list[Entry]:
         if each.timestamp is not None:
             stamped[each.timestamp].append(each)
         else:
-            streams[each.stream].append(each)
+            streams[each.notification, each.url].append(each)
     found = [_event(edge, timestamp, same) for timestamp, same in stamped.items()]
     if streams:
         chains = max((_chains(stream) for _, stream in sorted(streams.items())), key=len)
@@ -301,9 +317,9 @@ def _event(edge: tuple[Any, ...], instance: str, told: list[_Told]) -> Entry:
     digest = hashlib.sha256(json.dumps([*edge, instance]).encode()).hexdigest()
     history = {
         "attempts": [each.attempt.to_dict() for each in told],
-        "category": str(first.record.get("eventCategory")),
-        "notification": str(first.record.get("notification")),
-        "url": str(first.record.get("requestUrl")),
+        "category": first.category,
+        "notification": first.notification,
+        "url": first.url,
     }
     entry = first.entry
     assert entry.transition is not None  # noqa: S101  # a status change has one

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from airflow_mediation_provider.protocol.transition import SessionTransition
 
 PROTOCOL: Final = 1
+RECONCILE_PATH: Final = "/reconcile"
 # A callout comes within seconds of its attempt; more is for clocks that differ.
 NEAR: Final = timedelta(minutes=5)
 # Where the tenant's zone is not the one that the connection names, all times of the history are off by hours.
