@@ -13,14 +13,15 @@ from typing import TYPE_CHECKING, Any
 
 from airflow.assets.manager import asset_manager
 from airflow.configuration import conf
-from airflow.models.asset import AssetModel
-from sqlalchemy import select
+from airflow.models.asset import AssetEvent, AssetModel
+from sqlalchemy import select, update
 
 from airflow_mediation_provider.protocol.asset_uri import asset_uri
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Collection, Sequence
 
+    from airflow.models.dag import DagModel
     from sqlalchemy.orm import Session
 
 
@@ -69,6 +70,43 @@ def emit(
             )
             emitted.append(asset.uri)
     return tuple(emitted), after
+
+
+class UnknownAirflowError(Exception):
+    """Airflow is of a version that queues runs in another way."""
+
+
+def lock_assets(asset_ids: Collection[int], *, session: Session) -> None:
+    """Have nobody else queue DAG runs of these assets until the end of the transaction; Airflow locks them alike."""
+    if session.get_bind().dialect.name == "sqlite":
+        # Any write takes the only lock there is.
+        session.execute(update(AssetModel).where(AssetModel.id.in_(asset_ids)).values(id=AssetModel.id))
+        return
+    rows = select(AssetModel.id).where(AssetModel.id.in_(asset_ids)).order_by(AssetModel.id)
+    session.execute(rows.with_for_update(key_share=True)).all()
+
+
+def queue_run(dag: DagModel, event: AssetEvent, *, session: Session) -> None:
+    """Queue the run of one DAG for an event that is there already; all other DAGs of its asset are left alone.
+
+    :param dag: scheduled on the event's asset, and on sessions one by one
+    :param event: with a partition key
+    :param session: the caller's, which has locked the asset, and commits
+    :raises UnknownAirflowError: this version of Airflow has no way to do that
+    """
+    queue = getattr(asset_manager, "_queue_partitioned_dags", None)
+    if queue is None:
+        raise UnknownAirflowError("this version of Airflow has no known way to queue the run of one DAG alone")
+    options = {"partition_date": None} if "partition_date" in inspect.signature(queue).parameters else {}
+    queue(
+        asset_id=event.asset_id,
+        partition_dags=[dag],
+        event=event,
+        partition_key=event.partition_key,
+        task_instance=None,
+        session=session,
+        **options,
+    )
 
 
 @cache
