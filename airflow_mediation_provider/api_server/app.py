@@ -11,17 +11,15 @@ from fastapi import FastAPI, Request
 from starlette.exceptions import HTTPException
 
 from airflow_mediation_provider import __version__
-from airflow_mediation_provider.api_server import callouts
+from airflow_mediation_provider.api_server import callouts, feed, observations
 from airflow_mediation_provider.api_server.complaints import Complaints
 from airflow_mediation_provider.api_server.connections import Connections
 from airflow_mediation_provider.api_server.recorder import Recorder
 from airflow_mediation_provider.api_server.replies import UNAVAILABLE, error_docs, refused
+from airflow_mediation_provider.protocol.feed import HANDSHAKE_PATH, PROTOCOL, SERVICE
 
 if TYPE_CHECKING:
     from fastapi.responses import JSONResponse
-
-# Of the messages between the API server and this provider's own workers and triggers.
-PROTOCOL = 1
 
 
 def create_app(connections: Connections | None = None, recorder: Recorder | None = None) -> FastAPI:
@@ -42,14 +40,15 @@ def create_app(connections: Connections | None = None, recorder: Recorder | None
     app.state.connections = connections or Connections()
     app.state.recorder = recorder or Recorder()
     app.state.complaints = Complaints()
-    app.include_router(callouts.router)
+    for part in (callouts, observations, feed):
+        app.include_router(part.router)
     app.add_exception_handler(HTTPException, _http_error)
     app.add_exception_handler(Exception, _server_error)
 
-    @app.get("/handshake", responses=error_docs(405))
+    @app.get(HANDSHAKE_PATH, responses=error_docs(405))
     async def handshake() -> dict[str, Any]:
         """Say who is here: how the feed's clients find this server, and how a reverse proxy is checked."""
-        return {"service": "mediation", "protocol": PROTOCOL, "version": __version__}
+        return {"service": SERVICE, "protocol": PROTOCOL, "version": __version__}
 
     return app
 

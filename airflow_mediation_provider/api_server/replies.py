@@ -18,6 +18,7 @@ ERROR_SCHEMA: Final[dict[str, Any]] = {
 
 
 _MEANINGS: Final = {
+    400: "the message cannot be read",
     401: "the request does not prove that it comes from whom it should",
     404: "no connection of type `mediation` with callout authentication has this id",
     405: "another method is needed",

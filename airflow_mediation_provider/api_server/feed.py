@@ -1,0 +1,146 @@
+"""The feed: what the journal knows of the sessions that Airflow's processes wait for, as soon as it knows it.
+
+It tells states, not events: the same one may come twice, and a change that was missed is found by the next full look.
+No database session is held while a request waits.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from typing import TYPE_CHECKING, Any, Final
+
+from fastapi import APIRouter, Request, Response
+from starlette.exceptions import HTTPException
+
+from airflow_mediation_provider.api_server.changes import Changes, Cursor
+from airflow_mediation_provider.api_server.replies import UNAVAILABLE, error_docs
+from airflow_mediation_provider.api_server.shutdown import on_shutdown
+from airflow_mediation_provider.api_server.signed import read_signed
+from airflow_mediation_provider.journal import queries
+from airflow_mediation_provider.journal.record import JournalUnavailable, unavailable
+from airflow_mediation_provider.journal.waits import record_waits
+from airflow_mediation_provider.protocol.errors import MisconfigurationError
+from airflow_mediation_provider.protocol.feed import FEED_PATH, FeedReply, FeedRequest
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from datetime import datetime
+
+    from airflow_mediation_provider.api_server.connections import MediationConnection
+    from airflow_mediation_provider.protocol.feed import MeterQuestion
+    from airflow_mediation_provider.protocol.lifecycle import SessionState
+
+log = logging.getLogger(__name__)
+router = APIRouter()
+
+MOST_WAITING: Final = 1000
+"""So many requests wait for news at a time; one more is answered at once."""
+
+
+class Feed:
+    """The feed of one process of the API server, on one event loop."""
+
+    def __init__(self) -> None:
+        self.changes = Changes()
+        self._waiting = 0
+        self._writing: set[asyncio.Task[None]] = set()
+        on_shutdown(self.changes.close)
+
+    async def answer(self, connection: MediationConnection, question: FeedRequest) -> FeedReply:
+        """Answer one request, at once or after as many seconds as it waits.
+
+        :raises JournalUnavailable: the journal cannot be read
+        """
+        if question.open or question.ended:
+            # Nobody waits for this: it is for people who look, and it comes again.
+            task = asyncio.create_task(self._keep_waits(connection.conn_id, question))
+            self._writing.add(task)
+            task.add_done_callback(self._writing.discard)
+        try:
+            cursor = Cursor.parse(question.cursor) if question.cursor else None
+            told = None
+            if cursor is not None and not question.full:
+                told = await self._changes(cursor, connection.conn_id, question)
+            if told is not None:
+                states, after = told
+                return FeedReply(cursor=str(after), callouts=_takes_callouts(connection), sessions=tuple(states))
+            after = await self.changes.cursor()
+            states, last = await asyncio.to_thread(_look, connection.conn_id, question.meters)
+        except JournalUnavailable:
+            raise
+        except Exception as error:
+            raise unavailable(error) from error
+        callouts = _takes_callouts(connection)
+        return FeedReply(cursor=str(after), callouts=callouts, last_callout_at=last, sessions=tuple(states))
+
+    async def _changes(
+        self, cursor: Cursor, conn_id: str, question: FeedRequest
+    ) -> tuple[list[SessionState], Cursor] | None:
+        seconds = question.wait if self._waiting < MOST_WAITING else 0.0
+        self._waiting += 1
+        try:
+            return await self.changes.since(cursor, conn_id, question.meters.keys(), seconds=seconds)
+        finally:
+            self._waiting -= 1
+
+    async def _keep_waits(self, conn_id: str, question: FeedRequest) -> None:
+        try:
+            await asyncio.to_thread(record_waits, conn_id=conn_id, open=question.open, ended=question.ended)
+        except JournalUnavailable as error:
+            log.warning("The waits of tasks could not be kept: %s", error)
+
+
+@router.post(FEED_PATH, responses=error_docs(400, 401, 405, 408, 413, 503))
+async def ask_feed(request: Request) -> Response:
+    """Tell what is known of the sessions asked for, or wait for a change."""
+    connection, body = await read_signed(request, FEED_PATH)
+    try:
+        question = FeedRequest.from_bytes(body)
+    except ValueError as error:
+        raise HTTPException(400, str(error)) from None
+    answering = asyncio.ensure_future(feed_of(request.app).answer(connection, question))
+    leaving = asyncio.ensure_future(_gone(request))
+    try:
+        await asyncio.wait([answering, leaving], return_when=asyncio.FIRST_COMPLETED)
+        if not answering.done():
+            return Response(status_code=204)  # nobody reads it
+        reply = answering.result()
+    except JournalUnavailable as error:
+        request.app.state.complaints.say(logging.ERROR, "The feed was answered 503", connection.conn_id, str(error))
+        raise HTTPException(503, UNAVAILABLE) from None
+    finally:
+        leaving.cancel()
+        answering.cancel()
+    return Response(reply.to_bytes(), media_type="application/json")
+
+
+def feed_of(app: Any) -> Feed:
+    """Return the application's feed, made at the first question: it belongs to the event loop."""
+    feed: Feed | None = getattr(app.state, "feed", None)
+    if feed is None:
+        feed = app.state.feed = Feed()
+        app.state.recorder.after.append(lambda recorded: feed.changes.nudge() if recorded.changed else None)
+    return feed
+
+
+async def _gone(request: Request) -> None:
+    """Return when the client has gone away."""
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
+
+
+def _takes_callouts(connection: MediationConnection) -> bool:
+    try:
+        return connection.callouts.enabled
+    except MisconfigurationError:
+        return False
+
+
+def _look(conn_id: str, meters: Mapping[str, MeterQuestion]) -> tuple[list[SessionState], datetime | None]:
+    from airflow import settings
+
+    if settings.NonScopedSession is None:
+        raise JournalUnavailable("Airflow's database is not set up in this process")
+    with settings.NonScopedSession() as session:
+        return queries.answer(session, conn_id, meters), queries.last_callout_at(session, conn_id)

@@ -1,0 +1,262 @@
+"""The feed and the observations, from a signed request to the journal and back, on SQLite and PostgreSQL."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING, Any
+
+import httpx
+import pytest
+from airflow import settings
+
+from airflow_mediation_provider.api_server.app import create_app
+from airflow_mediation_provider.api_server.changes import Changes, Cursor
+from airflow_mediation_provider.api_server.connections import Connections, MediationConnection
+from airflow_mediation_provider.api_server.feed import feed_of
+from airflow_mediation_provider.journal.record import record
+from airflow_mediation_provider.journal.tables import WaitRow
+from airflow_mediation_provider.protocol.entry import Entry, EntryKind
+from airflow_mediation_provider.protocol.feed import (
+    FEED_PATH,
+    OBSERVATIONS_PATH,
+    FeedReply,
+    FeedRequest,
+    MeterQuestion,
+    WaitReport,
+    derive_key,
+    observations_to_bytes,
+    signed_headers,
+)
+from airflow_mediation_provider.protocol.transition import SessionTransition, Source
+
+if TYPE_CHECKING:
+    from airflow_mediation_provider.journal import queries
+
+SECRET = "client-secret"
+ASKED = {"1": MeterQuestion(sessions=frozenset({"R-1"}))}
+
+
+def change(status: str, *, before: str | None = None, session: str = "R-1", meter: str = "1") -> Entry:
+    transition = SessionTransition(
+        meter_id=meter,
+        session_id=session,
+        status=status,
+        previous_status=before,
+        observed_at=datetime.now(UTC),
+        source=Source.RUN,
+    )
+    return Entry(
+        kind=EntryKind.STATUS_CHANGE, observed_at=transition.observed_at, source=Source.RUN, transition=transition
+    )
+
+
+def find(conn_id: str) -> MediationConnection | None:
+    extra = {"callout_token": "t"} if conn_id == "zuora" else {}
+    return MediationConnection(conn_id, None, SECRET, extra) if conn_id in ("zuora", "quiet") else None
+
+
+class Caller:
+    """Signs and sends, as workers and triggers do."""
+
+    def __init__(self, client: httpx.AsyncClient) -> None:
+        self._client = client
+
+    async def post(self, path: str, body: bytes, *, conn_id: str = "zuora", **changes: Any) -> httpx.Response:
+        proof = {"path": path, "conn_id": conn_id, "body": body, "timestamp": int(time.time())}
+        headers = signed_headers(derive_key(changes.pop("secret", SECRET)), **{**proof, **changes})
+        return await self._client.post(path, content=body, headers=headers)
+
+    async def ask(self, *, conn_id: str = "zuora", **question: Any) -> FeedReply:
+        request = FeedRequest(**{"meters": ASKED, **question})
+        reply = await self.post(FEED_PATH, request.to_bytes(), conn_id=conn_id)
+        assert reply.status_code == 200, reply.text
+        return FeedReply.from_bytes(reply.content)
+
+
+@pytest.fixture
+def app(airflow_database: str) -> Any:
+    return create_app(Connections(find))
+
+
+@pytest.fixture
+async def caller(app: Any):
+    async with httpx.AsyncClient(transport=httpx.ASGITransport(app=app), base_url="http://airflow") as client:
+        yield Caller(client)
+
+
+def statuses(reply: FeedReply) -> dict[str, str]:
+    return {state.session_id: state.status for state in reply.sessions}
+
+
+async def test_what_is_observed_is_told(caller: Caller):
+    body = observations_to_bytes([change("RUNNING")])
+    reply = await caller.post(OBSERVATIONS_PATH, body)
+    assert (reply.status_code, reply.json()) == (200, {"new": 1, "duplicates": 0})
+    first = await caller.ask()
+    assert statuses(first) == {"R-1": "RUNNING"}
+    assert first.callouts is True
+    assert first.last_callout_at is None
+    assert statuses(await caller.ask(cursor=first.cursor)) == {}
+
+
+async def test_a_connection_without_callout_authentication_says_so(caller: Caller):
+    assert (await caller.ask(conn_id="quiet")).callouts is False
+
+
+async def test_who_waits_is_told_as_soon_as_this_process_learns_of_a_change(caller: Caller):
+    first = await caller.ask()
+    waiting = asyncio.create_task(caller.ask(cursor=first.cursor, wait=10))
+    others = [
+        asyncio.create_task(caller.ask(cursor=first.cursor, wait=2, meters={"2": MeterQuestion()})) for _ in range(3)
+    ]
+    began = time.monotonic()
+    while not waiting.done() and time.monotonic() - began < 5:
+        await caller.post(OBSERVATIONS_PATH, observations_to_bytes([change("RUNNING")]))
+        await asyncio.wait([waiting], timeout=1)
+    assert statuses(waiting.result()) == {"R-1": "RUNNING"}
+    assert all(statuses(reply) == {} for reply in await asyncio.gather(*others))
+
+
+async def test_a_wait_without_news_ends_in_its_time(caller: Caller):
+    first = await caller.ask()
+    began = time.monotonic()
+    reply = await caller.ask(cursor=first.cursor, wait=0.5)
+    assert statuses(reply) == {}
+    assert 0.4 < time.monotonic() - began < 5
+
+
+async def test_on_shutdown_nobody_waits_on(caller: Caller, app: Any):
+    first = await caller.ask()
+    waiting = asyncio.create_task(caller.ask(cursor=first.cursor, wait=20))
+    while not feed_of(app).changes._waiting:
+        await asyncio.wait([waiting], timeout=0.01)
+    began = time.monotonic()
+    feed_of(app).changes.close()
+    assert statuses(await waiting) == {}
+    assert time.monotonic() - began < 1
+
+
+async def test_a_cursor_of_another_process_is_told_what_is_recent_and_an_old_one_everything(caller: Caller):
+    await caller.ask()
+    await asyncio.to_thread(record, [change("RUNNING")], conn_id="zuora")
+    other = str(Cursor("another", 999, time.time()))
+    assert statuses(await caller.ask(cursor=other, wait=5)) == {"R-1": "RUNNING"}
+    old = str(Cursor("another", 999, time.time() - 3600))
+    assert statuses(await caller.ask(cursor=old)) == {"R-1": "RUNNING"}
+    assert statuses(await caller.ask(cursor="what is this")) == {"R-1": "RUNNING"}
+
+
+async def test_waits_are_kept(caller: Caller, app: Any):
+    now = datetime.now(UTC)
+    names = dict.fromkeys(("id", "meter_id", "version", "dag_id", "run_id", "task_id", "mode"), "x")
+    report = WaitReport(**names, session_id=None, condition={}, map_index=-1, try_number=1, created_at=now)
+    await caller.ask(open=(report,))
+    await asyncio.gather(*feed_of(app)._writing)
+    with settings.NonScopedSession() as session:
+        row = session.get(WaitRow, "x")
+        assert row is not None
+        assert (row.conn_id, row.created_at, row.ended_at) == ("zuora", now, None)
+
+
+@pytest.mark.parametrize(
+    ("changes", "status"),
+    [
+        ({"secret": "another"}, 401),
+        ({"path": OBSERVATIONS_PATH}, 401),
+        ({"body": b"another"}, 401),
+        ({"timestamp": int(time.time()) - 3600}, 401),
+        ({"conn_id": "nobody"}, 401),
+    ],
+    ids=["another secret", "another path", "another body", "an old one", "an unknown connection"],
+)
+async def test_what_is_not_proven_is_refused_and_told_nothing(caller: Caller, changes: dict[str, Any], status: int):
+    body, changes = FeedRequest(meters=ASKED).to_bytes(), dict(changes)
+    if "conn_id" in changes:
+        reply = await caller.post(FEED_PATH, body, **changes)
+    else:
+        proof = {"path": FEED_PATH, "conn_id": "zuora", "body": body, "timestamp": int(time.time())}
+        headers = signed_headers(derive_key(changes.pop("secret", SECRET)), **{**proof, **changes})
+        reply = await caller._client.post(FEED_PATH, content=body, headers=headers)
+    assert (reply.status_code, reply.json()) == (status, {"success": False, "error": "not authenticated"})
+
+
+@pytest.mark.parametrize("body", [b"", b"[]", b"{}", b'{"protocol": 2}', b'{"protocol": 1, "meters": [1]}', b"\xff"])
+async def test_a_message_that_cannot_be_read_is_a_400_with_its_reason(caller: Caller, body: bytes):
+    for path in (FEED_PATH, OBSERVATIONS_PATH):
+        reply = await caller.post(path, body)
+        assert reply.status_code == 400
+        assert reply.json()["error"].startswith(f"the {path[1:]} request ")
+
+
+async def test_a_transaction_that_commits_later_than_one_that_began_after_it_is_told(
+    airflow_on: Any, postgres_database: str, monkeypatch: pytest.MonkeyPatch
+):
+    airflow_on(postgres_database)
+    changes = Changes()
+    cursor = await changes.cursor()
+    held, go_on = threading.Event(), threading.Event()
+    limit = "airflow_mediation_provider.journal.record._Writer._first_values"
+    from airflow_mediation_provider.journal.record import _Writer
+
+    first_values = _Writer._first_values
+
+    def hold(self: Any, state: Any) -> Any:
+        if state.session_id == "R-slow":
+            held.set()
+            assert go_on.wait(20)
+        return first_values(self, state)
+
+    monkeypatch.setattr(limit, hold)
+    slow = asyncio.create_task(asyncio.to_thread(record, [change("RUNNING", session="R-slow")], conn_id="zuora"))
+    assert await asyncio.to_thread(held.wait, 10)
+    await asyncio.to_thread(record, [change("RUNNING", session="R-quick")], conn_id="zuora")
+    told = await changes.since(cursor, "zuora", ["1"], seconds=5)
+    assert told is not None
+    assert [state.session_id for state in told[0]] == ["R-quick"]
+    go_on.set()
+    await slow
+    told = await changes.since(told[1], "zuora", ["1"], seconds=5)
+    assert told is not None
+    assert [state.session_id for state in told[0]] == ["R-slow"]
+
+
+async def test_each_version_of_a_session_is_told_once(airflow_database: str):
+    changes = Changes()
+    cursor = await changes.cursor()
+    for status in ("RUNNING", "COMPLETED"):
+        await asyncio.to_thread(record, [change(status)], conn_id="zuora")
+        told = await changes.since(cursor, "zuora", ["1"], seconds=5)
+        assert told is not None
+        states, cursor = told
+        assert [state.status for state in states] == [status]
+
+
+async def test_trouble_with_the_database_passes():
+    answers: list[Any] = [RuntimeError("gone"), RuntimeError("gone"), []]
+
+    def read(since: datetime, known: Any) -> Any:
+        answer = answers.pop(0) if len(answers) > 1 else answers[0]
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+    changes = Changes(read)
+    with pytest.raises(RuntimeError):
+        await changes.cursor()
+    with pytest.raises(RuntimeError):
+        await changes.cursor()
+    assert (await changes.cursor()).number == 0
+
+
+def test_the_overlap_reaches_a_minute_back():
+    asked: list[datetime] = []
+
+    def read(since: datetime, known: Any) -> list[queries.Change]:
+        asked.append(since)
+        return []
+
+    asyncio.run(Changes(read).cursor())
+    assert timedelta(seconds=59) < datetime.now(UTC) - asked[0] < timedelta(seconds=70)
