@@ -19,6 +19,26 @@ _COMMANDS: Final = "airflow_mediation_provider.commands"
 CONN_ID: Final = Arg(
     ("--conn-id",), help="the connection, of type mediation (default: %(default)s)", default="mediation_default"
 )
+URL: Final = Arg(
+    ("--url",), help="the public address of the callouts (default: [api] base_url + /mediation/callouts/CONN_ID)"
+)
+SINCE: Final = Arg(
+    ("--since",),
+    default="24h",
+    help="from when on: ISO 8601 (UTC where it has no zone), or how long ago, like 36h or 7d (default: %(default)s)",
+)
+UNTIL: Final = Arg(("--until",), help="until when, written the same way (default: now)")
+EVENT_CATEGORY: Final = Arg(
+    ("--event-category",), help="read only this event category of the callout history (default: all of the tenant)"
+)
+OPEN_HOURS: Final = Arg(
+    ("--open-hours",),
+    type=float,
+    default=6,
+    help="look at sessions that have not ended, and of which nothing came for so many hours; 0: at none "
+    "(default: %(default)s)",
+)
+JSON: Final = Arg(("--json",), action="store_true", help="print the result as JSON, and the progress beside it")
 TO_REVISION: Final = Arg(("--to-revision",), help="the revision to stop at (default: the last one)")
 BACK_TO_REVISION: Final = Arg(
     ("--to-revision",), required=True, help="the revision to go back to; base: without any of the tables"
@@ -42,7 +62,23 @@ def get_cli_commands() -> list[CLICommand]:
                     name="callout-template",
                     help="Print the callout template and the settings to paste into Zuora",
                     func=lazy_load_command(f"{_COMMANDS}.callouts.print_template"),
-                    args=(CONN_ID,),
+                    args=(CONN_ID, URL),
+                ),
+                ActionCommand(
+                    name="send-test-callout",
+                    help="Send a signed test callout, and prove that it arrives",
+                    description="Send a callout without credentials, which must be refused, and one with those of the "
+                    "connection, which must be in the journal then. It belongs to no session and starts no DAG.",
+                    func=lazy_load_command(f"{_COMMANDS}.callouts.send_test"),
+                    args=(CONN_ID, URL),
+                ),
+                ActionCommand(
+                    name="reconcile",
+                    help="Put into the journal what Zuora's callout history has and the journal lacks",
+                    description="Read Zuora's callout history, put into the journal the changes that never came, and "
+                    "say which sessions seem never to end. Running it again does no harm.",
+                    func=lazy_load_command(f"{_COMMANDS}.reconcile.reconcile"),
+                    args=(CONN_ID, SINCE, UNTIL, EVENT_CATEGORY, OPEN_HOURS, DRY_RUN, JSON),
                 ),
                 ActionCommand(
                     name="prune",

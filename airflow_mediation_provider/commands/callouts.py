@@ -1,0 +1,112 @@
+"""``airflow mediation callout-template`` and ``send-test-callout``: set callouts up, and prove the way through."""
+
+from __future__ import annotations
+
+import secrets
+import time
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
+
+from airflow_mediation_provider.commands.command import command
+from airflow_mediation_provider.commands.connection import callout_url, callouts_of, connection_of
+from airflow_mediation_provider.protocol.callout_probe import SECONDS, explain_answer, explain_refusal, probe
+from airflow_mediation_provider.protocol.callout_template import template_text
+
+if TYPE_CHECKING:
+    from argparse import Namespace
+
+    from airflow_mediation_provider.protocol.callout_settings import CalloutSettings
+
+
+@command
+def print_template(args: Namespace) -> None:
+    """Print what to paste into Zuora."""
+    settings = callouts_of(connection_of(args.conn_id))
+    url = args.url or callout_url(args.conn_id)
+    print(template_text(settings, url))
+    for doubt in _doubts(url):
+        print(doubt)
+
+
+@command
+def send_test(args: Namespace) -> None:
+    """Send a callout without credentials, which must be refused, and a right one, which must be in the journal then."""
+    settings = callouts_of(connection_of(args.conn_id))
+    if not settings.enabled:
+        raise SystemExit(
+            f"Connection {args.conn_id!r} accepts no callouts: set callout_hmac_secret, or callout_username and "
+            "callout_password, or callout_token in its extra."
+        )
+    url = args.url or callout_url(args.conn_id)
+    for doubt in _doubts(url):
+        print(doubt)
+    nonce, now = secrets.token_hex(8), datetime.now(UTC)
+    print(f"Sending to {url} a callout without credentials ...")
+    status, headers, body = _post(url, *probe(settings, nonce=nonce, now=now, authorized=False))
+    if fault := explain_refusal(status, headers, body, settings):
+        raise SystemExit(f"Failed: {fault}.")
+    print("401, as it must be: not everybody can tell Airflow what happened.")
+    print("Sending the same with the connection's credentials ...")
+    begun = time.monotonic()
+    status, headers, body = _post(url, *probe(settings, nonce=nonce, now=now))
+    if fault := explain_answer(status, headers, body):
+        raise SystemExit(f"Failed: {fault}.")
+    print(f"200 after {time.monotonic() - begun:.2f} s: the API server has written it down.")
+    print(_found(settings, f"test-{nonce}"))
+
+
+def _post(url: str, headers: dict[str, str], body: bytes) -> tuple[int, dict[str, str], str]:
+    """Send as Zuora does: no redirects, 25 seconds in all."""
+    import requests
+
+    try:
+        with requests.post(
+            url, data=body, headers=headers, timeout=(10.0, SECONDS - 10.0), allow_redirects=False
+        ) as reply:
+            return reply.status_code, {name.lower(): value for name, value in reply.headers.items()}, reply.text
+    except requests.exceptions.SSLError as error:
+        what = "its certificate is not accepted; Zuora would not take it either (or needs it in the callout template)"
+        raise SystemExit(f"Failed: {what}: {error}.") from None
+    except requests.exceptions.Timeout:
+        raise SystemExit(f"Failed: no answer in time; Zuora waits {SECONDS:g} s and tries again later.") from None
+    except requests.exceptions.RequestException as error:
+        raise SystemExit(f"Failed: no answer: {error}.") from None
+
+
+def _doubts(url: str) -> list[str]:
+    """Return what Zuora would not take of an address."""
+    parts = urlsplit(url)
+    doubts = []
+    if parts.scheme != "https" or parts.port not in (None, 443):
+        doubts.append("Note: Zuora calls https addresses on port 443 alone; give the public one with --url.")
+    if len(url) > 1000:
+        doubts.append("Note: Zuora takes addresses of at most 1,000 characters.")
+    return doubts
+
+
+def _found(settings: CalloutSettings, notification_id: str) -> str:
+    """Look for the test in the journal, and say what was found."""
+    from airflow.utils.session import create_session
+    from sqlalchemy import select
+    from sqlalchemy.exc import DBAPIError
+
+    from airflow_mediation_provider.journal.tables import TransitionRow
+
+    try:
+        with create_session() as session:
+            row: Any = session.scalar(
+                select(TransitionRow).where(
+                    TransitionRow.conn_id == settings.conn_id, TransitionRow.notification_id == notification_id
+                )
+            )
+            kind = row and row.kind
+    except DBAPIError as error:
+        return f"Whether it is in the journal cannot be seen from here: {error.orig}"
+    if kind is None:
+        raise SystemExit(
+            "Failed: it is not in the journal of this Airflow: the address leads to another one, with another database."
+        )
+    return (
+        f"It is in the journal, as a {kind}: it belongs to no session and starts no DAG. Zuora's callouts get through."
+    )
