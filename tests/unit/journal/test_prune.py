@@ -7,44 +7,14 @@ from typing import Any
 
 import pytest
 from airflow import settings
-from sqlalchemy import create_engine, select
+from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from airflow_mediation_provider.journal import prune as module
 from airflow_mediation_provider.journal.prune import Pruned, old_sessions, oldest_to_keep, prune
 from airflow_mediation_provider.journal.record import JournalMissing
 from airflow_mediation_provider.journal.tables import Base, SessionRow, TransitionRow, WaitRow
-
-NOW = datetime(2026, 6, 1, tzinfo=UTC)
-BEFORE = NOW - timedelta(days=90)
-OLD = BEFORE - timedelta(days=1)
-NEW = BEFORE + timedelta(days=1)
-
-
-def told(session_id: str | None, at: datetime = OLD, **values: Any) -> TransitionRow:
-    filled = {"conn_id": "zuora", "meter_id": "1001", "kind": "status_change", "status": "RUNNING", "source": "callout"}
-    return TransitionRow(
-        **{**filled, "session_id": session_id, "observed_at": at, "created_at": at, "body": {}, **values}
-    )
-
-
-def session_of(session_id: str, at: datetime = OLD, **values: Any) -> SessionRow:
-    times = dict.fromkeys(("begun_at", "first_observed_at", "last_observed_at", "updated_at"), at)
-    filled = {"conn_id": "zuora", "meter_id": "1001", "run_type": "NORMAL", "status": "COMPLETED", "source": "callout"}
-    flags = {"conflict": False, "ambiguous": False, "terminal": True, "transition": {}, "emitted": {}, "revision": 1}
-    return SessionRow(**{**filled, **flags, **times, "session_id": session_id, **values})
-
-
-def wait_of(wait_id: str, **values: Any) -> WaitRow:
-    filled = {"conn_id": "zuora", "meter_id": "1001", "version": "0.0.1", "condition": {}, "mode": "triggerer"}
-    task = {"dag_id": "usage", "run_id": "r", "task_id": "wait", "map_index": -1, "try_number": 1}
-    return WaitRow(**{**filled, **task, "id": wait_id, "created_at": OLD, "seen_at": NOW, **values})
-
-
-def keep(*rows: Any) -> None:
-    with Session(settings.get_engine()) as session:
-        session.add_all(rows)
-        session.commit()
+from tests.unit.journal.old_rows import BEFORE, NEW, NOW, OLD, keep, session_of, told, wait_of
 
 
 def left() -> tuple[set[str], int, set[str]]:
@@ -185,17 +155,6 @@ def test_each_batch_is_durable_by_itself(monkeypatch: pytest.MonkeyPatch) -> Non
             break
     assert len(left()[0]) == 4
     assert run() == Pruned(sessions=4)
-
-
-@pytest.mark.parametrize("database", ["postgresql"], indirect=True)
-def test_what_a_writer_holds_is_left_alone(database: str) -> None:
-    keep(session_of("R-1"), session_of("R-2"))
-    engine = create_engine(database)
-    with Session(engine) as writer:
-        writer.scalars(select(SessionRow).where(SessionRow.session_id == "R-1").with_for_update()).one()
-        assert run() == Pruned(sessions=1)
-    engine.dispose()
-    assert left()[0] == {"R-1"}
 
 
 @pytest.mark.parametrize("days", [0, -1, 13.99, float("nan")])
