@@ -195,61 +195,46 @@ class _Writer:
 
     def _refold(self, meter_id: str, session_id: str) -> SessionState:
         """Fold all that was told of a session into its row, and note the event that follows."""
-        row = self._locked(meter_id, session_id)
-        told = [transition_of(each) for each in self._session.scalars(self._changes_of(meter_id, session_id))]
-        state = fold(told)
-        if row is None:
-            self._add(SessionRow, self._first_values(state))
+        for _ in range(2):
             row = self._locked(meter_id, session_id)
-            # Between the two, another writer may have made the row and changed what there is to fold.
             told = [transition_of(each) for each in self._session.scalars(self._changes_of(meter_id, session_id))]
             state = fold(told)
-        if row is None:
-            raise JournalUnavailable(f"the row of session {session_id} vanished")
-        for name, value in session_values(state).items():
-            setattr(row, name, value)
-        row.revision += 1
-        row.updated_at = datetime.now(UTC)
-        # The how manieth arrival at this status it is. A status that was never left is announced once, however the
-        # reports of it were shuffled and repeated; one that was left and reached again is news.
-        arrival = departures(told)[state.status] + 1
-        if not state.ambiguous and row.emitted.get(state.status, 0) < arrival:
-            row.emitted = {**row.emitted, state.status: arrival}
-            extra = {**state.transition.to_dict(), "evidence": str(state.source), "certain": not state.conflict}
-            self._announce(state.meter_id, state.status, state.session_id, extra)
-        self._session.flush()
-        return state
+            # The how manieth arrival at this status it is. A status that was never left is announced once, however the
+            # reports of it were shuffled and repeated; one that was left and reached again is news.
+            arrival = departures(told)[state.status] + 1
+            emitted = row.emitted if row else {}
+            news = not state.ambiguous and emitted.get(state.status, 0) < arrival
+            values = {
+                **session_values(state),
+                "emitted": {**emitted, state.status: arrival} if news else emitted,
+                "revision": row.revision + 1 if row else 1,
+                "updated_at": datetime.now(UTC),
+            }
+            if row is not None:
+                for name, value in values.items():
+                    setattr(row, name, value)
+                self._session.flush()
+            elif not self._add(SessionRow, {**values, **self._key(meter_id, session_id)}):
+                continue  # another writer made the row meanwhile, and perhaps changed what there is to fold
+            if news:
+                extra = {**state.transition.to_dict(), "evidence": str(state.source), "certain": not state.conflict}
+                self._announce(meter_id, state.status, session_id, extra)
+            return state
+        raise JournalUnavailable(f"the row of session {session_id} vanished")
+
+    def _key(self, meter_id: str, session_id: str) -> dict[str, str]:
+        return {"conn_id": self._conn_id, "meter_id": meter_id, "session_id": session_id}
 
     def _locked(self, meter_id: str, session_id: str) -> SessionRow | None:
         return self._session.scalar(
             select(SessionRow)
-            .where(
-                SessionRow.conn_id == self._conn_id,
-                SessionRow.meter_id == meter_id,
-                SessionRow.session_id == session_id,
-            )
+            .filter_by(**self._key(meter_id, session_id))
             .with_for_update()
             .execution_options(populate_existing=True)
         )
 
     def _changes_of(self, meter_id: str, session_id: str) -> Any:
-        return select(TransitionRow).where(
-            TransitionRow.conn_id == self._conn_id,
-            TransitionRow.meter_id == meter_id,
-            TransitionRow.session_id == session_id,
-            TransitionRow.kind == EntryKind.STATUS_CHANGE,
-        )
-
-    def _first_values(self, state: SessionState) -> dict[str, Any]:
-        return {
-            **session_values(state),
-            "conn_id": self._conn_id,
-            "meter_id": state.meter_id,
-            "session_id": state.session_id,
-            "emitted": {},
-            "revision": 0,
-            "updated_at": datetime.now(UTC),
-        }
+        return select(TransitionRow).filter_by(**self._key(meter_id, session_id), kind=str(EntryKind.STATUS_CHANGE))
 
     def _announce(self, meter_id: str, status: str, partition_key: str, extra: dict[str, Any]) -> None:
         self._events.append(Event(meter_id=meter_id, status=status, partition_key=partition_key, extra=extra))
