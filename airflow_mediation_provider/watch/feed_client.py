@@ -1,0 +1,269 @@
+"""The feed for the triggerer: one request under way for each connection, however many tasks wait.
+
+It is a long poll with a cursor. In between come full looks, which heal whatever was missed: once a minute, and at once
+for the meters of waiters that just came.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+import time
+from typing import TYPE_CHECKING, Any, Final
+
+from airflow_mediation_provider.protocol.errors import MediationError
+from airflow_mediation_provider.protocol.feed import (
+    FEED_PATH,
+    FULL_LOOK_SECONDS,
+    HANDSHAKE_PATH,
+    LONGEST_WAIT_SECONDS,
+    OBSERVATIONS_PATH,
+    FeedReply,
+    FeedRequest,
+    derive_key,
+    is_handshake,
+    observations_to_bytes,
+    signed_headers,
+)
+from airflow_mediation_provider.watch.feed_address import Candidate, candidates
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Mapping, Sequence
+
+    import aiohttp
+
+    from airflow_mediation_provider.protocol.entry import Entry
+    from airflow_mediation_provider.protocol.feed import MeterQuestion, WaitEnded
+    from airflow_mediation_provider.watch.feed import FeedView
+
+log = logging.getLogger(__name__)
+
+GATHER_SECONDS: Final = 0.1
+"""New waiters come in crowds: one full look serves all that come within this long."""
+SHORTEST_SECONDS: Final = 0.1
+"""Between two requests, whatever the server answers."""
+BACKOFF_SECONDS: Final = (1.0, 2.0, 5.0, 10.0, 20.0)
+"""Pauses after failures in a row; the last one repeats. Up to a fifth is added at random."""
+ANSWER_SECONDS: Final = 10.0
+"""What a request may take beyond the seconds that it waits."""
+HANDSHAKE_SECONDS: Final = 3.0
+
+
+class FeedLostError(Exception):
+    """The feed gave no good answer; one sentence says why."""
+
+
+class FeedClient:
+    """Follows the feed for one connection, on one event loop.
+
+    :param conn_id: the Airflow connection
+    :param client_secret: looks up what signs the requests; asked again after the server refused it
+    :param addresses: where the API server may be
+    """
+
+    def __init__(
+        self,
+        conn_id: str,
+        client_secret: Callable[[], Awaitable[str]],
+        *,
+        addresses: Callable[[], Sequence[Candidate]] = candidates,
+    ) -> None:
+        self._conn_id = conn_id
+        self._client_secret = client_secret
+        self._addresses = addresses
+        self._http: aiohttp.ClientSession | None = None
+        self._address: Candidate | None = None
+        self._key: bytes | None = None
+        self._cursor: str | None = None
+        self._full_at = 0.0
+        self._asked: dict[str, MeterQuestion] = {}
+        self._reported: set[str] = set()
+        self._ended: list[WaitEnded] = []
+
+    async def follow(self, view: FeedView) -> None:
+        """Ask and tell until cancelled; outage and recovery are logged once each."""
+        failures = 0
+        try:
+            while True:
+                began = time.monotonic()
+                try:
+                    await self._step(view)
+                except FeedLostError as error:
+                    if failures == 0:
+                        level = logging.WARNING if self._cursor else logging.INFO
+                        log.log(level, "The journal of callouts does not answer (%s): polling meanwhile.", error)
+                    self._forget()
+                    view.disconnected(str(error))
+                    pause = BACKOFF_SECONDS[min(failures, len(BACKOFF_SECONDS) - 1)]
+                    failures += 1
+                    await asyncio.sleep(pause * (1 + 0.2 * random.random()))  # noqa: S311  # jitter
+                    continue
+                if failures:
+                    log.info("The journal of callouts answers again.")
+                failures = 0
+                await asyncio.sleep(max(SHORTEST_SECONDS - (time.monotonic() - began), 0))
+        finally:
+            await self.close()
+
+    async def observe(self, entries: Sequence[Entry]) -> None:
+        """Report what was learned, if the feed is there; without waiting for long, and without an error."""
+        if self._address is None:
+            return
+        try:
+            await self._call(OBSERVATIONS_PATH, observations_to_bytes(entries), seconds=ANSWER_SECONDS / 2)
+        except FeedLostError as error:
+            log.debug("What was learned could not be reported: %s", error)
+
+    async def close(self) -> None:
+        """Close the connections."""
+        http, self._http = self._http, None
+        if http is not None:
+            await http.close()
+
+    async def _step(self, view: FeedView) -> None:
+        """Make one request, and tell the view what it brought."""
+        if self._address is None:
+            self._address = await self._find()
+        if view.new_questions.is_set():
+            await asyncio.sleep(GATHER_SECONDS)
+            view.new_questions.clear()
+        questions = view.questions()
+        self._ended += view.ended_waits()
+        new = {meter_id: each for meter_id, each in questions.items() if not _covered(each, self._asked.get(meter_id))}
+        if self._cursor is None or time.monotonic() - self._full_at >= FULL_LOOK_SECONDS:
+            await self._look(view, questions, whole=True)
+        elif new:
+            await self._look(view, new, whole=False)
+        else:
+            await self._wait(view, questions)
+
+    async def _look(self, view: FeedView, questions: Mapping[str, MeterQuestion], *, whole: bool) -> None:
+        """Read the present state.
+
+        :param whole: of everything asked for, with all waits reported; else of what is new alone, which leaves the
+            cursor as it is
+        """
+        waits = [report for report in view.open_waits() if whole or report.id not in self._reported]
+        reply = await self._ask(FeedRequest(meters=questions, full=True, open=tuple(waits), ended=tuple(self._ended)))
+        self._ended.clear()
+        if whole:
+            self._cursor, self._full_at, self._asked = reply.cursor, time.monotonic(), dict(questions)
+            self._reported = {report.id for report in waits}
+        else:
+            self._asked.update(questions)  # each new one holds what was asked before, unless that waiter left
+            self._reported.update(report.id for report in waits)
+        await self._tell(view, reply)
+
+    async def _wait(self, view: FeedView, questions: Mapping[str, MeterQuestion]) -> None:
+        """Wait for a change, but not any longer once a new waiter is here."""
+        left = FULL_LOOK_SECONDS - (time.monotonic() - self._full_at)
+        question = FeedRequest(
+            meters=questions,
+            cursor=self._cursor,
+            wait=max(min(LONGEST_WAIT_SECONDS, left), 0.0),
+            ended=tuple(self._ended),
+        )
+        asking = asyncio.ensure_future(self._ask(question))
+        coming = asyncio.ensure_future(view.new_questions.wait())
+        try:
+            await asyncio.wait([asking, coming], return_when=asyncio.FIRST_COMPLETED)
+            if not asking.done():
+                return
+            reply = asking.result()
+        finally:
+            for task in (asking, coming):
+                task.cancel()
+            await asyncio.gather(asking, coming, return_exceptions=True)
+        self._ended.clear()
+        self._cursor = reply.cursor
+        await self._tell(view, reply)
+
+    async def _tell(self, view: FeedView, reply: FeedReply) -> None:
+        view.connected(callouts=reply.callouts)
+        if reply.sessions:
+            await view.learn(reply.sessions)
+
+    async def _ask(self, question: FeedRequest) -> FeedReply:
+        body = await self._call(FEED_PATH, question.to_bytes(), seconds=question.wait + ANSWER_SECONDS)
+        try:
+            return FeedReply.from_bytes(body)
+        except ValueError as error:
+            raise FeedLostError(str(error)) from None
+
+    async def _call(self, path: str, body: bytes, *, seconds: float) -> bytes:
+        address = self._address
+        if address is None:
+            raise FeedLostError("its address is not known")
+        headers = signed_headers(
+            await self._signing_key(), path=path, conn_id=self._conn_id, body=body, timestamp=int(time.time())
+        )
+        status, content = await self._send("POST", address.url + path, seconds=seconds, data=body, headers=headers)
+        if status == 401:
+            self._key = None
+            raise FeedLostError(
+                f"{address.url} answered 401: the API server finds another client secret in connection "
+                f"{self._conn_id!r}, or its clock differs"
+            )
+        if status != 200:
+            raise FeedLostError(f"{address.url} answered {status}")
+        return content
+
+    async def _signing_key(self) -> bytes:
+        if self._key is None:
+            try:
+                self._key = derive_key(await self._client_secret())
+            except MediationError as error:
+                raise FeedLostError(str(error)) from error
+        return self._key
+
+    async def _find(self) -> Candidate:
+        """Return the first address whose handshake is this provider's: other pages answer 200 as well."""
+        import json
+
+        failures = []
+        for candidate in self._addresses():
+            try:
+                status, body = await self._send("GET", candidate.url + HANDSHAKE_PATH, seconds=HANDSHAKE_SECONDS)
+                if status == 200 and is_handshake(json.loads(body)):
+                    log.info("Callouts are read at %s, from %s.", candidate.url, candidate.source)
+                    return candidate
+                failures.append(f"{candidate.url} is another service")
+            except FeedLostError as error:
+                failures.append(str(error))
+            except ValueError:
+                failures.append(f"{candidate.url} is another service")
+        raise FeedLostError(f"no API server with this provider was found: {'; '.join(failures)}")
+
+    async def _send(self, method: str, url: str, *, seconds: float, **options: Any) -> tuple[int, bytes]:
+        http = await self._session()
+        try:
+            async with asyncio.timeout(seconds), http.request(method, url, allow_redirects=False, **options) as reply:
+                return reply.status, await reply.read()
+        except TimeoutError:
+            raise FeedLostError(f"{url} gave no answer within {seconds:g} s") from None
+        except Exception as error:  # aiohttp's errors are many, and none of them may end a wait
+            raise FeedLostError(f"{url} gave no answer ({type(error).__name__})") from error
+
+    async def _session(self) -> aiohttp.ClientSession:
+        if self._http is None:
+            import importlib
+
+            # A few hundred milliseconds at the first time, which the event loop must not stand still for.
+            aiohttp = await asyncio.to_thread(importlib.import_module, "aiohttp")
+            if self._http is None:
+                self._http = aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=4))
+        return self._http
+
+    def _forget(self) -> None:
+        """Begin anew: with the address, and with the whole state."""
+        self._address = self._cursor = None
+        self._asked.clear()
+        self._reported.clear()
+
+
+def _covered(question: MeterQuestion, asked: MeterQuestion | None) -> bool:
+    """Say whether the last full look answered this already: those who left ask for nothing new."""
+    if asked is None or not question.sessions <= asked.sessions:
+        return False
+    return question.since is None or (asked.since is not None and asked.since <= question.since)
