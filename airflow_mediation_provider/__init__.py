@@ -42,6 +42,31 @@ def get_provider_info() -> dict[str, Any]:
                 "factory": f"{package}.assets.create_asset",
             }
         ],
+        "config": {"mediation": {"description": "Callouts of Zuora Mediation.", "options": _options()}},
         "cli": [f"{package}.cli.get_cli_commands"],
         "db-managers": [f"{package}.journal.manager.MediationDBManager"],
+    }
+
+
+def _options() -> dict[str, dict[str, Any]]:
+    return {
+        "feed_url": {
+            "description": (
+                "Address of the API server's paths under /mediation, for workers and triggerers. Without it they try "
+                "what [core] execution_api_server_url and [api] base_url imply."
+            ),
+            "version_added": None,
+            "type": "string",
+            "example": "https://airflow.example.com/mediation",
+            "default": None,
+        },
+        "cross_check_interval": {
+            "description": (
+                "Seconds between two looks at a meter's status while callouts arrive; a longer poke_interval counts."
+            ),
+            "version_added": None,
+            "type": "integer",
+            "example": None,
+            "default": "300",
+        },
     }
