@@ -15,6 +15,7 @@ from airflow_mediation_provider.api_server.app import create_app
 from airflow_mediation_provider.api_server.connections import Connections
 from airflow_mediation_provider.api_server.recorder import Recorder
 from airflow_mediation_provider.protocol.feed import FEED_PATH, OBSERVATIONS_PATH, derive_key, signed_headers
+from airflow_mediation_provider.protocol.reconcile import RECONCILE_PATH
 from tests.unit.api_server.conftest import Directory, Journal
 from tests.unit.api_server.signed import signature
 
@@ -31,7 +32,7 @@ class Proving:
 
     async def __call__(self, scope, receive, send):
         path = scope.get("path", "")
-        if scope["type"] == "http" and path.startswith(("/callouts/", FEED_PATH, OBSERVATIONS_PATH)):
+        if scope["type"] == "http" and path.startswith(("/callouts/", FEED_PATH, OBSERVATIONS_PATH, RECONCILE_PATH)):
             body, more = b"", True
             while more:
                 message = await receive()
@@ -89,5 +90,5 @@ def test_whatever_is_proven_to_come_from_zuora_or_from_airflow(case):
 
 
 def test_nothing_is_left_out():
-    paths = {"/handshake", "/callouts/{conn_id}", "/feed", "/observations"}
+    paths = {"/handshake", "/callouts/{conn_id}", "/feed", "/observations", "/reconcile"}
     assert set(create_app().openapi()["paths"]) == paths
