@@ -27,6 +27,11 @@ SINCE: Final = Arg(
     default="24h",
     help="from when on: ISO 8601 (UTC where it has no zone), or how long ago, like 36h or 7d (default: %(default)s)",
 )
+SINCE_REQUIRED: Final = Arg(
+    ("--since",),
+    required=True,
+    help="from when on: ISO 8601 (UTC where it has no zone), or how long ago, like 36h or 7d",
+)
 UNTIL: Final = Arg(("--until",), help="until when, written the same way (default: now)")
 EVENT_CATEGORY: Final = Arg(
     ("--event-category",), help="read only this event category of the callout history (default: all of the tenant)"
@@ -48,6 +53,12 @@ OLDER_THAN: Final = Arg(
     ("--older-than",), type=float, required=True, metavar="DAYS", help="how many days to keep; at least 14"
 )
 ONLY_CONN_ID: Final = Arg(("--conn-id",), help="of this connection alone (default: of all)")
+DAG: Final = Arg(("--dag",), metavar="DAG_ID", help="the DAG")
+ASSET: Final = Arg(
+    ("--asset",),
+    metavar="URI",
+    help="or all DAGs on an asset, like mediation://mediation_default/meters/1001/COMPLETED",
+)
 DRY_RUN: Final = Arg(("--dry-run",), action="store_true", help="only say what would be done")
 
 
@@ -79,6 +90,14 @@ def get_cli_commands() -> list[CLICommand]:
                     "say which sessions seem never to end. Running it again does no harm.",
                     func=lazy_load_command(f"{_COMMANDS}.reconcile.reconcile"),
                     args=(CONN_ID, SINCE, UNTIL, EVENT_CATEGORY, OPEN_HOURS, DRY_RUN, JSON),
+                ),
+                ActionCommand(
+                    name="replay",
+                    help="Start the runs that a DAG missed because it was paused, or not there yet",
+                    description="Start a run for each session that came to the status which a DAG is scheduled on, and "
+                    "for which that DAG has no run. Other DAGs are left alone, and running it again does no harm.",
+                    func=lazy_load_command(f"{_COMMANDS}.replay.replay"),
+                    args=(DAG, ASSET, SINCE_REQUIRED, UNTIL, DRY_RUN),
                 ),
                 ActionCommand(
                     name="prune",
