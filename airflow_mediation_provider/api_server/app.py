@@ -11,7 +11,7 @@ from fastapi import FastAPI, Request
 from starlette.exceptions import HTTPException
 
 from airflow_mediation_provider import __version__
-from airflow_mediation_provider.api_server import callouts, feed, observations, reconcile
+from airflow_mediation_provider.api_server import callouts, feed, observations, prune, reconcile
 from airflow_mediation_provider.api_server.complaints import Complaints
 from airflow_mediation_provider.api_server.connections import Connections
 from airflow_mediation_provider.api_server.recorder import Recorder
@@ -40,7 +40,7 @@ def create_app(connections: Connections | None = None, recorder: Recorder | None
     app.state.connections = connections or Connections()
     app.state.recorder = recorder or Recorder()
     app.state.complaints = Complaints()
-    for part in (callouts, observations, feed, reconcile):
+    for part in (callouts, observations, feed, reconcile, prune):
         app.include_router(part.router)
     app.add_exception_handler(HTTPException, _http_error)
     app.add_exception_handler(Exception, _server_error)

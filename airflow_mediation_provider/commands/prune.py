@@ -6,9 +6,10 @@ import time
 from typing import TYPE_CHECKING, Final
 
 from airflow_mediation_provider.commands.command import command
-from airflow_mediation_provider.journal.prune import Pruned, old_sessions, oldest_to_keep
+from airflow_mediation_provider.journal.prune import old_sessions, oldest_to_keep
 from airflow_mediation_provider.journal.prune import prune as prune_journal
 from airflow_mediation_provider.journal.record import JournalUnavailable
+from airflow_mediation_provider.protocol.pruning import Pruned
 from airflow_mediation_provider.protocol.times import in_words
 
 if TYPE_CHECKING:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from contextlib import nullcontext
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any, Final
 
@@ -19,6 +19,7 @@ from airflow_mediation_provider.journal.locking import writers_turn
 from airflow_mediation_provider.journal.record import JournalUnavailable, is_passing, unavailable
 from airflow_mediation_provider.journal.tables import SessionRow, TransitionRow, WaitRow
 from airflow_mediation_provider.protocol.entry import EntryKind
+from airflow_mediation_provider.protocol.pruning import Pruned, check_days
 from airflow_mediation_provider.protocol.times import from_json
 
 if TYPE_CHECKING:
@@ -27,11 +28,6 @@ if TYPE_CHECKING:
     from sqlalchemy import ColumnElement
     from sqlalchemy.orm import InstrumentedAttribute, Session
 
-# Zuora sends a callout at most 5 times, at most 1,440 minutes apart: what it sends again within those days must be
-# known as the same, or it would start DAGs again. A wait looks further back: a DAG that runs weekly asks for sessions
-# of the last seven days, and waits for one as long as Airflow lets a sensor wait by default: seven days too.
-# https://docs.zuora.com/en/zuora-platform/extensibility/events-and-notifications/configure-callout-settings
-SHORTEST_DAYS: Final = 14
 # Sessions or rows of one transaction: short enough that callouts go on beside it.
 BATCH: Final = 200
 _FIRST_INSTANT: Final = datetime.min.replace(tzinfo=UTC)
@@ -40,48 +36,18 @@ _LAST_INSTANT: Final = datetime.max.replace(tzinfo=UTC)
 _TURN_SECONDS: Final = 60.0
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Pruned:
-    """What was deleted, or would be.
-
-    :param sessions: sessions that ended
-    :param changes: what was told of them
-    :param others: everything else that was told: polls, periodic updates, unreadable callouts
-    :param waits: waits that ended, or were heard of no more
-    :param needed: old sessions that stay, because a wait still goes on
-    """
-
-    sessions: int = 0
-    changes: int = 0
-    others: int = 0
-    waits: int = 0
-    needed: int = 0
-
-    def __str__(self) -> str:
-        """Return it as part of a sentence."""
-        words = (
-            f"{self.sessions:,} sessions with {self.changes:,} changes of status, "
-            f"{self.others:,} other things that were told, {self.waits:,} waits"
-        )
-        return f"{words}; {self.needed:,} sessions stay for waits that go on" if self.needed else words
-
-    def __add__(self, other: Pruned) -> Pruned:
-        """Return the sums."""
-        return Pruned(**{each.name: getattr(self, each.name) + getattr(other, each.name) for each in fields(self)})
-
-
 def oldest_to_keep(days: float, *, now: datetime | None = None) -> datetime:
     """Return the instant before which things are old.
 
     :param days: how long to keep them
     :raises ValueError: that is too short; says why
     """
-    if not days >= SHORTEST_DAYS:
-        raise ValueError(
-            f"{days:g} days are too few, the journal keeps at least {SHORTEST_DAYS}: a callout that Zuora sends again "
-            "must be known as the same, or it would start DAGs again, and waits look for sessions of the last days"
-        )
-    return (now or datetime.now(UTC)) - timedelta(days=days)
+    check_days(days)
+    try:
+        return (now or datetime.now(UTC)) - timedelta(days=days)
+    except OverflowError:
+        # So old is nothing.
+        return _FIRST_INSTANT
 
 
 def old_sessions(before: datetime, *, conn_id: str | None = None) -> tuple[int, int]:

@@ -15,6 +15,7 @@ from airflow_mediation_provider.api_server.app import create_app
 from airflow_mediation_provider.api_server.connections import Connections
 from airflow_mediation_provider.api_server.recorder import Recorder
 from airflow_mediation_provider.protocol.feed import FEED_PATH, OBSERVATIONS_PATH, derive_key, signed_headers
+from airflow_mediation_provider.protocol.pruning import PRUNE_PATH
 from airflow_mediation_provider.protocol.reconcile import RECONCILE_PATH
 from tests.unit.api_server.conftest import Directory, Journal
 from tests.unit.api_server.signed import signature
@@ -22,6 +23,7 @@ from tests.unit.api_server.signed import signature
 # The same requests at each run, and few of them: the description has hardly anything to vary.
 QUICK = settings(max_examples=40, derandomize=True, deadline=None, database=None)
 SECRET = {"callout_hmac_secret": "s3cret-of-zuora"}
+SIGNED = (FEED_PATH, OBSERVATIONS_PATH, PRUNE_PATH, RECONCILE_PATH)
 
 
 class Proving:
@@ -32,7 +34,7 @@ class Proving:
 
     async def __call__(self, scope, receive, send):
         path = scope.get("path", "")
-        if scope["type"] == "http" and path.startswith(("/callouts/", FEED_PATH, OBSERVATIONS_PATH, RECONCILE_PATH)):
+        if scope["type"] == "http" and path.startswith(("/callouts/", *SIGNED)):
             body, more = b"", True
             while more:
                 message = await receive()
@@ -90,5 +92,5 @@ def test_whatever_is_proven_to_come_from_zuora_or_from_airflow(case):
 
 
 def test_nothing_is_left_out():
-    paths = {"/handshake", "/callouts/{conn_id}", "/feed", "/observations", "/reconcile"}
+    paths = {"/handshake", "/callouts/{conn_id}", "/feed", "/observations", "/prune", "/reconcile"}
     assert set(create_app().openapi()["paths"]) == paths

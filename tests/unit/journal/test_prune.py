@@ -11,9 +11,10 @@ from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from airflow_mediation_provider.journal import prune as module
-from airflow_mediation_provider.journal.prune import Pruned, old_sessions, oldest_to_keep, prune
+from airflow_mediation_provider.journal.prune import old_sessions, oldest_to_keep, prune
 from airflow_mediation_provider.journal.record import JournalMissing
 from airflow_mediation_provider.journal.tables import Base, SessionRow, TransitionRow, WaitRow
+from airflow_mediation_provider.protocol.pruning import Pruned
 from tests.unit.journal.old_rows import BEFORE, NEW, NOW, OLD, keep, session_of, told, wait_of
 
 
@@ -166,6 +167,7 @@ def test_the_journal_keeps_what_zuora_may_send_again(days: float) -> None:
 def test_what_is_old_is_counted_in_days() -> None:
     assert oldest_to_keep(14, now=NOW) == datetime(2026, 5, 18, tzinfo=UTC)
     assert oldest_to_keep(90, now=NOW) == BEFORE
+    assert oldest_to_keep(float("inf"), now=NOW).year == oldest_to_keep(1e9, now=NOW).year == 1
 
 
 def test_without_tables_the_error_names_the_command() -> None:

@@ -12,10 +12,11 @@ from sqlalchemy import create_engine, select
 from sqlalchemy.orm import Session
 
 from airflow_mediation_provider.journal import prune as module
-from airflow_mediation_provider.journal.prune import Pruned, prune
+from airflow_mediation_provider.journal.prune import prune
 from airflow_mediation_provider.journal.record import record
 from airflow_mediation_provider.journal.tables import SessionRow, TransitionRow
 from airflow_mediation_provider.protocol.entry import Entry, EntryKind
+from airflow_mediation_provider.protocol.pruning import Pruned
 from airflow_mediation_provider.protocol.transition import SessionTransition, Source
 from tests.unit.journal.old_rows import BEFORE, keep, session_of, told
 
