@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import json
 import subprocess
+import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
@@ -99,6 +100,11 @@ class Callouts:
         )
         assert {session: len(runs) for session, runs in self.runs(dag_id).items()} == dict.fromkeys(sessions, 1)
 
+    def replay(self, *arguments: str) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-m", "airflow", "mediation", "replay", *arguments]
+        environment = self.airflow.processes.env
+        return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120, check=False)
+
     def pause(self, dag_id: str, *, paused: bool) -> None:
         self.airflow.api("PATCH", f"/dags/{dag_id}", json={"is_paused": paused})
 
@@ -156,3 +162,33 @@ def test_a_session_of_either_meter(
     callouts.post(other, "R-72000003", "COMPLETED")
 
     callouts.wait_runs("on_either_of_two", {"R-72000001", "R-72000002"})
+
+
+def test_a_dag_that_was_paused_gets_exactly_the_missing_runs(
+    callouts: Callouts, meter: Callable[..., str], add_dag: Callable[[str, str], None]
+) -> None:
+    meter_id, sessions = meter(), {f"R-7300{number:04}" for number in range(20)}
+    for dag_id in ("on_paused", "on_beside"):
+        add_dag(dag_id, DAG.format(dag_id=dag_id, schedule=on(meter_id)))
+    callouts.post(meter_id, "R-73000000", "COMPLETED")
+    callouts.wait_runs("on_paused", {"R-73000000"})
+    callouts.pause("on_paused", paused=True)
+    for session in sorted(sessions - {"R-73000000"}):
+        callouts.post(meter_id, session, "COMPLETED")
+    callouts.wait_runs("on_beside", sessions)
+
+    refused = callouts.replay("--dag", "on_paused", "--since", "1h")
+    assert refused.returncode == 1
+    assert "airflow dags unpause on_paused" in refused.stdout
+    callouts.pause("on_paused", paused=False)
+    first = callouts.replay("--dag", "on_paused", "--since", "1h")
+    assert "1 have a run, 19 get one now:" in first.stdout
+    callouts.wait_runs("on_paused", sessions)
+    second = callouts.replay("--dag", "on_paused", "--since", "1h")
+    assert "20 have a run, 0 get one now." in second.stdout
+
+    callouts.wait_runs("on_paused", sessions)
+    callouts.wait_runs("on_beside", sessions)
+    run = callouts.runs("on_paused")["R-73000019"][0]["dag_run_id"]
+    callouts.airflow.wait_success("on_paused", run)
+    assert callouts.airflow.xcom("on_paused", run, "session")["session_id"] == "R-73000019"
