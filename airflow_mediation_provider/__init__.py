@@ -28,7 +28,9 @@ def get_provider_info() -> dict[str, Any]:
         "operators": [
             {
                 "integration-name": name,
-                "python-modules": [f"{package}.operators.{module}" for module in ("audit", "branch", "meter", "stop")],
+                "python-modules": [
+                    f"{package}.operators.{module}" for module in ("audit", "branch", "meter", "reconcile", "stop")
+                ],
             }
         ],
         "sensors": [{"integration-name": name, "python-modules": [f"{package}.sensors.meter_session"]}],
