@@ -1,0 +1,47 @@
+"""Every hour: put into the journal what Zuora's callout history has and the journal lacks.
+
+A callout is lost when Airflow cannot be reached for longer than Zuora tries (an hour, by default), or when Zuora takes
+an answer for final. Its history still tells of it. Whatever is put in starts the DAGs that wait for it. The second task
+fails when there is a session that seems never to end, so that somebody looks at it.
+"""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from typing import Any
+
+import pendulum
+from airflow.sdk import dag, task
+
+from airflow_mediation_provider.operators.reconcile import ReconcileCalloutsOperator
+
+
+@dag(
+    schedule=timedelta(hours=1),
+    start_date=pendulum.datetime(2026, 1, 1, tz="UTC"),
+    catchup=False,
+    max_active_runs=1,
+    default_args={"retries": 2, "retry_delay": timedelta(minutes=1)},
+    tags=["mediation", "example"],
+    doc_md=__doc__,
+)
+def reconcile_callouts() -> None:
+    """Repair, then say what is left."""
+    repair = ReconcileCalloutsOperator(
+        task_id="repair",
+        # Longer than the time between two runs: Zuora may have tried until now, and a run may be missed.
+        lookback=timedelta(hours=6),
+    )
+
+    @task(retries=0)
+    def look_at_open_sessions(found: dict[str, Any]) -> None:
+        """Fail if a session has not ended and its meter's run status says that nothing runs."""
+        idle = ("COMPLETED", "FAILED", "CANCELED", "NEVER_RUN")
+        lost = [each["session_id"] for each in found["stuck"] if each["meter_status"] in idle]
+        if lost:
+            raise RuntimeError(f"Sessions without an end, of meters that do not run: {', '.join(lost)}")
+
+    look_at_open_sessions(repair.output)
+
+
+reconcile_callouts()
