@@ -29,7 +29,8 @@ def get_provider_info() -> dict[str, Any]:
             {
                 "integration-name": name,
                 "python-modules": [
-                    f"{package}.operators.{module}" for module in ("audit", "branch", "meter", "reconcile", "stop")
+                    f"{package}.operators.{module}"
+                    for module in ("audit", "branch", "meter", "prune", "reconcile", "stop")
                 ],
             }
         ],

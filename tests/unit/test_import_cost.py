@@ -15,6 +15,7 @@ import airflow_mediation_provider.sensors.meter_session
 import airflow_mediation_provider.operators.meter
 import airflow_mediation_provider.operators.branch
 import airflow_mediation_provider.operators.audit
+import airflow_mediation_provider.operators.prune
 import airflow_mediation_provider.operators.reconcile
 print(json.dumps(sorted(set(sys.modules) - before)))
 """
