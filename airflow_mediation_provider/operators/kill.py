@@ -11,8 +11,8 @@ from contextvars import copy_context
 from threading import Thread
 from typing import TYPE_CHECKING, Any, Final
 
-from airflow_mediation_provider.protocol.attribution import IDLE
 from airflow_mediation_provider.protocol.errors import MediationError, NotRunningError, StopInProgressError
+from airflow_mediation_provider.protocol.reading import IDLE
 from airflow_mediation_provider.protocol.status import RunType
 
 if TYPE_CHECKING:

@@ -162,6 +162,7 @@ class StopMeterOperator(SessionWaitMixin, BaseOperator):
             # The meter was live when the stop was accepted: whatever else it shows is news.
             settle=timedelta(),
             created_at=now,
+            polls_only=True,
         )
         result = self._await_session(context, wait, "force_complete" if forced else "execute_complete")
         return self._go_on(context, result, forced=forced)

@@ -10,88 +10,34 @@ read of the session before, or show a newer run or a DEBUG run instead of ours. 
   session that is known to have begun is taken to have ended after four times ``settle``, and that is not certain.
 * A poll can never exclude a newer run that nobody saw. A result is certain only if the user promised ``exclusive`` and
   nothing that was read contradicts the promise.
+* Where callouts tell of the session, or of others of its meter, a reading counts only as far as it fits them: see
+  ``neighbours``. A reading that another session explains is none.
 
 Source: https://developer.zuora.com/v1-api-reference/api/meters/getrunstatusofspecificmeterversion
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any, Final
 
 from airflow_mediation_provider.protocol.condition import Outcome
-from airflow_mediation_provider.protocol.status import ANY_TERMINAL, DEBUG_ONLY, RunType, SessionStatus
+from airflow_mediation_provider.protocol.neighbours import IDLE_FOR_GOOD, Awaited, who_explains, who_ran
+from airflow_mediation_provider.protocol.reading import FOREIGN, IDLE, LIVE, PollReading, PollVerdict
+from airflow_mediation_provider.protocol.status import ANY_TERMINAL, RunType, SessionStatus
 from airflow_mediation_provider.protocol.times import from_json, to_json, to_utc
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
     from airflow_mediation_provider.protocol.condition import SessionCondition
-
-# Read while a session of the run type goes on. An unknown status is evidence of nothing.
-LIVE: Final[dict[RunType, frozenset[str]]] = {
-    RunType.NORMAL: frozenset(
-        {
-            SessionStatus.INITIALIZING,
-            SessionStatus.RUNNING,
-            SessionStatus.STOPPING,
-            SessionStatus.USAGE_PUSHING,
-            SessionStatus.PUSH_COMPLETED,
-            SessionStatus.CONSUME_COMPLETED,
-        }
-    ),
-    RunType.DEBUG: frozenset({SessionStatus.TESTING}),
-}
-# Read only while, or after, a session of the other run type hides ours. INITIALIZING might be of either type.
-FOREIGN: Final[dict[RunType, frozenset[str]]] = {
-    RunType.NORMAL: DEBUG_ONLY,
-    RunType.DEBUG: frozenset(SessionStatus) - DEBUG_ONLY - {SessionStatus.NEVER_RUN, SessionStatus.INITIALIZING},
-}
-# Read while no session goes on.
-IDLE: Final[frozenset[str]] = ANY_TERMINAL | {SessionStatus.NEVER_RUN, SessionStatus.PAUSED}
+    from airflow_mediation_provider.protocol.lifecycle import SessionState
 
 NOT_EXCLUSIVE: Final = (
     "a poll names no session, and another one may have run meanwhile "
     "(with exclusive=True you promise that none of this meter does)"
 )
 NEWER_RUN: Final = "a newer session of the meter was seen, and the status may be that one's"
-
-
-@dataclass(frozen=True, slots=True)
-class PollReading:
-    """One status read from ``runStatus``.
-
-    :param status: Zuora's name of the status
-    :param read_at: when the request was *sent*: what it says was true then at the earliest
-    """
-
-    status: str
-    read_at: datetime
-
-    def __post_init__(self) -> None:
-        """Bring the time into plain UTC: a thousand waits compare it."""
-        object.__setattr__(self, "read_at", to_utc("read_at", self.read_at))
-
-
-@dataclass(frozen=True, slots=True)
-class PollVerdict:
-    """What the polls up to now say of the awaited session.
-
-    :param outcome: whether the wait is over, and how
-    :param status: the status that the outcome rests on, where the wait is over
-    :param certain: whether the outcome is proven (given the promise of ``exclusive``)
-    :param speaks: whether the reading is, as far as polls tell, the session's own status
-    :param reason: in words: why the outcome is not certain, or why the reading does not speak for the session
-    """
-
-    outcome: Outcome
-    status: str = ""
-    certain: bool = False
-    speaks: bool = True
-    reason: str = ""
-
-
 _WAITING: Final = PollVerdict(Outcome.WAITING)
 _SILENT: Final = PollVerdict(Outcome.WAITING, speaks=False)
 
@@ -108,6 +54,7 @@ class Attribution:
     :param exclusive: the user's promise: from the session's start (with no session known: from the condition's
         ``since``, or the wait's begin where that is earlier) until the wait ends, no other session of the meter is live
     :param settle: how long a reading may be stale
+    :param started_at: the session's start by Zuora's clock, where it is known
     """
 
     __slots__ = (
@@ -121,11 +68,17 @@ class Attribution:
         "_furthest",
         "_glimpsed",
         "_hidden",
+        "_idle_at",
         "_last_read_at",
+        "_live_at",
         "_live_seen",
+        "_over",
+        "_session_id",
         "_settle",
         "_shown_since",
         "_since",
+        "_started_at",
+        "_told_at",
         "_unbound",
     )
 
@@ -138,9 +91,12 @@ class Attribution:
         baseline: str | None = None,
         exclusive: bool = False,
         settle: timedelta = timedelta(seconds=30),
+        started_at: datetime | None = None,
     ) -> None:
         self._condition = condition
+        self._session_id = condition.session_id
         self._since = to_utc("since", since)
+        self._started_at = started_at
         self._settle = settle
         self._exclusive = exclusive
         self._baseline: str | None = None
@@ -157,6 +113,12 @@ class Attribution:
         self._candidate: str | None = None
         self._candidate_since: datetime | None = None
         self._last_read_at: datetime | None = None
+        # What callouts told of the session itself: when, and whether it has ended.
+        self._told_at: datetime | None = None
+        self._over = False
+        # When a poll last showed something live that is nobody else's, and when the meter idle.
+        self._live_at: datetime | None = None
+        self._idle_at: datetime | None = None
         if baseline is not None:
             self._take_baseline(baseline, self._since)
 
@@ -170,6 +132,33 @@ class Attribution:
         """What was seen of another session of the meter, in words; empty where nothing was."""
         return self._doubt
 
+    @property
+    def settle(self) -> timedelta:
+        """How long a reading may be stale."""
+        return self._settle
+
+    @property
+    def started_at(self) -> datetime | None:
+        """The session's start by Zuora's clock, where it is known."""
+        return self._started_at
+
+    def of_session(self, session_id: str | None, heard_at: datetime) -> Attribution:
+        """Return a memory for the session that callouts showed to be the awaited one, or for none again.
+
+        :param session_id: the session
+        :param heard_at: by our clock: when it was first heard of
+        """
+        new = Attribution(
+            self._condition,
+            since=heard_at,
+            begun=session_id is not None,
+            baseline=self._baseline,
+            exclusive=self._exclusive,
+            settle=self._settle,
+        )
+        new._session_id, new._doubt = session_id, self._doubt
+        return new
+
     def contradict(self, reason: str) -> None:
         """Note that the promise of ``exclusive`` is not kept: no result of these polls is certain from now on.
 
@@ -177,22 +166,68 @@ class Attribution:
         """
         self._doubt = self._doubt or reason
 
-    def observe(self, reading: PollReading) -> PollVerdict:
+    def learn(self, state: SessionState) -> None:
+        """Take what callouts tell of the session itself: what was read before counts only as far as it fits.
+
+        :param state: the awaited session
+        """
+        first, told = to_utc("observed_at", state.first_observed_at), to_utc("observed_at", state.last_observed_at)
+        self._begun_at = first if self._begun_at is None else min(self._begun_at, first)
+        self._started_at = to_utc("begun_at", state.begun_at)
+        self._session_id, self._unbound, self._shown_since = state.session_id, False, True
+        self._told_at, self._over = told, state.terminal
+        if not state.terminal:
+            begun = state.status != SessionStatus.INITIALIZING
+            self._furthest = max(int(begun), min(self._furthest, 1))
+            self._live_seen = True
+            self._hidden, self._candidate = False, None
+
+    def observe(self, reading: PollReading, others: Sequence[SessionState] = ()) -> PollVerdict:
         """Weigh one reading; readings that come out of order or twice change nothing.
 
         :param reading: the status, and when it was asked for
+        :param others: what callouts tell of the meter's sessions; the awaited one may be among them
         """
         status, at = reading.status, reading.read_at
         if self._last_read_at is not None and at <= self._last_read_at:
             return _SILENT
         self._last_read_at = at
-        run_type = self._condition.run_type
-        live = status in LIVE[run_type]
+        if self._over or (self._told_at is not None and at - self._told_at < self._settle):
+            # The session has ended by its own word, or has moved so lately that the reading may be of before.
+            return _SILENT
         if at < self._since:
             # Of the time before: all that it can be is the status before.
             if self._unbound:
                 self._baseline = status
             return _SILENT
+        other = self.other(others, status, at) if others else None
+        if status in IDLE_FOR_GOOD:
+            self._idle_at = at
+        if other is not None:
+            self._candidate = None
+            if self._unbound and self._baseline is None and status in IDLE_FOR_GOOD:
+                self._take_baseline(status, at)
+            return PollVerdict(Outcome.WAITING, speaks=False, reason=of_another(other))
+        return self._weigh(status, at)
+
+    def other(self, others: Sequence[SessionState], status: str, at: datetime) -> str | None:
+        """Return another session that a reading may be of, and note whoever breaks the promise of ``exclusive``."""
+        own = Awaited(
+            session_id=self._session_id,
+            begun_at=self._started_at or self._since,
+            live_at=self._live_at,
+            idle_at=self._idle_at,
+            idle_before=self._baseline in IDLE_FOR_GOOD,
+            settle=self._settle,
+        )
+        if not self._doubt and (ran := who_ran(own, others)):
+            self.contradict(f"session {ran} of the same meter ran meanwhile")
+        return who_explains(own, others, status, at)
+
+    def _weigh(self, status: str, at: datetime) -> PollVerdict:
+        """Return the verdict on a reading that no other session is known to explain."""
+        run_type = self._condition.run_type
+        live = status in LIVE[run_type]
         if self._unbound and self._baseline is None:
             self._take_baseline(status, at)
         if status in FOREIGN[run_type]:
@@ -239,6 +274,8 @@ class Attribution:
     def _take_baseline(self, status: str, at: datetime) -> None:
         """Keep the status from before; where it is live, a session still to be found is taken to be that one."""
         self._baseline = status
+        if status in IDLE_FOR_GOOD:
+            self._idle_at = at
         if self._unbound and status in LIVE[self._condition.run_type]:
             self._note_live(status, at)
 
@@ -255,7 +292,7 @@ class Attribution:
             self._begun_at = at
         elif self._begun_at is None:
             self._begun_at = at
-        self._live_seen = True
+        self._live_seen, self._live_at = True, at
         if not initializing and self._settled(at):
             self._furthest = max(self._furthest, 1)
 
@@ -312,6 +349,12 @@ class Attribution:
             "candidate": self._candidate,
             "candidate_since": to_json(self._candidate_since),
             "last_read_at": to_json(self._last_read_at),
+            "started_at": to_json(self._started_at),
+            "session_id": self._session_id,
+            "told_at": to_json(self._told_at),
+            "over": self._over,
+            "live_at": to_json(self._live_at),
+            "idle_at": to_json(self._idle_at),
         }
 
     @classmethod
@@ -341,4 +384,15 @@ class Attribution:
         self._candidate = data.get("candidate")
         self._candidate_since = from_json(data.get("candidate_since"))
         self._last_read_at = from_json(data.get("last_read_at"))
+        self._started_at = from_json(data.get("started_at"))
+        self._session_id = data.get("session_id") or self._session_id
+        self._told_at = from_json(data.get("told_at"))
+        self._over = bool(data.get("over", False))
+        self._live_at = from_json(data.get("live_at"))
+        self._idle_at = from_json(data.get("idle_at"))
         return self
+
+
+def of_another(session_id: str) -> str:
+    """Return why a reading does not speak for the awaited session, in words."""
+    return f"the status may be that of session {session_id} of the same meter"

@@ -1,4 +1,4 @@
-"""SessionCondition: what a task waits for; ``judge`` decides it from sessions that are known exactly.
+"""SessionCondition: what a task waits for; ``judge`` decides it from a session that is known exactly.
 
 A condition is plain data, checked when it is made: an impossible one is a ``ValueError`` when the DAG is parsed, not a
 task that waits for ever.
@@ -14,7 +14,7 @@ from airflow_mediation_provider.protocol.status import DEBUG_ONLY, SUCCESS, TERM
 from airflow_mediation_provider.protocol.times import from_json, to_json, to_utc
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Mapping
     from datetime import datetime
 
     from airflow_mediation_provider.protocol.lifecycle import SessionState
@@ -41,12 +41,10 @@ class Verdict:
     """What exact knowledge says of a condition.
 
     :param outcome: whether the wait is over, and how
-    :param session: the session that the condition is bound to, where there is one
-    :param reason: why, in words
+    :param reason: why it is not, in words, where the session's status alone does not say it
     """
 
     outcome: Outcome
-    session: SessionState | None = None
     reason: str = ""
 
 
@@ -168,39 +166,27 @@ class SessionCondition:
         return cls(**known)
 
 
-def judge(condition: SessionCondition, sessions: Iterable[SessionState]) -> Verdict:
-    """Decide a condition from sessions that are known exactly (callouts, callout history, run replies).
+def judge(condition: SessionCondition, session: SessionState) -> Verdict:
+    """Decide a condition from the session that it speaks of, as callouts, callout history or a run reply tell it.
 
     :param condition: what is waited for
-    :param sessions: what is known, of any meter and in any order
-    :return: MET or FAILED only where the bound session's own, unambiguous status says so
+    :param session: the named session; without one, that which the condition is bound to: see ``binding``
+    :return: MET or FAILED only where the session's own, unambiguous status says so
     """
-    session = _bound(condition, sessions)
-    if session is None:
-        return Verdict(Outcome.WAITING, None, "no such session is known yet")
+    if session.run_type is not condition.run_type:
+        return Verdict(
+            Outcome.WAITING, f"it is a {session.run_type} session, and a {condition.run_type} one is awaited"
+        )
     if session.ambiguous:
-        return Verdict(Outcome.WAITING, session, "what is known of the session does not tell its present status")
+        return Verdict(Outcome.WAITING, "the callouts up to now do not tell its present status")
     outcome = condition.outcome_of(session.status)
     if outcome is Outcome.MET and condition.previous_statuses:
         if session.previous_status is None:
-            return Verdict(Outcome.WAITING, session, f"the status before {session.status} is not known")
+            return Verdict(Outcome.WAITING, f"the status before {session.status} is not known")
         if session.previous_status not in condition.previous_statuses:
             reason = f"{session.status} came after {session.previous_status}, which was not asked for"
-            return Verdict(Outcome.WAITING, session, reason)
-    return Verdict(outcome, session, f"the session is {session.status}")
-
-
-def _bound(condition: SessionCondition, sessions: Iterable[SessionState]) -> SessionState | None:
-    """Return the session that the condition speaks of: the named one, else the first that starts at or after since."""
-    matching = [s for s in sessions if s.meter_id == condition.meter_id and s.run_type == condition.run_type]
-    if condition.session_id is not None:
-        return next((s for s in matching if s.session_id == condition.session_id), None)
-    since = condition.since
-    return min(
-        (s for s in matching if since is None or s.begun_at >= since),
-        key=lambda s: (s.begun_at, s.session_id),
-        default=None,
-    )
+            return Verdict(Outcome.WAITING, reason)
+    return Verdict(outcome)
 
 
 def _is_final(value: object) -> bool:

@@ -1,8 +1,11 @@
 """SessionWait: one task's wait for one session, from its first reading to its end, for every mode alike.
 
-It has no clock and does no I/O: readings, faults and the time come from whoever drives it (a sensor on a worker, the
-hub in the triggerer), and its whole memory goes into plain JSON and back. What it says is final: a wait that has ended
-gives the same result whatever comes after.
+It has no clock and does no I/O: readings, callouts, faults and the time come from whoever drives it (a sensor on a
+worker, the hub in the triggerer), and its whole memory goes into plain JSON and back. What it says is final: a wait
+that has ended gives the same result whatever comes after.
+
+What callouts tell of the session decides at once. A poll decides only what they leave open: where callouts are read, an
+end that a poll shows and does not prove is held back for ``settle`` seconds, for its callout is likely on the way.
 """
 
 from __future__ import annotations
@@ -11,30 +14,32 @@ from dataclasses import replace
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any, Final
 
-from airflow_mediation_provider.protocol.attribution import Attribution, PollReading
-from airflow_mediation_provider.protocol.condition import Outcome, SessionCondition, judge
+from airflow_mediation_provider.protocol.binding import CLOCK_SKEW
+from airflow_mediation_provider.protocol.condition import Outcome, SessionCondition
+from airflow_mediation_provider.protocol.grounds import Callouts, Grounds
+from airflow_mediation_provider.protocol.knowledge import SessionKnowledge
 from airflow_mediation_provider.protocol.outage import Outage
-from airflow_mediation_provider.protocol.status import RunType
+from airflow_mediation_provider.protocol.reading import PollReading, PollVerdict
+from airflow_mediation_provider.protocol.status import ANY_TERMINAL
 from airflow_mediation_provider.protocol.times import from_json, humanize, in_words, to_json, to_utc
 from airflow_mediation_provider.protocol.transition import SessionTransition, Source
-from airflow_mediation_provider.protocol.wait_result import WaitEnd, WaitResult, WaitUpdate
+from airflow_mediation_provider.protocol.wait_result import HeldBack, WaitEnd, WaitResult, WaitUpdate
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
     from airflow_mediation_provider.protocol.errors import MediationError
     from airflow_mediation_provider.protocol.lifecycle import SessionState
 
-__all__ = ["PollReading", "SessionWait", "WaitEnd", "WaitResult", "WaitUpdate"]
+__all__ = ["CLOCK_SKEW", "PollReading", "SessionWait", "WaitEnd", "WaitResult", "WaitUpdate"]
 
-# How far Zuora's clock and ours may differ, where only Zuora's start time tells when a session began.
-CLOCK_SKEW: Final = timedelta(minutes=5)
-_VERSION: Final = 1
+_VERSION: Final = 2
 _NOTHING_NEW: Final = WaitUpdate()
+_TWO_ENDS: Final = "Zuora reported two different ends of the session"
 
 
 class SessionWait:
-    """One wait: feed it readings, faults and ticks; it says what to log and when, and how, the wait is over.
+    """One wait: feed it readings, callouts, faults and ticks; it says what to log and when, and how, the wait is over.
 
     :param condition: what is waited for; its ``until`` is the deadline
     :param created_at: when the wait began: right after the run call, or at the sensor's first look
@@ -47,25 +52,23 @@ class SessionWait:
     :param require_certain: end as UNCERTAIN where polls alone cannot prove the outcome
     :param max_unreachable: how long Zuora may go without a good answer
     :param settle: how long a reading may be stale: no reading ends the wait sooner than this after the session's start
-    :param callouts: whether ``learn`` will be given what callouts say
-    :raises ValueError: a time is naive, or ``previous_statuses`` are asked for without callouts
+    :param polls_only: it is the meter's status that is waited for, whichever session's it is
+    :raises ValueError: a time is naive
+
+    What it knows of the session is in ``known``.
     """
 
     __slots__ = (
-        "_attribution",
-        "_bound",
         "_callouts",
         "_condition",
         "_created_at",
-        "_note",
+        "_held_back",
         "_outage",
-        "_read",
-        "_read_since",
         "_require_certain",
         "_result",
         "_started_at",
-        "_status",
-        "_status_since",
+        "known",
+        "polls_only",
     )
 
     def __init__(
@@ -80,42 +83,33 @@ class SessionWait:
         require_certain: bool = False,
         max_unreachable: timedelta = timedelta(hours=1),
         settle: timedelta = timedelta(seconds=30),
-        callouts: bool = False,
+        polls_only: bool = False,
     ) -> None:
-        if condition.previous_statuses and not callouts:
-            raise ValueError(
-                "previous_statuses needs Zuora's callouts: a poll tells the present status only. "
-                "Connect callouts, or leave previous_statuses out"
-            )
         self._condition = condition
         self._created_at = to_utc("created_at", created_at)
         self._started_at = None if started_at is None else to_utc("started_at", started_at)
-        begun = condition.session_id is not None or self._started_at is not None
-        self._attribution = Attribution(
+        self.known = SessionKnowledge(
             condition,
-            since=self._anchor(),
-            begun=begun,
+            created_at=self._created_at,
+            started_at=self._started_at,
+            run_status=run_status,
             baseline=baseline,
             exclusive=exclusive,
             settle=settle,
+            polls_only=polls_only,
         )
         self._require_certain = require_certain
-        self._callouts = callouts
-        self._status = run_status
-        self._status_since = None if run_status is None else min(self._started_at or self._created_at, self._created_at)
-        # What the meter shows, be it the session's own status or not.
-        self._read: str | None = None
-        self._read_since: datetime | None = None
-        self._note = ""
+        self.polls_only = polls_only
+        # Not known before somebody has looked for them.
+        self._callouts: Callouts | None = None
         # A run reply and a baseline are good answers too, got with the same connection for the same meter.
         answered = self._started_at is not None or run_status is not None or baseline is not None
         self._outage = Outage(max_unreachable, answered=answered)
-        # The session that callouts named, with its start, where the condition names none.
-        self._bound: tuple[str, datetime] | None = None
+        self._held_back: HeldBack | None = None
         self._result: WaitResult | None = None
         if run_status is not None and condition.outcome_of(run_status) is not Outcome.WAITING:
             at = self._created_at
-            self._conclude(condition.outcome_of(run_status), run_status, at, Source.RUN, certain=True, reason="")
+            self._conclude(condition.outcome_of(run_status), run_status, at, Source.RUN, certain=True)
 
     @property
     def condition(self) -> SessionCondition:
@@ -128,14 +122,9 @@ class SessionWait:
         return self._created_at
 
     @property
-    def bound(self) -> bool:
-        """Whether the awaited session is known to have begun."""
-        return self._attribution.bound
-
-    @property
-    def doubt(self) -> str:
-        """What was seen of another session of the meter, in words; empty where nothing was."""
-        return self._attribution.doubt
+    def curious(self) -> bool:
+        """Whether it wants to learn of every session of the meter, and not of the awaited one alone."""
+        return self._held_back is not None or not (self.known.named or self._result)
 
     @property
     def result(self) -> WaitResult | None:
@@ -145,36 +134,89 @@ class SessionWait:
     @property
     def deadline(self) -> datetime | None:
         """The earliest instant at which ``tick`` could end the wait; ``None`` where time alone never does."""
-        return None if self._result else self._condition.until
+        if self._result is not None:
+            return None
+        until, held_back = self._condition.until, self._held_back
+        if held_back is None:
+            return until
+        return held_back.until if until is None else min(until, held_back.until)
 
-    def observe(self, reading: PollReading) -> WaitUpdate:
+    def rely_on(self, grounds: Grounds) -> WaitUpdate:
+        """Take what the wait can rest on from now on.
+
+        :param grounds: as they were found just now; the same again changes nothing
+        """
+        if self._result is not None or self.polls_only:
+            return WaitUpdate(result=self._result)
+        before, self._callouts = self._callouts, grounds.callouts
+        if before is grounds.callouts:
+            return _NOTHING_NEW
+        if before is Callouts.READ:
+            # The polls that failed meanwhile tried nobody's patience.
+            self._outage.forgive()
+        if self._condition.previous_statuses and grounds.callouts in (Callouts.OFF, Callouts.UNFOUND):
+            need = "previous_statuses needs Zuora's callouts, for a poll tells the present status only"
+            self._end(WaitEnd.MISCONFIGURED, f"{need}, but {grounds.words}: {grounds.remedy}, or leave it out")
+            return WaitUpdate(result=self._result)
+        return WaitUpdate((grounds.words,))
+
+    def observe(self, reading: PollReading, others: Sequence[SessionState] = ()) -> WaitUpdate:
         """Take a reading of the meter version's status.
 
         :param reading: the status, and when it was asked for
+        :param others: what callouts tell of the meter's sessions, the awaited one and others
         """
         if self._result is not None:
             return WaitUpdate(result=self._result)
         at = reading.read_at
         lines = list(self._outage.answer(at))
-        if self._read_since is None or (reading.status != self._read and at > self._read_since):
-            self._read, self._read_since = reading.status, at
-        verdict = self._attribution.observe(reading)
-        over = verdict.outcome is not Outcome.WAITING
-        if verdict.speaks:
-            if reading.status != self._status:
-                lines.append(self._change(reading.status, self._read_since))
-            elif self._note:
-                lines.append(f"the meter shows {reading.status} again")
-            self._note = ""
-        elif verdict.reason and verdict.reason != self._note:
-            self._note = verdict.reason
-            lines.append(f"{verdict.reason}; waiting on")
-        if over and not self._left_to_callouts(verdict.outcome, certain=verdict.certain):
+        verdict = self.known.observe(reading, others)
+        open_question = self._open_question(verdict)
+        note = open_question or verdict.reason if not verdict.speaks or open_question else ""
+        lines += self.known.story.take(reading.status, note, self.known.subject(), speaks=verdict.speaks)
+        if verdict.outcome is Outcome.WAITING or open_question:
+            self._held_back = None
+        elif self._callouts is Callouts.READ and not verdict.certain:
+            lines += self._hold_back(verdict, at)
+        else:
             self._conclude(
                 verdict.outcome, verdict.status, at, Source.POLL, certain=verdict.certain, reason=verdict.reason
             )
-        elif self._is_late(at):
-            self._time_out(at)
+        self._look_at_clock(at)
+        return WaitUpdate(tuple(lines), self._result) if lines or self._result else _NOTHING_NEW
+
+    def learn(self, states: Sequence[SessionState], at: datetime) -> WaitUpdate:
+        """Take what is known exactly of sessions, by callouts, callout history or run replies.
+
+        :param states: sessions of the meter, each as the fold of its transitions; those of other meters change nothing
+        :param at: when it was learned
+        """
+        if self._result is not None or self.polls_only:
+            return WaitUpdate(result=self._result)
+        lines: list[str] = []
+        if self._callouts in (Callouts.READ, Callouts.LOST):
+            # Else only those that somebody ran from here are known, and the first one may be another.
+            lines += self.known.bind(states)
+        held_back = self._held_back
+        if held_back is not None and (reason := self.known.explained(states, held_back.status, held_back.at)):
+            self._held_back = None
+            lines += self.known.story.hold_back(reason)
+        said, told = self.known.hear(states)
+        lines += said
+        if told is not None:
+            self._held_back = None
+            outcome, state = told.verdict.outcome, told.state
+            if outcome is not Outcome.WAITING:
+                reason = _TWO_ENDS if state.conflict else ""
+                self._conclude(
+                    outcome,
+                    state.status,
+                    to_utc("at", at),
+                    state.source,
+                    certain=not state.conflict,
+                    reason=reason,
+                    transition=state.transition,
+                )
         return WaitUpdate(tuple(lines), self._result) if lines or self._result else _NOTHING_NEW
 
     def fault(self, error: MediationError, at: datetime) -> WaitUpdate:
@@ -190,53 +232,19 @@ class SessionWait:
         end = self._outage.end(error, at)
         if end is not None and end[0] is WaitEnd.MISCONFIGURED:
             self._end(*end)
-        elif self._is_late(at):
-            self._time_out(at)
-        elif end is not None:
+        self._look_at_clock(at)
+        if end is not None and self._callouts is not Callouts.READ:
+            # Where callouts are read, they go on without Zuora's REST API.
             self._end(*end)
         return WaitUpdate(() if self._result else lines, self._result)
 
     def tick(self, at: datetime) -> WaitUpdate:
-        """Look at the clock: end the wait where its deadline has passed.
+        """Look at the clock: end the wait where its deadline has passed, or an end was held back for long enough.
 
         :param at: the time now
         """
-        at = to_utc("at", at)
-        if self._result is None and self._is_late(at):
-            self._time_out(at)
+        self._look_at_clock(to_utc("at", at))
         return WaitUpdate(result=self._result) if self._result else _NOTHING_NEW
-
-    def learn(self, state: SessionState, at: datetime) -> WaitUpdate:
-        """Take what is known exactly of a session (callouts, callout history); other meters' sessions change nothing.
-
-        :param state: the session as the fold of its transitions
-        :param at: when it was learned
-        """
-        if self._result is not None:
-            return WaitUpdate(result=self._result)
-        if state.meter_id != self._condition.meter_id:
-            return _NOTHING_NEW
-        if not self._is_awaited(state):
-            if not state.terminal or state.begun_at >= self._anchor():
-                self._attribution.contradict(f"session {state.session_id} of the same meter ran meanwhile")
-            return _NOTHING_NEW
-        verdict = judge(self._condition, (state,))
-        lines: list[str] = []
-        if not state.ambiguous and state.status != self._status:
-            lines.append(self._change(state.status, to_utc("observed_at", state.observed_at)))
-            self._note = ""
-        if verdict.outcome is not Outcome.WAITING:
-            reason = "Zuora reported two different ends of the session" if state.conflict else ""
-            self._conclude(
-                verdict.outcome,
-                state.status,
-                to_utc("at", at),
-                state.source,
-                certain=not state.conflict,
-                reason=reason,
-                transition=state.transition,
-            )
-        return WaitUpdate(tuple(lines), self._result)
 
     def heartbeat(self, at: datetime) -> str:
         """Return one line that says how things stand.
@@ -244,12 +252,7 @@ class SessionWait:
         :param at: the time now
         """
         at = to_utc("at", at)
-        if self._status is None or self._status_since is None:
-            line = f"{self._note or 'no status read yet'}, {humanize(at - self._created_at)} so far"
-        else:
-            line = f"still {self._status}, {humanize(at - self._status_since)} so far"
-            if self._note:
-                line += f" ({self._note})"
+        line = self.known.story.heartbeat(at, self._created_at)
         if self._outage.since is not None:
             line += f"; no answer from Zuora for {humanize(at - self._outage.since)}"
         return line
@@ -265,28 +268,24 @@ class SessionWait:
         wait = SessionWait.from_dict(self.to_dict())
         wait._condition = replace(self._condition, until=until)
         wait._outage.forgive()
+        wait._callouts = None
         if wait._result is not None and wait._result.end not in (WaitEnd.MET, WaitEnd.FAILED):
             wait._result = None
         return wait
 
     def to_dict(self) -> dict[str, Any]:
         """Return the wait with its whole memory as plain JSON: a contract across versions of this package."""
-        bound = self._bound
         return {
             "version": _VERSION,
             "condition": self._condition.to_dict(),
-            "attribution": self._attribution.to_dict(),
             "created_at": to_json(self._created_at),
             "started_at": to_json(self._started_at),
             "require_certain": self._require_certain,
+            "polls_only": self.polls_only,
             "callouts": self._callouts,
-            "status": self._status,
-            "status_since": to_json(self._status_since),
-            "read": self._read,
-            "read_since": to_json(self._read_since),
-            "note": self._note,
+            **self.known.to_dict(),
             "outage": self._outage.to_dict(),
-            "bound": None if bound is None else [bound[0], to_json(bound[1])],
+            "held_back": None if self._held_back is None else self._held_back.to_dict(),
             "result": None if self._result is None else self._result.to_dict(),
         }
 
@@ -307,59 +306,52 @@ class SessionWait:
             created_at=created_at,
             started_at=from_json(data.get("started_at")),
             require_certain=bool(data.get("require_certain", False)),
-            callouts=bool(data.get("callouts", False)),
+            polls_only=bool(data.get("polls_only", False)),
         )
-        if data.get("attribution"):
-            self._attribution = Attribution.from_dict(condition, data["attribution"])
-        self._status = data.get("status")
-        self._status_since = from_json(data.get("status_since"))
-        self._read = data.get("read")
-        self._read_since = from_json(data.get("read_since"))
-        self._note = str(data.get("note", ""))
+        self.known.load(data)
+        # Version 1 had a flag here that was never on.
+        callouts = data.get("callouts")
+        self._callouts = Callouts(callouts) if isinstance(callouts, str) else None
         if data.get("outage"):
             self._outage = Outage.from_dict(data["outage"])
-        bound = data.get("bound")
-        start = from_json(bound[1]) if bound else None
-        self._bound = (str(bound[0]), start) if bound and start else None
+        self._held_back = HeldBack.from_dict(data["held_back"]) if data.get("held_back") else None
         self._result = WaitResult.from_dict(data["result"]) if data.get("result") else None
         return self
 
-    def _anchor(self) -> datetime:
-        """Return by when the session began at the latest; where none has begun, the earliest start of the one awaited.
+    def _open_question(self, verdict: PollVerdict) -> str:
+        """Return why a poll that would end the wait must not: previous statuses and certainty are left to callouts."""
+        if verdict.outcome is Outcome.WAITING:
+            return ""
+        if self._condition.previous_statuses:
+            # It may have been in the status that is asked for, and left it again.
+            passing = not ANY_TERMINAL.issuperset(self._condition.statuses or ())
+            if verdict.outcome is Outcome.MET or passing:
+                return f"the meter shows {verdict.status}, and callouts alone tell what came before"
+        if self._require_certain and not verdict.certain and self._callouts in (Callouts.READ, Callouts.LOST):
+            return f"the meter shows {verdict.status}, and a callout alone proves whose status that is"
+        return ""
 
-        A run reply's start is by Zuora's clock. Right after the run call our own clock knows better, and much later the
-        difference of the clocks does not matter any more.
-        """
-        if self._started_at is not None:
-            return min(self._created_at, self._started_at + CLOCK_SKEW)
-        return max(self._created_at, self._condition.since or self._created_at)
+    def _hold_back(self, verdict: PollVerdict, at: datetime) -> list[str]:
+        """Keep an end that a poll shows until its callout has had the time to come."""
+        held_back = self._held_back
+        if held_back is not None and (held_back.outcome, held_back.status) == (verdict.outcome, verdict.status):
+            return []
+        settle = self.known.settle
+        self._held_back = HeldBack(
+            outcome=verdict.outcome, status=verdict.status, reason=verdict.reason, at=at, until=at + settle
+        )
+        return [f"the meter shows {verdict.status}; the callout that proves it has {humanize(settle)} to come"]
 
-    def _is_awaited(self, state: SessionState) -> bool:
-        """Say whether a session is the awaited one; without a session id, bind the one that started first."""
-        if self._condition.session_id is not None or state.run_type != self._condition.run_type:
-            return state.session_id == self._condition.session_id
-        earliest = self._condition.since or self._started_at or self._created_at
-        begun_at = to_utc("begun_at", state.begun_at)
-        if begun_at < earliest:
-            return False
-        if self._bound is None or (begun_at, state.session_id) < (self._bound[1], self._bound[0]):
-            self._bound = (state.session_id, begun_at)
-        return state.session_id == self._bound[0]
-
-    def _left_to_callouts(self, outcome: Outcome, *, certain: bool) -> bool:
-        """Say whether callouts must decide what a poll cannot: previous statuses, and required certainty."""
-        if outcome is Outcome.MET and self._condition.previous_statuses:
-            return True
-        return self._callouts and self._require_certain and not certain
-
-    def _change(self, status: str, since: datetime) -> str:
-        """Take a new status of the session and return the line that says so."""
-        if self._status is None or self._status_since is None:
-            line = f"{self._subject()} is {status}"
-        else:
-            line = f"{self._status} -> {status} after {humanize(since - self._status_since)}"
-        self._status, self._status_since = status, since
-        return line
+    def _look_at_clock(self, at: datetime) -> None:
+        """End the wait where it is time."""
+        if self._result is not None:
+            return
+        until, held = self._condition.until, self._held_back
+        late = until is not None and at >= until
+        if held is not None and (late or at >= held.until):
+            self._conclude(held.outcome, held.status, held.at, Source.POLL, certain=False, reason=held.reason)
+        elif late:
+            self._time_out(at)
 
     def _conclude(
         self,
@@ -369,58 +361,36 @@ class SessionWait:
         source: Source,
         *,
         certain: bool,
-        reason: str,
+        reason: str = "",
         transition: SessionTransition | None = None,
     ) -> None:
         """End the wait by a status of the session."""
-        if transition is None:
-            transition = SessionTransition(
-                meter_id=self._condition.meter_id,
-                session_id=self._session_id(),
-                run_type=self._condition.run_type,
-                status=status,
-                started_at=self._started_at,
-                observed_at=at,
-                source=source,
-            )
-        since = self._status_since if self._status == status and self._status_since else at
-        message = f"{self._subject()} is {status} since {in_words(since)}, by {source}"
+        transition = transition or self.known.transition(status, at, source)
+        since = in_words(self.known.story.since(status, at))
+        message = f"{self.known.subject()} is {status} since {since}, by {source}"
         message += ", and that is certain" if certain else f", and that is not certain: {reason}"
         end = WaitEnd.MET if outcome is Outcome.MET else WaitEnd.FAILED
         if self._require_certain and not certain:
             end = WaitEnd.UNCERTAIN
         self._end(end, message, {**transition.to_dict(), "evidence": str(source), "certain": certain})
 
-    def _is_late(self, at: datetime) -> bool:
-        return self._condition.until is not None and at >= self._condition.until
-
     def _time_out(self, at: datetime) -> None:
-        message = f"the deadline passed at {in_words(self._condition.until or at)}: {self._subject()} "
-        if self._status is not None and self._status_since is not None:
-            since = self._status_since
-            message += f"was {self._status} since {in_words(since)}, for {humanize(at - since)}"
-            message += f" ({self._note})" if self._note else ""
-        else:
-            message += f"was not seen ({self._note or 'no status was read'})"
+        message = f"the deadline passed at {in_words(self._condition.until or at)}: {self.known.subject()} "
+        message += self.known.story.at_deadline(at)
         if self._outage.since is not None:
             message += f"; Zuora gave no good answer since {in_words(self._outage.since)}"
         self._end(WaitEnd.TIMED_OUT, message)
 
     def _end(self, end: WaitEnd, message: str, session: dict[str, Any] | None = None) -> None:
-        known = self._status is not None
+        """Set the result; the first one counts."""
+        if self._result is not None:
+            return
+        status, since = self.known.story.last()
+        self._held_back = None
         self._result = WaitResult(
             end=end,
             message=message[:1].upper() + message[1:] + ("" if message.endswith(".") else "."),
             session=session,
-            last_status=self._status if known else self._read,
-            last_status_since=to_json(self._status_since if known else self._read_since),
+            last_status=status,
+            last_status_since=to_json(since),
         )
-
-    def _session_id(self) -> str | None:
-        return self._condition.session_id or (self._bound[0] if self._bound else None)
-
-    def _subject(self) -> str:
-        session_id = self._session_id()
-        kind = "DEBUG session" if self._condition.run_type is RunType.DEBUG else "session"
-        meter = f"of meter {self._condition.meter_id}"
-        return f"{kind} {session_id} {meter}" if session_id else f"the {kind} {meter}"

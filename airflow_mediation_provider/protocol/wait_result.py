@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any
+
+from airflow_mediation_provider.protocol.condition import Outcome
+from airflow_mediation_provider.protocol.times import from_json, to_json
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -73,3 +77,46 @@ class WaitUpdate:
 
     lines: tuple[str, ...] = ()
     result: WaitResult | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HeldBack:
+    """An end that a poll showed, kept for a moment because the callout of it is likely on its way.
+
+    :param outcome: of the condition
+    :param status: the status that was read
+    :param reason: why it is not certain
+    :param at: when it was read
+    :param until: when it counts
+    """
+
+    outcome: Outcome
+    status: str
+    reason: str
+    at: datetime
+    until: datetime
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return it as plain JSON."""
+        return {
+            "outcome": str(self.outcome),
+            "status": self.status,
+            "reason": self.reason,
+            "at": to_json(self.at),
+            "until": to_json(self.until),
+        }
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> HeldBack:
+        """Make one from ``to_dict()``.
+
+        :raises ValueError: the outcome is unknown, or a time is no instant
+        """
+        at = from_json(data.get("at")) or datetime.min.replace(tzinfo=UTC)
+        return cls(
+            outcome=Outcome(data.get("outcome", "")),
+            status=str(data.get("status", "")),
+            reason=str(data.get("reason", "")),
+            at=at,
+            until=from_json(data.get("until")) or at,
+        )

@@ -45,7 +45,7 @@ class TriggerMemory:
         :param wait: the wait as the arguments have it
         """
         now = utcnow()
-        if not self._needed(wait) or wait.bound or now - wait.created_at < _FIRST_START:
+        if not self._needed(wait) or wait.known.begun or now - wait.created_at < _FIRST_START:
             return wait
         record = await self._call("get_one")
         if not isinstance(record, Mapping) or record.get("ti_id") != str(self._ti.id):
@@ -61,7 +61,7 @@ class TriggerMemory:
 
     async def keep(self, wait: SessionWait) -> None:
         """Keep the wait, once, when its session began."""
-        if not self._kept and self._needed(wait) and wait.bound:
+        if not self._kept and self._needed(wait) and wait.known.begun:
             self._kept = True
             await self._call("set", value={"ti_id": str(self._ti.id), "wait": wait.to_dict()})
 

@@ -152,7 +152,7 @@ class MeterSessionTrigger(BaseTrigger):
         meter = f"meter {condition.meter_id} version {condition.version}"
         try:
             async with asyncio.timeout(_ON_KILL_SECONDS):
-                reason = await self._stop(condition, wait.doubt)
+                reason = await self._stop(condition, wait.known.doubt)
         except TimeoutError:
             reason = f"it took longer than {_ON_KILL_SECONDS:g} s"
         except MediationError as error:

@@ -23,7 +23,7 @@ from airflow_mediation_provider.watch.pace import Pace
 from airflow_mediation_provider.watch.waiter import Waiter
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Coroutine
+    from collections.abc import Awaitable, Callable, Coroutine, Sequence
 
     from airflow_mediation_provider.protocol.lifecycle import SessionState
     from airflow_mediation_provider.watch.feed import SessionFeed
@@ -291,10 +291,11 @@ class Hub:
 
     # ---- telling ---------------------------------------------------------------------------------------------------
 
-    async def learn(self, state: SessionState) -> None:
-        """Tell the waits of a meter what is known exactly about one of its sessions; a feed calls this."""
-        for meter in [meter for key, meter in self._meters.items() if key[0] == state.meter_id]:
-            await self._tell(meter, lambda wait: wait.learn(state, self._now()))
+    async def learn(self, states: Sequence[SessionState]) -> None:
+        """Tell the waits what is known exactly of sessions; a feed calls this."""
+        for meter_id in {state.meter_id for state in states}:
+            for meter in [meter for key, meter in self._meters.items() if key[0] == meter_id]:
+                await self._tell(meter, lambda wait: wait.learn(states, self._now()))
 
     async def _tell(self, meter: _Meter, tell: Callable[[SessionWait], WaitUpdate]) -> None:
         for count, waiter in enumerate(list(meter.waiters), start=1):
@@ -357,7 +358,7 @@ class Hub:
         troubled = False
         while True:
             try:
-                await feed.follow(self.learn)
+                await feed.follow(self)
                 troubled = False
             except Exception:
                 if not troubled:

@@ -35,7 +35,7 @@ def test_the_same_try_goes_on_with_its_deadline():
     memory(store).keep(seen(fresh()), "execute_complete")
     recalled = memory(store).recall(fresh(hours=9))
     assert recalled.condition.until == EPOCH + timedelta(hours=2)
-    assert recalled.bound
+    assert recalled.known.begun
 
 
 def test_the_next_try_keeps_what_is_known_and_gets_its_own_deadline_and_patience():
@@ -46,14 +46,14 @@ def test_the_next_try_keeps_what_is_known_and_gets_its_own_deadline_and_patience
     memory(store).keep(wait, "execute_complete")
     recalled = memory(store, try_number=2).recall(fresh(hours=9))
     assert recalled.condition.until == EPOCH + timedelta(hours=9)
-    assert recalled.bound
+    assert recalled.known.begun
     assert recalled.fault(TransientError("down"), EPOCH + timedelta(minutes=70)).result is None
 
 
 def test_a_cleared_task_begins_anew():
     store = Store()
     memory(store, generation=2).keep(seen(fresh()), "execute_complete")
-    assert not memory(store, generation=5, try_number=2).recall(fresh()).bound
+    assert not memory(store, generation=5, try_number=2).recall(fresh()).known.begun
 
 
 @pytest.mark.parametrize("condition", [{"session_id": "S-9"}, {"statuses": ("PAUSED",)}, {"version": "2"}])
@@ -87,7 +87,7 @@ def test_what_the_trigger_knew_is_taken_over():
     store = Store()
     memory(store).keep(fresh(), "execute_complete")
     memory(store).adopt(seen(fresh()).to_dict())
-    assert memory(store).recall(fresh()).bound
+    assert memory(store).recall(fresh()).known.begun
 
 
 def test_without_a_store_only_a_rescheduled_wait_cannot_go_on():

@@ -13,6 +13,8 @@ from hypothesis import strategies as st
 
 from airflow_mediation_provider.protocol.condition import SessionCondition
 from airflow_mediation_provider.protocol.errors import TransientError
+from airflow_mediation_provider.protocol.lifecycle import SessionState, fold
+from airflow_mediation_provider.protocol.transition import SessionTransition, Source
 from airflow_mediation_provider.protocol.wait import PollReading, SessionWait, WaitResult
 
 EPOCH = datetime(2026, 3, 31, 9, 0, tzinfo=UTC)
@@ -125,6 +127,28 @@ def drive(wait: SessionWait, meter: Meter, steps: list[Step], begin: float) -> R
 
 def condition(session_id: str | None = "R-1", **arguments: object) -> SessionCondition:
     return SessionCondition(meter_id="2470", session_id=session_id, **arguments)  # type: ignore[arg-type]
+
+
+def transition(
+    status: str, previous: str | None = "RUNNING", second: float = 100, **fields: object
+) -> SessionTransition:
+    """Return a callout of session R-1, which started at second 1."""
+    values: dict[str, object] = {
+        "meter_id": "2470",
+        "session_id": "R-1",
+        "status": status,
+        "previous_status": previous,
+        "observed_at": at(second),
+        "started_at": at(1),
+        "source": Source.CALLOUT,
+        **fields,
+    }
+    return SessionTransition(**values)  # type: ignore[arg-type]
+
+
+def state(status: str, previous: str | None = "RUNNING", second: float = 100, **fields: object) -> SessionState:
+    """Return the session as that callout alone tells it."""
+    return fold([transition(status, previous, second, **fields)])
 
 
 # Few values, chosen around the settle time: what matters happens when several of them coincide.

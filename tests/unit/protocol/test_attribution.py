@@ -7,17 +7,9 @@ from datetime import timedelta
 
 import pytest
 
-from airflow_mediation_provider.protocol.attribution import (
-    FOREIGN,
-    IDLE,
-    LIVE,
-    NEWER_RUN,
-    NOT_EXCLUSIVE,
-    Attribution,
-    PollReading,
-    PollVerdict,
-)
+from airflow_mediation_provider.protocol.attribution import NEWER_RUN, NOT_EXCLUSIVE, Attribution
 from airflow_mediation_provider.protocol.condition import Outcome, SessionCondition
+from airflow_mediation_provider.protocol.reading import FOREIGN, IDLE, LIVE, PollReading, PollVerdict
 from airflow_mediation_provider.protocol.status import RunType, SessionStatus
 from tests.unit.protocol.tenant import SETTLE, at
 

@@ -14,13 +14,13 @@ from airflow_mediation_provider.protocol.condition import (
     ALLOWED,
     Outcome,
     SessionCondition,
+    Verdict,
     judge,
     validate_statuses,
 )
-from airflow_mediation_provider.protocol.lifecycle import SessionState, fold
+from airflow_mediation_provider.protocol.lifecycle import fold
 from airflow_mediation_provider.protocol.status import RunType, SessionStatus
-from airflow_mediation_provider.protocol.transition import SessionTransition, Source
-from tests.unit.protocol.tenant import at
+from tests.unit.protocol.tenant import at, state, transition
 
 
 class TestDefaults:
@@ -147,25 +147,8 @@ class TestJson:
             SessionCondition.from_dict({})
 
 
-def session(*path: str, session_id: str = "R-1", begun: float = 10, **fields: object) -> SessionState:
-    """Return a session that went along the path, the last status known with the one before it."""
-    before = path[-2] if len(path) > 1 else None
-    values: dict[str, object] = {
-        "meter_id": "2470",
-        "session_id": session_id,
-        "status": path[-1],
-        "previous_status": before,
-        "observed_at": at(500),
-        "started_at": at(begun),
-        "source": Source.CALLOUT,
-        **fields,
-    }
-    return fold([SessionTransition(**values)])  # type: ignore[arg-type]
-
-
 class TestJudge:
     NAMED = SessionCondition(meter_id="2470", session_id="R-1")
-    SINCE = SessionCondition(meter_id="2470", since=at(0))
 
     @pytest.mark.parametrize(
         ("status", "outcome"),
@@ -177,62 +160,30 @@ class TestJudge:
             ("99", Outcome.WAITING),
         ],
     )
-    def test_the_named_session_alone_decides(self, status: str, outcome: Outcome) -> None:
-        mine = session(status)
-        others = [session("COMPLETED", session_id="R-0", begun=1), session("FAILED", session_id="R-2", begun=99)]
-        verdict = judge(self.NAMED, [*others, mine])
-        assert (verdict.outcome, verdict.session) == (outcome, mine)
+    def test_its_status_decides(self, status: str, outcome: Outcome) -> None:
+        assert judge(self.NAMED, state(status)).outcome is outcome
 
-    def test_nothing_known(self) -> None:
-        assert judge(self.NAMED, []).outcome is Outcome.WAITING
-        assert judge(self.NAMED, [session("COMPLETED", meter_id="7")]).session is None
-        assert judge(self.NAMED, [session("COMPLETED", run_type=RunType.DEBUG)]).session is None
-
-    def test_the_first_since_is_bound_and_no_other(self) -> None:
-        before = session("COMPLETED", session_id="R-0", begun=-1)
-        first = session("RUNNING", session_id="R-9", begun=0)
-        second = session("FAILED", session_id="R-2", begun=1)
-        for order in ([before, first, second], [second, first, before]):
-            assert judge(self.SINCE, order).session == first
-            assert judge(self.SINCE, order).outcome is Outcome.WAITING
-        assert judge(self.SINCE, [before]).session is None
-        assert judge(SessionCondition(meter_id="2470"), [first, before]).session == before
-
-    def test_a_start_that_zuora_did_not_tell_is_when_it_was_first_heard_of(self) -> None:
-        early, late = session("COMPLETED", started_at=None, observed_at=at(5)), session("FAILED", session_id="R-2")
-        assert judge(self.SINCE, [late, early]).session == early
+    def test_a_test_is_no_live_session(self) -> None:
+        verdict = judge(self.NAMED, state("COMPLETED", run_type=RunType.DEBUG))
+        assert verdict == Verdict(Outcome.WAITING, "it is a DEBUG session, and a NORMAL one is awaited")
 
     def test_what_is_ambiguous_never_ends_it(self) -> None:
-        loop = [
-            SessionTransition(
-                meter_id="2470",
-                session_id="R-1",
-                previous_status=before,
-                status=status,
-                observed_at=at(second),
-                source=Source.CALLOUT,
-            )
-            for second, (before, status) in enumerate(
-                [("RUNNING", "FAILED"), ("FAILED", "RUNNING"), ("RUNNING", "FAILED")]
-            )
-        ]
-        state = fold(loop)
-        assert (state.status, state.ambiguous) == ("FAILED", True)
-        verdict = judge(self.NAMED, [state])
+        edges = [("RUNNING", "FAILED"), ("FAILED", "RUNNING"), ("RUNNING", "FAILED")]
+        unclear = fold([transition(status, before, second) for second, (before, status) in enumerate(edges)])
+        assert (unclear.status, unclear.ambiguous) == ("FAILED", True)
+        verdict = judge(self.NAMED, unclear)
         assert verdict.outcome is Outcome.WAITING
-        assert "does not tell its present status" in verdict.reason
+        assert "do not tell its present status" in verdict.reason
 
     @pytest.mark.parametrize(
-        ("path", "outcome", "reason"),
+        ("before", "status", "outcome", "reason"),
         [
-            (("PUSH_COMPLETED", "COMPLETED"), Outcome.MET, "is COMPLETED"),
-            (("RUNNING", "COMPLETED"), Outcome.WAITING, "COMPLETED came after RUNNING, which was not asked for"),
-            (("COMPLETED",), Outcome.WAITING, "the status before COMPLETED is not known"),
-            (("RUNNING", "FAILED"), Outcome.FAILED, "is FAILED"),
+            ("PUSH_COMPLETED", "COMPLETED", Outcome.MET, ""),
+            ("RUNNING", "COMPLETED", Outcome.WAITING, "COMPLETED came after RUNNING, which was not asked for"),
+            (None, "COMPLETED", Outcome.WAITING, "the status before COMPLETED is not known"),
+            ("RUNNING", "FAILED", Outcome.FAILED, ""),
         ],
     )
-    def test_the_status_before(self, path: tuple[str, ...], outcome: Outcome, reason: str) -> None:
+    def test_the_status_before(self, before: str | None, status: str, outcome: Outcome, reason: str) -> None:
         asked = SessionCondition(meter_id="2470", session_id="R-1", previous_statuses=("PUSH_COMPLETED",))
-        verdict = judge(asked, [session(*path)])
-        assert verdict.outcome is outcome
-        assert reason in verdict.reason
+        assert judge(asked, state(status, before)) == Verdict(outcome, reason)

@@ -395,7 +395,7 @@ def test_a_feed_beside_the_poll_ends_a_wait_with_certainty(clock, zuora, caplog)
     class Feed:
         called = 0
 
-        async def follow(self, learn):
+        async def follow(self, view):
             Feed.called += 1
             if Feed.called < 4:
                 raise ConnectionError("the API server restarts")
@@ -408,7 +408,7 @@ def test_a_feed_beside_the_poll_ends_a_wait_with_certainty(clock, zuora, caplog)
                 source=Source.CALLOUT,
                 notification_id="n1",
             )
-            await learn(fold([transition]))
+            await view.learn([fold([transition])])
             await asyncio.sleep(3600)
 
     async def main(hub, watch):
