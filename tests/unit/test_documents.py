@@ -44,7 +44,8 @@ def test_each_example_is_one_dag_named_as_its_file_that_says_what_it_shows(path:
 
 
 def test_the_demo_plays_each_example() -> None:
-    assert {scene.dag_id for scene in SCENES} | {"usage_batch", "reconcile_callouts"} == {path.stem for path in EXAMPLES}
+    not_played = {"usage_batch", "reconcile_callouts", "prune_journal"}
+    assert {scene.dag_id for scene in SCENES} | not_played == {path.stem for path in EXAMPLES}
 
 
 def test_the_readme_has_a_dag_of_ten_lines(tmp_path: Path) -> None:
