@@ -89,14 +89,14 @@ def _signature(key: bytes, path: str, conn_id: str, body: bytes, timestamp: str)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MeterQuestion:
-    """What is to be known of one meter: the named sessions, the live ones, and those that began at or after ``since``.
+    """What is to be known of one meter: the named sessions, the live ones, and the first that began after each instant.
 
     :param sessions: sessions by id
-    :param since: the earliest start of a session that somebody waits for; ``None``: nobody waits for an unnamed one
+    :param since: of each wait for an unnamed session, its earliest start
     """
 
     sessions: frozenset[str] = frozenset()
-    since: datetime | None = None
+    since: frozenset[datetime] = frozenset()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -159,7 +159,7 @@ class FeedRequest:
     def to_bytes(self) -> bytes:
         """Return the request as JSON."""
         meters = {
-            meter_id: {"sessions": sorted(question.sessions), "since": to_json(question.since)}
+            meter_id: {"sessions": sorted(question.sessions), "since": sorted(map(to_json, question.since))}
             for meter_id, question in self.meters.items()
         }
         waits = {
@@ -182,7 +182,7 @@ class FeedRequest:
                 meters={
                     str(meter_id): MeterQuestion(
                         sessions=frozenset(map(str, question.get("sessions") or ())),
-                        since=from_json(question.get("since")),
+                        since=frozenset(_instant(each) for each in question.get("since") or ()),
                     )
                     for meter_id, question in (values.get("meters") or {}).items()
                 },
@@ -282,6 +282,13 @@ def _load(data: bytes) -> dict[str, Any]:
     if values.get("protocol") != PROTOCOL:
         raise ValueError(f"its protocol is {values.get('protocol')!r}, and only {PROTOCOL} is known")
     return values
+
+
+def _instant(text: Any) -> datetime:
+    instant = from_json(text)
+    if instant is None:
+        raise TypeError("an instant is null")
+    return instant
 
 
 def _plain(message: WaitReport | WaitEnded, times: tuple[str, ...]) -> dict[str, Any]:

@@ -264,6 +264,4 @@ class FeedClient:
 
 def _covered(question: MeterQuestion, asked: MeterQuestion | None) -> bool:
     """Say whether the last full look answered this already: those who left ask for nothing new."""
-    if asked is None or not question.sessions <= asked.sessions:
-        return False
-    return question.since is None or (asked.since is not None and asked.since <= question.since)
+    return asked is not None and question.sessions <= asked.sessions and question.since <= asked.since

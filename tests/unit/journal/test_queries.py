@@ -70,12 +70,14 @@ class TestQueries:
         told("R-6", "RUNNING", start=3, conn="another")
         assert self.ask() == ["R-2"]
         assert self.ask(sessions=frozenset({"R-1"})) == ["R-1", "R-2"]
-        assert self.ask(since=NOW + timedelta(minutes=2)) == ["R-2", "R-3", "R-4"]
+        assert self.ask(since=frozenset({NOW + timedelta(minutes=2)})) == ["R-2", "R-3", "R-4"]
 
     def test_only_the_first_sessions_after_since_are_told(self):
         for number in range(60):
             told(f"R-{number:02}", "COMPLETED", start=number)
-        assert self.ask(since=NOW) == [f"R-{number:02}" for number in range(50)]
+        later = NOW + timedelta(minutes=55)
+        assert self.ask(since=frozenset({later})) == [f"R-{number}" for number in range(55, 60)]
+        assert self.ask(since=frozenset({NOW})) == [f"R-{number:02}" for number in range(20)]
 
     def test_a_change_is_new_by_its_revision(self):
         told("R-1", "RUNNING")
@@ -130,7 +132,7 @@ def test_each_query_of_the_feed_uses_an_index(airflow_on, sqlite_database):
     assert settings.engine is not None
     event.listen(settings.engine, "before_cursor_execute", keep)
     with settings.NonScopedSession() as session:
-        queries.answer(session, CONN, {"1": MeterQuestion(sessions=frozenset({"R-1"}), since=NOW)})
+        queries.answer(session, CONN, {"1": MeterQuestion(sessions=frozenset({"R-1"}), since=frozenset({NOW}))})
         queries.changed_since(session, NOW, {})
         queries.last_callout_at(session, CONN)
         queries.transitions(session, CONN, [("1", "R-1")])

@@ -188,12 +188,12 @@ async def test_a_full_look_comes_first_and_changes_after_it(server: Any, followi
 async def test_a_new_waiter_is_told_at_once_of_its_meter_alone(server: Any, following: Any):
     server.say()
     await server.asked(2)
-    following.view.asked["2"] = MeterQuestion(since=NOW)
+    following.view.asked["2"] = MeterQuestion(since=frozenset({NOW}))
     following.view.new_questions.set()
     await server.asked(3)
     server.say(state("FAILED"))
     await following.view.said("connected True", "connected True", "FAILED")
-    assert server.requests[2].meters == {"2": MeterQuestion(since=NOW)}
+    assert server.requests[2].meters == {"2": MeterQuestion(since=frozenset({NOW}))}
 
 
 async def test_who_left_asks_for_nothing_new(server: Any, following: Any):
