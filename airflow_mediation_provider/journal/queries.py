@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from sqlalchemy import and_, select
 
-from airflow_mediation_provider.journal.rows import state_of, transition_of
+from airflow_mediation_provider.journal.rows import TOLD, state_of, transition_of
 from airflow_mediation_provider.journal.tables import SessionRow, TransitionRow
 from airflow_mediation_provider.protocol.entry import EntryKind
 from airflow_mediation_provider.protocol.transition import Source
@@ -24,8 +24,8 @@ if TYPE_CHECKING:
 
 # SQLite takes 32,766 values in a statement, and PostgreSQL plans long lists slowly.
 _CHUNK: Final = 500
-# The sessions that a wait without a session id can be about are the first ones after ``since``, not all of years.
-_FIRST_SESSIONS: Final = 50
+# A wait without a session id is about the first session of its run type after ``since``: these, not all of years.
+_FIRST_SESSIONS: Final = 20
 # Zuora runs at most five meters at once; what is live for longer than this was lost sight of.
 _LIVE_AT_MOST: Final = 50
 
@@ -41,7 +41,7 @@ class Change:
 
 
 def answer(session: Session, conn_id: str, meters: Mapping[str, MeterQuestion]) -> list[SessionState]:
-    """Return the present state of what a feed asks for: named sessions, live ones, and the first after ``since``."""
+    """Return the present state of what a feed asks for: named sessions, live ones, the first after each instant."""
     rows: dict[int, SessionRow] = {}
     for meter_id, question in meters.items():
         of_meter = and_(SessionRow.conn_id == conn_id, SessionRow.meter_id == meter_id)
@@ -49,8 +49,8 @@ def answer(session: Session, conn_id: str, meters: Mapping[str, MeterQuestion]) 
             _collect(rows, session, select(SessionRow).where(of_meter, SessionRow.session_id.in_(chunk)))
         live = select(SessionRow).where(of_meter, SessionRow.terminal.is_(False))
         _collect(rows, session, live.order_by(SessionRow.begun_at.desc()).limit(_LIVE_AT_MOST))
-        if question.since is not None:
-            later = select(SessionRow).where(of_meter, SessionRow.begun_at >= question.since)
+        for since in question.since:
+            later = select(SessionRow).where(of_meter, SessionRow.begun_at >= since)
             _collect(rows, session, later.order_by(SessionRow.begun_at, SessionRow.session_id).limit(_FIRST_SESSIONS))
     return [state_of(row) for row in rows.values()]
 
@@ -94,17 +94,9 @@ def transitions(session: Session, conn_id: str, sessions: Iterable[tuple[str, st
     """
     found = []
     for meter_id, session_id in sessions:
-        found += [
-            transition_of(row)
-            for row in session.scalars(
-                select(TransitionRow).where(
-                    TransitionRow.conn_id == conn_id,
-                    TransitionRow.meter_id == meter_id,
-                    TransitionRow.session_id == session_id,
-                    TransitionRow.kind == EntryKind.STATUS_CHANGE,
-                )
-            )
-        ]
+        of_session = {"conn_id": conn_id, "meter_id": meter_id, "session_id": session_id}
+        rows = session.execute(select(*TOLD).filter_by(**of_session, kind=str(EntryKind.STATUS_CHANGE)))
+        found += [transition_of(row) for row in rows]
     return found
 
 

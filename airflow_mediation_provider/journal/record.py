@@ -11,18 +11,20 @@ import logging
 import time
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import cache
 from typing import TYPE_CHECKING, Any, Final
 
 from airflow import settings
-from sqlalchemy import Engine, select, text
-from sqlalchemy.dialects import mysql, postgresql, sqlite
+from sqlalchemy import Engine, Executable, insert, select, text
+from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.exc import DBAPIError, IntegrityError, OperationalError, ProgrammingError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from tenacity import RetryError, Retrying, retry_if_exception, stop_after_delay, wait_random_exponential
 
 from airflow_mediation_provider.journal.emission import Event, emit
 from airflow_mediation_provider.journal.locking import writers_turn
-from airflow_mediation_provider.journal.rows import session_values, transition_of, transition_values
+from airflow_mediation_provider.journal.queries import transitions
+from airflow_mediation_provider.journal.rows import session_values, transition_values
 from airflow_mediation_provider.journal.tables import Base, SessionRow, TransitionRow
 from airflow_mediation_provider.protocol.entry import Entry, EntryKind
 from airflow_mediation_provider.protocol.lifecycle import SessionState, departures, fold
@@ -38,11 +40,6 @@ log = logging.getLogger(__name__)
 MIGRATE: Final = "airflow db migrate"
 # PostgreSQL: serialization failure, deadlock, lock not available. The connection may also be lost.
 _PASSING_CODES: Final = frozenset({"40001", "40P01", "55P03"})
-_INSERT: Final[dict[str, Callable[..., Any]]] = {
-    "postgresql": postgresql.insert,
-    "sqlite": sqlite.insert,
-    "mysql": mysql.insert,
-}
 
 
 class JournalUnavailable(Exception):  # noqa: N818  # a state, not a fault
@@ -144,6 +141,19 @@ def _attempt(
         return recorded, writer.after
 
 
+@cache
+def _insert_or_ignore(dialect: str, table: type[Base]) -> Executable:
+    """Return the statement that inserts a row unless there is one of its key."""
+    # Not through the ORM, which would do as much work again for a row that nobody looks at afterwards.
+    rows = Base.metadata.tables[table.__tablename__]
+    match dialect:
+        case "postgresql":
+            return postgresql.insert(rows).on_conflict_do_nothing()
+        case "sqlite":
+            return sqlite.insert(rows).on_conflict_do_nothing()
+    return insert(rows).prefix_with("IGNORE")
+
+
 def _limit_waiting(engine: Engine, session: Session, deadline: float) -> None:
     """Have the database give up a wait for a lock when the caller does."""
     if engine.dialect.name == "postgresql":
@@ -161,7 +171,6 @@ class _Writer:
         self._session = session
         self._conn_id = conn_id
         self._team = team
-        self._insert = _INSERT[session.get_bind().dialect.name]
         self._events: list[Event] = []
         self.after: list[Callable[[], None]] = []
 
@@ -184,12 +193,8 @@ class _Writer:
 
     def _add(self, table: type[Base], values: dict[str, Any]) -> bool:
         """Insert a row unless it is there, and say whether it was not; waits for whoever just inserts the same."""
-        statement = self._insert(table).values(**values)
-        if isinstance(statement, mysql.Insert):
-            statement = statement.prefix_with("IGNORE")
-        else:
-            statement = statement.on_conflict_do_nothing()
-        return bool(self._session.execute(statement).rowcount)  # type: ignore[attr-defined]
+        statement = _insert_or_ignore(self._session.get_bind().dialect.name, table)
+        return bool(self._session.execute(statement, values).rowcount)  # type: ignore[attr-defined]
 
     # ---- sessions
 
@@ -197,7 +202,7 @@ class _Writer:
         """Fold all that was told of a session into its row, and note the event that follows."""
         for _ in range(2):
             row = self._locked(meter_id, session_id)
-            told = [transition_of(each) for each in self._session.scalars(self._changes_of(meter_id, session_id))]
+            told = transitions(self._session, self._conn_id, [(meter_id, session_id)])
             state = fold(told)
             # The how manieth arrival at this status it is. A status that was never left is announced once, however the
             # reports of it were shuffled and repeated; one that was left and reached again is news.
@@ -232,9 +237,6 @@ class _Writer:
             .with_for_update()
             .execution_options(populate_existing=True)
         )
-
-    def _changes_of(self, meter_id: str, session_id: str) -> Any:
-        return select(TransitionRow).filter_by(**self._key(meter_id, session_id), kind=str(EntryKind.STATUS_CHANGE))
 
     def _announce(self, meter_id: str, status: str, partition_key: str, extra: dict[str, Any]) -> None:
         self._events.append(Event(meter_id=meter_id, status=status, partition_key=partition_key, extra=extra))

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from dataclasses import fields
 from typing import TYPE_CHECKING, Any, Final
 
+from airflow_mediation_provider.journal.tables import TransitionRow
 from airflow_mediation_provider.protocol.entry import Entry, EntryKind
 from airflow_mediation_provider.protocol.lifecycle import SessionState
 from airflow_mediation_provider.protocol.status import RunType
@@ -12,8 +14,12 @@ from airflow_mediation_provider.protocol.transition import SessionTransition, So
 if TYPE_CHECKING:
     from datetime import datetime
 
-    from airflow_mediation_provider.journal.tables import SessionRow, TransitionRow
+    from sqlalchemy import Row
 
+    from airflow_mediation_provider.journal.tables import SessionRow
+
+# Named alike. Columns, not objects, and without the bodies: a session may have thousands of rows.
+TOLD: Final = tuple(getattr(TransitionRow, field.name) for field in fields(SessionTransition))
 _LENGTHS: Final = {"meter_id": 64, "session_id": 64, "status": 64, "previous_status": 64}
 _FROM_TRANSITION: Final = ("status", "previous_status", "started_at", "ended_at")
 
@@ -51,20 +57,14 @@ def transition_values(entry: Entry, *, conn_id: str, at: datetime) -> dict[str, 
     return values
 
 
-def transition_of(row: TransitionRow) -> SessionTransition:
-    """Return the transition that a row keeps; rows of changes and polls have one."""
+def transition_of(row: Row[Any]) -> SessionTransition:
+    """Return the transition that a row keeps; rows of changes and polls have one.
+
+    :param row: with the columns ``TOLD``
+    """
+    values = dict(row._mapping)
     return SessionTransition(
-        meter_id=str(row.meter_id),
-        meter_name=row.meter_name,
-        session_id=row.session_id,
-        run_type=RunType(str(row.run_type)),
-        status=str(row.status),
-        previous_status=row.previous_status,
-        started_at=row.started_at,
-        ended_at=row.ended_at,
-        observed_at=row.observed_at,
-        source=Source(row.source),
-        notification_id=row.notification_id,
+        **{**values, "run_type": RunType(values["run_type"]), "source": Source(values["source"])},
     )
 
 
