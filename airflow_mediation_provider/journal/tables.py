@@ -11,11 +11,19 @@ from typing import Any, Final
 
 from airflow.utils.sqlalchemy import UtcDateTime
 from sqlalchemy import JSON, BigInteger, Boolean, Index, Integer, MetaData, String, Text, UniqueConstraint
+from sqlalchemy.dialects import mysql
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
 VERSION_TABLE: Final = "mediation_alembic_version"
 # SQLite numbers rows by itself only where the type is INTEGER.
 _Number = BigInteger().with_variant(Integer, "sqlite")
+
+
+def _name(length: int) -> String:
+    """Return the type of what names something: MySQL would take ``a`` for ``A``."""
+    return String(length).with_variant(
+        mysql.VARCHAR(length, charset="utf8mb4", collation="utf8mb4_bin"), "mysql", "mariadb"
+    )
 
 
 class Base(DeclarativeBase):
@@ -37,12 +45,12 @@ class TransitionRow(Base):
     __tablename__ = "mediation_transition"
 
     id: Mapped[int] = mapped_column(_Number, primary_key=True, autoincrement=True)
-    conn_id: Mapped[str] = mapped_column(String(250))
+    conn_id: Mapped[str] = mapped_column(_name(250))
     kind: Mapped[str] = mapped_column(String(24))
-    notification_id: Mapped[str | None] = mapped_column(String(190))
-    meter_id: Mapped[str | None] = mapped_column(String(64))
+    notification_id: Mapped[str | None] = mapped_column(_name(190))
+    meter_id: Mapped[str | None] = mapped_column(_name(64))
     meter_name: Mapped[str | None] = mapped_column(Text)
-    session_id: Mapped[str | None] = mapped_column(String(64))
+    session_id: Mapped[str | None] = mapped_column(_name(64))
     run_type: Mapped[str | None] = mapped_column(String(16))
     status: Mapped[str | None] = mapped_column(String(64))
     previous_status: Mapped[str | None] = mapped_column(String(64))
@@ -67,9 +75,9 @@ class SessionRow(Base):
     __tablename__ = "mediation_session"
 
     id: Mapped[int] = mapped_column(_Number, primary_key=True, autoincrement=True)
-    conn_id: Mapped[str] = mapped_column(String(250))
-    meter_id: Mapped[str] = mapped_column(String(64))
-    session_id: Mapped[str] = mapped_column(String(64))
+    conn_id: Mapped[str] = mapped_column(_name(250))
+    meter_id: Mapped[str] = mapped_column(_name(64))
+    session_id: Mapped[str] = mapped_column(_name(64))
     meter_name: Mapped[str | None] = mapped_column(Text)
     run_type: Mapped[str] = mapped_column(String(16))
     status: Mapped[str] = mapped_column(String(64))
@@ -103,15 +111,15 @@ class WaitRow(Base):
 
     __tablename__ = "mediation_wait"
 
-    id: Mapped[str] = mapped_column(String(64), primary_key=True)
-    conn_id: Mapped[str] = mapped_column(String(250))
-    meter_id: Mapped[str] = mapped_column(String(64))
+    id: Mapped[str] = mapped_column(_name(64), primary_key=True)
+    conn_id: Mapped[str] = mapped_column(_name(250))
+    meter_id: Mapped[str] = mapped_column(_name(64))
     version: Mapped[str] = mapped_column(String(64))
-    session_id: Mapped[str | None] = mapped_column(String(64))
+    session_id: Mapped[str | None] = mapped_column(_name(64))
     condition: Mapped[dict[str, Any]]
-    dag_id: Mapped[str] = mapped_column(String(250))
-    run_id: Mapped[str] = mapped_column(String(250))
-    task_id: Mapped[str] = mapped_column(String(250))
+    dag_id: Mapped[str] = mapped_column(_name(250))
+    run_id: Mapped[str] = mapped_column(_name(250))
+    task_id: Mapped[str] = mapped_column(_name(250))
     map_index: Mapped[int] = mapped_column(Integer)
     try_number: Mapped[int] = mapped_column(Integer)
     mode: Mapped[str] = mapped_column(String(16))

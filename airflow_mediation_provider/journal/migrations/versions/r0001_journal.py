@@ -15,17 +15,23 @@ NUMBER = sa.BigInteger().with_variant(sa.Integer, "sqlite")
 TIME = sa.TIMESTAMP(timezone=True).with_variant(mysql.TIMESTAMP(fsp=6), "mysql", "mariadb")
 
 
+def name(length: int) -> sa.String:
+    """Return the type of what names something: MySQL would take ``a`` for ``A``."""
+    binary = mysql.VARCHAR(length, charset="utf8mb4", collation="utf8mb4_bin")
+    return sa.String(length).with_variant(binary, "mysql", "mariadb")
+
+
 def upgrade() -> None:
     """Make the tables."""
     op.create_table(
         "mediation_transition",
         sa.Column("id", NUMBER, autoincrement=True, nullable=False),
-        sa.Column("conn_id", sa.String(250), nullable=False),
+        sa.Column("conn_id", name(250), nullable=False),
         sa.Column("kind", sa.String(24), nullable=False),
-        sa.Column("notification_id", sa.String(190), nullable=True),
-        sa.Column("meter_id", sa.String(64), nullable=True),
+        sa.Column("notification_id", name(190), nullable=True),
+        sa.Column("meter_id", name(64), nullable=True),
         sa.Column("meter_name", sa.Text, nullable=True),
-        sa.Column("session_id", sa.String(64), nullable=True),
+        sa.Column("session_id", name(64), nullable=True),
         sa.Column("run_type", sa.String(16), nullable=True),
         sa.Column("status", sa.String(64), nullable=True),
         sa.Column("previous_status", sa.String(64), nullable=True),
@@ -44,9 +50,9 @@ def upgrade() -> None:
     op.create_table(
         "mediation_session",
         sa.Column("id", NUMBER, autoincrement=True, nullable=False),
-        sa.Column("conn_id", sa.String(250), nullable=False),
-        sa.Column("meter_id", sa.String(64), nullable=False),
-        sa.Column("session_id", sa.String(64), nullable=False),
+        sa.Column("conn_id", name(250), nullable=False),
+        sa.Column("meter_id", name(64), nullable=False),
+        sa.Column("session_id", name(64), nullable=False),
         sa.Column("meter_name", sa.Text, nullable=True),
         sa.Column("run_type", sa.String(16), nullable=False),
         sa.Column("status", sa.String(64), nullable=False),
@@ -76,15 +82,15 @@ def upgrade() -> None:
     )
     op.create_table(
         "mediation_wait",
-        sa.Column("id", sa.String(64), nullable=False),
-        sa.Column("conn_id", sa.String(250), nullable=False),
-        sa.Column("meter_id", sa.String(64), nullable=False),
+        sa.Column("id", name(64), nullable=False),
+        sa.Column("conn_id", name(250), nullable=False),
+        sa.Column("meter_id", name(64), nullable=False),
         sa.Column("version", sa.String(64), nullable=False),
-        sa.Column("session_id", sa.String(64), nullable=True),
+        sa.Column("session_id", name(64), nullable=True),
         sa.Column("condition", sa.JSON, nullable=False),
-        sa.Column("dag_id", sa.String(250), nullable=False),
-        sa.Column("run_id", sa.String(250), nullable=False),
-        sa.Column("task_id", sa.String(250), nullable=False),
+        sa.Column("dag_id", name(250), nullable=False),
+        sa.Column("run_id", name(250), nullable=False),
+        sa.Column("task_id", name(250), nullable=False),
         sa.Column("map_index", sa.Integer, nullable=False),
         sa.Column("try_number", sa.Integer, nullable=False),
         sa.Column("mode", sa.String(16), nullable=False),
