@@ -14,6 +14,7 @@ from airflow_mediation_provider.journal import prune as module
 from airflow_mediation_provider.journal.prune import old_sessions, oldest_to_keep, prune
 from airflow_mediation_provider.journal.record import JournalMissing
 from airflow_mediation_provider.journal.tables import Base, SessionRow, TransitionRow, WaitRow
+from airflow_mediation_provider.protocol.condition import SessionCondition
 from airflow_mediation_provider.protocol.pruning import Pruned
 from tests.unit.journal.old_rows import BEFORE, NEW, NOW, OLD, keep, session_of, told, wait_of
 
@@ -69,7 +70,8 @@ def test_a_wait_that_goes_on_keeps_the_sessions_that_it_may_bind() -> None:
     earlier = OLD - timedelta(days=10)
     keep(session_of("R-1", earlier), session_of("R-2"), session_of("R-3", meter_id="1002"))
     keep(session_of("R-4", conn_id="other"))
-    keep(wait_of("w", condition={"since": OLD.isoformat()}), wait_of("later", condition={"since": NEW.isoformat()}))
+    for wait_id, since in (("w", OLD), ("later", NEW)):
+        keep(wait_of(wait_id, condition=SessionCondition(meter_id="1001", since=since).to_dict()))
 
     assert run() == Pruned(sessions=3, needed=1)
     assert left()[0] == {"R-2"}
