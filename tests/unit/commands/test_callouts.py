@@ -1,0 +1,190 @@
+"""`airflow mediation callout-template` and `send-test-callout`, as Airflow's own parser calls them."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from airflow import settings
+from airflow.cli.cli_parser import get_parser
+from sqlalchemy import select
+from starlette.responses import HTMLResponse, JSONResponse, PlainTextResponse, RedirectResponse, Response
+
+from airflow_mediation_provider.api_server.app import create_app
+from airflow_mediation_provider.api_server.connections import Connections, MediationConnection
+from airflow_mediation_provider.journal.tables import TransitionRow
+from airflow_mediation_provider.protocol.callout_settings import SECRET_FIELDS
+from tests.unit.served import served
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from starlette.types import ASGIApp, Receive, Scope, Send
+
+SECRETS = {name: f"hidden-{number}" for number, name in enumerate(sorted(SECRET_FIELDS))}
+EXTRA = {
+    "hmac": {"callout_hmac_secret": "s", "callout_hmac_message": "{{Request.Headers.Date}}{{Request.Body}}"},
+    "hmac of a header of one's own": {
+        "callout_hmac_secret": "s",
+        "callout_hmac_message": "{{Request.Headers.X-Own}}{{Request.Body}}",
+        "callout_hmac_encoding": "HEX",
+        "callout_hmac_prefix": "v1 ",
+    },
+    "basic": {"callout_username": "zuora", "callout_password": "p"},
+    "token": {"callout_token": "t"},
+    "all": {**SECRETS, "callout_username": "zuora"},
+}
+
+
+@pytest.fixture(autouse=True)
+def _database(sqlite_database: str, airflow_on: Callable[[str], str], monkeypatch: pytest.MonkeyPatch) -> None:
+    airflow_on(sqlite_database)
+    connect(monkeypatch, {"callout_token": "t"})
+
+
+def connect(monkeypatch: pytest.MonkeyPatch, extra: dict[str, Any]) -> None:
+    connection = {"conn_type": "mediation", "login": "i", "password": "p", "extra": {"data_center": "PROD", **extra}}
+    monkeypatch.setenv("AIRFLOW_CONN_ZUORA", json.dumps(connection))
+
+
+def airflow(*arguments: str) -> None:
+    args = get_parser().parse_args(["mediation", *arguments])
+    args.func(args)
+
+
+def send(url: str) -> None:
+    airflow("send-test-callout", "--conn-id", "zuora", "--url", f"{url}/callouts/zuora")
+
+
+@pytest.mark.parametrize("extra", EXTRA.values(), ids=EXTRA)
+def test_the_way_through_is_proven(
+    extra: dict[str, Any], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    connect(monkeypatch, extra)
+
+    with served(create_app()) as url:
+        send(url)
+
+    said = capsys.readouterr().out
+    assert "401, as it must be" in said
+    assert "It is in the journal, as a test" in said
+    with settings.NonScopedSession() as session:
+        [row] = session.scalars(select(TransitionRow)).all()
+    assert (row.kind, row.status, row.meter_id) == ("test", None, "0")
+    assert str(row.notification_id).startswith("test-")
+
+
+def test_another_airflows_endpoint_is_noticed() -> None:
+    class Elsewhere:
+        def record(self, entries: Any, **_: Any) -> Any:
+            from airflow_mediation_provider.journal.record import Recorded
+
+            return Recorded(new=len(entries))
+
+    from airflow_mediation_provider.api_server.recorder import Recorder
+
+    connections = Connections(lambda conn_id: MediationConnection(conn_id, None, "p", {"callout_token": "t"}))
+    with (
+        served(create_app(connections, Recorder(Elsewhere().record))) as url,
+        pytest.raises(SystemExit, match="another one"),
+    ):
+        send(url)
+
+
+def test_other_secrets_at_the_api_server() -> None:
+    connections = Connections(lambda conn_id: MediationConnection(conn_id, None, "p", {"callout_token": "other"}))
+    with served(create_app(connections)) as url, pytest.raises(SystemExit, match="401: the credentials are refused"):
+        send(url)
+
+
+def test_a_connection_that_the_api_server_does_not_know() -> None:
+    with served(create_app(Connections(lambda _: None))) as url, pytest.raises(SystemExit, match="404: the API server"):
+        send(url)
+
+
+class Page:
+    """Whatever else may stand at the address."""
+
+    def __init__(self, *replies: Response) -> None:
+        self._replies = list(replies)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        reply = self._replies.pop(0) if len(self._replies) > 1 else self._replies[0]
+        await reply(scope, receive, send)
+
+
+REFUSED = JSONResponse({"success": False, "error": "not authenticated"}, 401)
+
+
+@pytest.mark.parametrize(
+    ("page", "words"),
+    [
+        (Page(HTMLResponse("<html>")), "without credentials was answered 200"),
+        (Page(REFUSED, HTMLResponse("<html>")), "200, but another page's"),
+        (Page(REFUSED, JSONResponse({"success": False})), "200, but another page's"),
+        (Page(RedirectResponse("https://elsewhere/")), "307, to https://elsewhere/: Zuora follows no redirect"),
+        (Page(PlainTextResponse("", 404)), "404: nothing is at this address"),
+        (Page(PlainTextResponse("", 405)), "405: Airflow answers, but not this provider"),
+        (Page(PlainTextResponse("", 403)), "403: something before Airflow forbids it"),
+        (Page(PlainTextResponse("", 502)), "502: a proxy does not reach"),
+        (Page(JSONResponse({"success": False}, 503)), "503: the API server cannot store callouts"),
+        (Page(REFUSED, PlainTextResponse("", 401)), "asks for credentials of its own"),
+        (Page(PlainTextResponse("", 418)), "418: it is not from this endpoint"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_each_wrong_answer_is_explained(page: ASGIApp, words: str) -> None:
+    with served(page) as url, pytest.raises(SystemExit, match=words):
+        send(url)
+
+
+def test_a_challenge_that_gets_lost_on_its_way(monkeypatch: pytest.MonkeyPatch) -> None:
+    connect(monkeypatch, EXTRA["basic"])
+    with served(Page(REFUSED)) as url, pytest.raises(SystemExit, match="does not ask for Basic credentials"):
+        send(url)
+
+
+def test_nobody_there() -> None:
+    with pytest.raises(SystemExit, match="no answer"):
+        send("http://127.0.0.1:9/mediation")
+
+
+@pytest.mark.parametrize(
+    ("extra", "words"),
+    [
+        ({}, "accepts no callouts: set callout_hmac_secret"),
+        ({"callout_username": "x"}, "callout_password is not"),
+    ],
+)
+def test_a_connection_that_accepts_none(extra: dict[str, Any], words: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    connect(monkeypatch, extra)
+    with pytest.raises(SystemExit, match=words):
+        send("http://127.0.0.1:9")
+
+
+@pytest.mark.parametrize("name", ["send-test-callout", "callout-template"])
+def test_no_such_connection(name: str) -> None:
+    with pytest.raises(SystemExit, match="There is no connection 'nobody' of type mediation"):
+        airflow(name, "--conn-id", "nobody")
+
+
+def test_the_template(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    connect(monkeypatch, EXTRA["all"])
+    monkeypatch.setenv("AIRFLOW__API__BASE_URL", "https://airflow.example.com:8443/prefix/")
+
+    airflow("callout-template", "--conn-id", "zuora")
+
+    said = capsys.readouterr().out
+    assert "https://airflow.example.com:8443/prefix/mediation/callouts/zuora" in said
+    assert "https addresses on port 443 alone" in said
+    assert "{{MeterSession.Status}}" in said
+    assert "hidden" not in said
+
+
+def test_the_template_for_the_public_address(capsys: pytest.CaptureFixture[str]) -> None:
+    airflow("callout-template", "--conn-id", "zuora", "--url", "https://public.example.com/mediation/callouts/zuora")
+
+    said = capsys.readouterr().out
+    assert "https://public.example.com/mediation/callouts/zuora" in said
+    assert "port 443" not in said

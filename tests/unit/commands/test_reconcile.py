@@ -1,0 +1,130 @@
+"""`airflow mediation reconcile`, as Airflow's own parser calls it, against a simulated Zuora that loses callouts."""
+
+from __future__ import annotations
+
+import json
+from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING
+
+import pytest
+from airflow import settings
+from airflow.cli.cli_parser import get_parser
+from sqlalchemy import select
+
+from airflow_mediation_provider.commands.times import time_of
+from airflow_mediation_provider.hooks import tokens
+from airflow_mediation_provider.journal.tables import SessionRow
+from airflow_mediation_provider.simulator import CalloutConfig, Simulator, running_simulator
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+URL = "http://127.0.0.1:9/mediation/callouts/zuora"
+NOW = datetime(2026, 3, 31, 12, tzinfo=UTC)
+
+
+def airflow(*arguments: str) -> None:
+    args = get_parser().parse_args(["mediation", "reconcile", "--conn-id", "zuora", *arguments])
+    args.func(args)
+
+
+def session() -> str | None:
+    with settings.NonScopedSession() as database:
+        row = database.scalar(select(SessionRow))
+    return row and row.status
+
+
+@pytest.fixture
+def sim(sqlite_database: str, airflow_on: Callable[[str], str], monkeypatch: pytest.MonkeyPatch) -> Iterator[Simulator]:
+    """A tenant of which no callout arrived."""
+    airflow_on(sqlite_database)
+    tokens.forget_all()
+    with running_simulator(time_scale=0.001) as simulator:
+        connection = {
+            "conn_type": "mediation",
+            "host": simulator.url,
+            "login": "simulator-client",
+            "password": "simulator-secret",
+        }
+        monkeypatch.setenv("AIRFLOW_CONN_ZUORA", json.dumps(connection))
+        simulator.callouts(CalloutConfig(url=URL, loss=1.0, retry=False))
+        simulator.start_session("1001", script=[["INITIALIZING", 1], ["RUNNING", 1], ["COMPLETED", None]])
+        simulator.wait_for("transition", 3)
+        simulator.wait_delivered()
+        yield simulator
+
+
+@pytest.mark.usefixtures("sim")
+def test_it_says_what_is_missing_then_puts_it_in_then_finds_nothing(capsys: pytest.CaptureFixture[str]) -> None:
+    airflow("--dry-run")
+    said = capsys.readouterr().out
+    assert "Missing: session R-00005468 of meter 1001: RUNNING -> COMPLETED at " in said
+    assert "(3 records read): 3 are missing in the journal." in said
+    assert session() is None
+
+    airflow()
+    assert "Put in: session R-00005468" in capsys.readouterr().out
+    assert session() == "COMPLETED"
+
+    airflow("--since", "2h")
+    assert "none is missing in the journal." in capsys.readouterr().out
+
+
+@pytest.mark.usefixtures("sim")
+def test_for_a_program(capsys: pytest.CaptureFixture[str]) -> None:
+    airflow("--json", "--open-hours", "0")
+
+    said = capsys.readouterr()
+    assert {each["status"] for each in json.loads(said.out)["repaired"]} == {"INITIALIZING", "RUNNING", "COMPLETED"}
+    assert "Reading the callout history" in said.err
+
+
+@pytest.mark.usefixtures("sim")
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("--since", "yesterday"), "--since must be a time like"),
+        (("--until", "2020-01-01"), "--until must be after --since"),
+        (("--conn-id", "nobody"), "There is no connection 'nobody'"),
+    ],
+)
+def test_what_is_wrong_is_one_sentence(arguments: tuple[str, ...], words: str) -> None:
+    with pytest.raises(SystemExit, match=words):
+        airflow(*arguments)
+
+
+@pytest.mark.usefixtures("sim")
+def test_without_tables(empty_sqlite_database: str, airflow_on: Callable[[str], str]) -> None:
+    airflow_on(empty_sqlite_database)
+
+    with pytest.raises(SystemExit, match="run `airflow db migrate`"):
+        airflow()
+
+
+def test_zuora_refuses(sim: Simulator) -> None:
+    sim.fault("status", status=403, path="notification-history")
+
+    with pytest.raises(SystemExit, match="callout history"):
+        airflow()
+
+
+@pytest.mark.parametrize(
+    ("text", "ago"),
+    [
+        ("36h", timedelta(hours=36)),
+        ("90m", timedelta(minutes=90)),
+        ("1.5d", timedelta(hours=36)),
+        ("2026-03-31T11:00Z", timedelta(hours=1)),
+        ("2026-03-31 13:00+02:00", timedelta(hours=1)),
+        ("2026-03-31T11:00", timedelta(hours=1)),
+        ("2026-03-31", timedelta(hours=12)),
+    ],
+)
+def test_times(text: str, ago: timedelta) -> None:
+    assert time_of("--since", text, NOW) == NOW - ago
+
+
+@pytest.mark.parametrize("text", ["", "h", "-1h", "1w", "soon", "2026-13-01"])
+def test_what_is_no_time(text: str) -> None:
+    with pytest.raises(SystemExit, match="--since must be a time"):
+        time_of("--since", text, NOW)
