@@ -15,6 +15,7 @@ from airflow.assets.manager import asset_manager
 from airflow.configuration import conf
 from airflow.models.asset import AssetEvent, AssetModel
 from sqlalchemy import select, update
+from sqlalchemy.exc import DBAPIError
 
 from airflow_mediation_provider.protocol.asset_uri import asset_uri
 
@@ -23,6 +24,10 @@ if TYPE_CHECKING:
 
     from airflow.models.dag import DagModel
     from sqlalchemy.orm import Session
+
+
+class EmissionError(Exception):
+    """Airflow's asset manager failed, so that nothing of the transaction may stay."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,6 +56,7 @@ def emit(
     :param team: the connection's team, where Airflow has teams
     :param session: the caller's, which commits
     :return: the assets' addresses, and what is to be called after the commit (Airflow's listeners)
+    :raises EmissionError: Airflow does not take an event now: while its DAGs are parsed anew after an upgrade, say
     """
     by_uri: dict[str, list[Event]] = {}
     for event in events:
@@ -64,10 +70,16 @@ def emit(
         for event in by_uri[asset.uri]:
             options: dict[str, Any] = {"callback_sink": after} if _has_callback_sink() else {}
             if conf.getboolean("core", "multi_team", fallback=False):
-                options |= {"source_is_api": True, "api_user_teams": {team} if team else set()}
-            asset_manager.register_asset_change(
-                asset=asset, extra=event.extra, partition_key=event.partition_key, session=session, **options
-            )
+                # A connection of all teams is like a DAG of none: whom it may start is for each team's DAG to say.
+                options |= {"source_is_api": team is not None, "api_user_teams": {team} if team else set()}
+            try:
+                asset_manager.register_asset_change(
+                    asset=asset, extra=event.extra, partition_key=event.partition_key, session=session, **options
+                )
+            except DBAPIError:
+                raise
+            except Exception as error:
+                raise EmissionError(f"Airflow could not take an event of the asset {asset.uri}: {error}") from error
             emitted.append(asset.uri)
     return tuple(emitted), after
 

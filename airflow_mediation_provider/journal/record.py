@@ -21,7 +21,7 @@ from sqlalchemy.exc import DBAPIError, IntegrityError, OperationalError, Program
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from tenacity import RetryError, Retrying, retry_if_exception, stop_after_delay, wait_random_exponential
 
-from airflow_mediation_provider.journal.emission import Event, emit
+from airflow_mediation_provider.journal.emission import EmissionError, Event, emit
 from airflow_mediation_provider.journal.locking import writers_turn
 from airflow_mediation_provider.journal.queries import transitions
 from airflow_mediation_provider.journal.rows import session_values, transition_values
@@ -96,6 +96,8 @@ def record(
         raise JournalUnavailable(f"the journal could not be written: {error}") from error
     except (DBAPIError, PoolTimeoutError) as error:
         raise unavailable(error) from error
+    except EmissionError as error:
+        raise JournalUnavailable(str(error)) from error
     for call in after:
         try:
             call()
@@ -119,7 +121,8 @@ def is_passing(error: BaseException) -> bool:
         return True
     if not isinstance(error, DBAPIError):
         return False
-    if error.connection_invalidated or getattr(error.orig, "pgcode", None) in _PASSING_CODES:
+    code = getattr(error.orig, "pgcode", None) or getattr(error.orig, "sqlstate", None)
+    if error.connection_invalidated or code in _PASSING_CODES:
         return True
     words = str(error.orig).lower()
     return isinstance(error, OperationalError) and any(
@@ -253,7 +256,8 @@ class _Writer:
                 TransitionRow.session_id.is_(None),
                 TransitionRow.kind == EntryKind.POLL,
             )
-            .order_by(TransitionRow.id.desc())
+            # By the index of sessions: in the order of ids alone, PostgreSQL would look through the whole table.
+            .order_by(TransitionRow.session_id.desc(), TransitionRow.id.desc())
             .limit(1)
         )
         if last is not None and (last.status == values["status"] or last.observed_at >= entry.observed_at):
@@ -272,11 +276,16 @@ class _Writer:
         live = [
             row
             for row in self._session.scalars(
-                select(SessionRow).where(
+                select(SessionRow)
+                .where(
                     SessionRow.conn_id == self._conn_id,
                     SessionRow.meter_id == values["meter_id"],
                     SessionRow.terminal.is_(False),
                 )
+                .order_by(SessionRow.session_id)
+                # A callout at the same time must see what this announces, and this what the callout does.
+                .with_for_update()
+                .execution_options(populate_existing=True)
             )
             if not ANY_TERMINAL & row.emitted.keys()
         ]
