@@ -56,6 +56,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         for problem in problems:
             console.print(f"[red]wrong:[/] {problem}", highlight=False, soft_wrap=True)
         verdict = f"{len(problems)} wrong" if problems else "each as it must be"
+        console.print("callout to start: seconds from the callout of a session's end to the DAG run or task it starts")
         console.print(f"{len(played)} DAG runs, {verdict}; {time.monotonic() - began:.0f} s in all")
         if options.keep:
             console.print(f"\nAirflow: {stage.airflow.url}   simulator: {stage.simulator.url}   Ctrl-C stops both")
@@ -123,7 +124,8 @@ class Progress:
 def summary(played: list[Played]) -> Table:
     """Return the table at the end: a line for each meter of each run."""
     table = Table(box=SIMPLE, padding=0, pad_edge=False)
-    for heading in ("DAG, meter", "session", "status", "branch taken", "downstream run", "sec", ""):
+    headings = ("DAG, meter", "session", "status", "branch taken", "downstream run", "sec", "callout to start", "")
+    for heading in headings:
         table.add_column(heading, overflow="fold", no_wrap=heading in {"DAG, meter", "session", "status"})
     for each in played:
         for result in each.results:
@@ -135,6 +137,7 @@ def summary(played: list[Played]) -> Table:
                 result.branch,
                 result.downstream,
                 f"{each.seconds:.0f}",
+                "" if result.after_callout is None else f"{result.after_callout:.1f}",
                 mark,
             )
     return table

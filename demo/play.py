@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass, field
+from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 from demo.client import RUN_ENDS
@@ -23,11 +24,11 @@ RAN = frozenset({"success", "failed"})
 class Played:
     """A scene that is being played, and in the end what came out.
 
-    :param run_id: the DAG run
-    :param began: when it was triggered, by the monotonic clock
+    :param run_id: the DAG run; empty until a callout has started it
+    :param began: when it was triggered, or its session could be, by the monotonic clock
     :param tasks: the state of each of its tasks, a mapped one as ``task_id[map_index]``
     :param run: the run's state
-    :param foreign_started: whether the session that something else starts has been started
+    :param foreign: the session that something else than Airflow started
     """
 
     scene: Scene
@@ -35,7 +36,7 @@ class Played:
     began: float
     tasks: dict[str, str | None] = field(default_factory=dict)
     run: str = "queued"
-    foreign_started: bool = False
+    foreign: str | None = None
     results: list[Result] = field(default_factory=list)
     seconds: float = 0.0
 
@@ -50,6 +51,8 @@ class Result:
     """What became of one meter of a scene: a line of the table.
 
     :param downstream: the state of the run of ``usage_batch`` for its session; empty where there is none
+    :param after_callout: seconds from the callout of the session's end to the start of the run, or of the first task,
+        that follows from it
     :param problems: what is not as it must be; empty when all is well
     """
 
@@ -58,6 +61,7 @@ class Result:
     status: str = ""
     branch: str = ""
     downstream: str = ""
+    after_callout: float | None = None
     problems: list[str] = field(default_factory=list)
 
 
@@ -75,10 +79,7 @@ def play(
     for scene in scenes:
         for meter, settings in scene.meters.items():
             simulator.meter(meter, **settings)
-    playing = [
-        Played(scene=scene, run_id=airflow.trigger(scene.dag_id, scene.conf), began=time.monotonic())
-        for scene in scenes
-    ]
+    playing = [Played(scene=scene, run_id=_trigger(stage, scene), began=time.monotonic()) for scene in scenes]
 
     def all_over() -> bool:
         for each in playing:
@@ -95,16 +96,26 @@ def play(
     return playing
 
 
+def _trigger(stage: Stage, scene: Scene) -> str:
+    return "" if scene.scheduled_on else stage.airflow.trigger(scene.dag_id, scene.conf)
+
+
 def _look(stage: Stage, played: Played) -> None:
     airflow, scene = stage.airflow, played.scene
+    if scene.scheduled_on and not played.run_id:
+        played.foreign = played.foreign or stage.simulator.start_session_if_room(scene.scheduled_on)
+        runs = [run for run in airflow.runs(scene.dag_id) if run["partition_key"] == played.foreign]
+        if not (played.foreign and runs):
+            return
+        played.run_id = runs[0]["dag_run_id"]
     played.tasks = airflow.task_states(scene.dag_id, played.run_id)
     played.run = airflow.run(scene.dag_id, played.run_id)["state"]
     played.seconds = time.monotonic() - played.began
-    if scene.foreign and not played.foreign_started:
+    if scene.foreign and not played.foreign:
         task_id, meter = scene.foreign
         # Only now: a session that is over before the first look at the meter leaves nothing that a poll could see.
         if played.tasks.get(task_id) == "deferred":
-            played.foreign_started = stage.simulator.start_session_if_room(meter)
+            played.foreign = stage.simulator.start_session_if_room(meter)
     if played.run in RUN_ENDS:
         sessions = [_only_session(stage, row) for row in scene.rows]
         batches = {run["conf"].get("session_id"): run for run in airflow.runs(DOWNSTREAM)}
@@ -141,6 +152,7 @@ def _check(
         return result
     result.session, result.status = session["session_id"], session["status"]
     must(f"the status of session {result.session}", result.status, row.status)
+    result.after_callout = _after_callout(stage, played, row, result.session)
     batch = batches.get(result.session)
     result.downstream = batch["state"] if batch else ""
     must(
@@ -154,6 +166,22 @@ def _check(
         expected(session) if row.loaded else (),
     )
     return result
+
+
+def _after_callout(stage: Stage, played: Played, row: Row, session_id: str) -> float | None:
+    """Return the seconds from the callout of the session's end to what it started: the run, else the next task."""
+    told = stage.simulator.log("callout", session_id=session_id, status=row.status, code=200)
+    if not told:
+        return None
+    at = datetime.fromisoformat(told[0]["time"])
+    airflow, dag_id = stage.airflow, played.scene.dag_id
+    if played.scene.scheduled_on:
+        started = [airflow.run(dag_id, played.run_id)]
+    else:
+        tasks = [ti for ti in airflow.task_instances(dag_id, played.run_id) if ti["map_index"] == row.map_index]
+        started = [ti for ti in tasks if ti["task_id"] in row.taken]
+    starts = [datetime.fromisoformat(each["start_date"]) for each in started if each["start_date"]]
+    return min(((start - at).total_seconds() for start in starts if start > at), default=None)
 
 
 class _Must:

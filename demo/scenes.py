@@ -40,6 +40,7 @@ class Scene:
     :param conf: its configuration
     :param meters: meters to set up before: settings of the simulator by meter id
     :param foreign: meter of which something else than Airflow starts a session, once this task waits for it
+    :param scheduled_on: meter of which something else than Airflow starts a session, whose callout starts the run
     """
 
     dag_id: str
@@ -49,9 +50,11 @@ class Scene:
     conf: Mapping[str, Any] = field(default_factory=dict)
     meters: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     foreign: tuple[str, str] | None = None
+    scheduled_on: str | None = None
 
 
 _QUICK = [["INITIALIZING", 2], ["RUNNING", 6], ["COMPLETED", 0]]
+_SHORT = [["INITIALIZING", 1], ["RUNNING", 2], ["COMPLETED", 0]]
 _REGIONS = ("1005", "1006", "1007", "1008", "1009")
 # One region of the five fails, so that each must have taken its own branch.
 _FAILING_REGION = "1007"
@@ -142,6 +145,32 @@ SCENES = (
                 loaded=True,
             )
             for index, meter in enumerate(_REGIONS)
+        ),
+    ),
+    Scene(
+        dag_id="on_completed",
+        shows="a callout starts it",
+        scheduled_on="1013",
+        meters={"1013": {"name": "Egress (started by Zuora's own schedule)", "script": _SHORT, "records": 30}},
+        rows=(
+            Row(meter="1013", status="COMPLETED", taken={"session": "success", "load_usage": "success"}, loaded=True),
+        ),
+    ),
+    Scene(
+        dag_id="on_failed",
+        shows="a callout starts it",
+        scheduled_on="1014",
+        meters={"1014": {"name": "Ingress", "script": [*_SHORT[:2], ["FAILED", 0]], "records": 8, "errors": 3}},
+        run="failed",
+        rows=(Row(meter="1014", status="FAILED", taken={"session": "success", **FAILURE_BRANCH}),),
+    ),
+    Scene(
+        dag_id="on_either",
+        shows="the second of two",
+        scheduled_on="1016",
+        meters={"1016": {"name": "Requests (started by Zuora's own schedule)", "script": _SHORT, "records": 20}},
+        rows=(
+            Row(meter="1016", status="COMPLETED", taken={"session": "success", "load_usage": "success"}, loaded=True),
         ),
     ),
 )

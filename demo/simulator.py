@@ -51,15 +51,14 @@ class SimulatorControl:
         """Start a session that nobody asked for through the API, as Zuora's own schedule does, and return it."""
         return dict(self.call("POST", "/sessions", json={"meter": meter_id, **settings}))
 
-    def start_session_if_room(self, meter_id: str) -> bool:
-        """Start such a session unless five meters run already; tell whether it was started."""
+    def start_session_if_room(self, meter_id: str) -> str | None:
+        """Start such a session and return its id; ``None`` where five meters run already."""
         try:
-            self.start_session(meter_id)
+            return str(self.start_session(meter_id)["session_id"])
         except httpx.HTTPStatusError as error:
             if "maximum running meter count" in error.response.text:
-                return False
+                return None
             raise
-        return True
 
     def fault(self, kind: str, **settings: Any) -> dict[str, Any]:
         """Let something go wrong: ``kind`` and where (``path``, ``method``, ``meter``), how often or how long."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import secrets
 import shutil
 import sqlite3
 import sys
@@ -18,9 +19,10 @@ from demo.simulator import SimulatorControl
 from demo.stack import AirflowStack
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Collection, Mapping
 
 PROJECT = Path(__file__).resolve().parent.parent
+CONN_ID = "mediation_default"
 
 
 class StageInUseError(Exception):
@@ -33,6 +35,7 @@ class Stage:
     :param root: private directory; whatever is in it is removed at start and end
     :param dags: directory of the DAG files
     :param time_scale: how many seconds a second of the meters' scripts takes
+    :param calling_out: meters whose sessions the simulator sends callouts of; all by default
     :param env: further environment variables of Airflow's components
     """
 
@@ -42,6 +45,7 @@ class Stage:
         dags: Path = PROJECT / "dags",
         *,
         time_scale: float = 1.0,
+        calling_out: Collection[str] = (),
         env: Mapping[str, str] | None = None,
     ) -> None:
         (port,) = free_ports(1)
@@ -50,8 +54,10 @@ class Stage:
         self.time_scale = time_scale
         self.simulator = SimulatorControl(f"http://127.0.0.1:{port}")
         self.usage_db = self.root / "usage.db"
+        self._calling_out = calling_out
+        self._callout_secret = secrets.token_hex(16)
         connections = {
-            "AIRFLOW_CONN_MEDIATION_DEFAULT": connection(self.simulator.url),
+            "AIRFLOW_CONN_MEDIATION_DEFAULT": connection(self.simulator.url, callout_secret=self._callout_secret),
             "AIRFLOW_CONN_USAGE_DB": json.dumps({"conn_type": "sqlite", "host": str(self.usage_db)}),
         }
         self.airflow = AirflowStack(self.root / "stack", dags, {**connections, **(env or {})})
@@ -90,6 +96,7 @@ class Stage:
             wait_until(self.simulator.healthy, timeout=20, what="the simulator to answer")
         except NotInTimeError as error:
             raise NotInTimeError(f"{error}\n{self._processes.tail('simulator')}") from None
+        self._call_out()
 
     def rows(self, query: str, *parameters: Any) -> list[tuple[Any, ...]]:
         """Ask the usage database, which the DAGs load; an empty list as long as nothing was ever loaded."""
@@ -97,6 +104,16 @@ class Stage:
             return []
         with contextlib.closing(sqlite3.connect(f"file:{self.usage_db}?mode=ro", uri=True)) as database:
             return database.execute(query, parameters).fetchall()
+
+    def _call_out(self) -> None:
+        """Have the simulator send callouts to Airflow, and again after seconds where Zuora does after half an hour."""
+        callout = {
+            "url": f"{self.airflow.url}/mediation/callouts/{CONN_ID}",
+            "hmac_secret": self._callout_secret,
+            "meters": sorted(self._calling_out),
+        }
+        self.simulator.call("POST", "/config", json={"callouts": [callout]})
+        self.simulator.call("POST", "/delivery", json={"interval": 3 / self.time_scale})
 
     def close(self) -> None:
         """Stop everything and remove the directory."""
@@ -114,20 +131,23 @@ class Stage:
         shutil.rmtree(self.root, ignore_errors=True)
 
 
-def connection(url: str, **fields: Any) -> str:
+def connection(url: str, *, callout_secret: str | None = None, **fields: Any) -> str:
     """Return the connection to a simulator as the value of an ``AIRFLOW_CONN_...`` variable.
 
     :param url: the simulator's address
+    :param callout_secret: what its callouts are signed with; without one, the connection takes none
     :param fields: other fields of the connection (``password``, ``extra`` ...)
     """
-    template = f"{url}/meters/{{meter_id}}/sessions/{{session_id}}"
+    extra = {"ui_link_template": f"{url}/meters/{{meter_id}}/sessions/{{session_id}}"}
+    if callout_secret is not None:
+        extra["callout_hmac_secret"] = callout_secret
     return json.dumps(
         {
             "conn_type": "mediation",
             "host": url,
             "login": "simulator-client",
             "password": "simulator-secret",
-            "extra": {"ui_link_template": template},
+            "extra": extra,
             **fields,
         }
     )

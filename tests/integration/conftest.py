@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from demo.scenes import SCENES
 from demo.stage import PROJECT, Stage
 
 if TYPE_CHECKING:
@@ -28,6 +29,8 @@ ENV = {
     "AIRFLOW__SCHEDULER__TASK_INSTANCE_HEARTBEAT_TIMEOUT": "20",
     "AIRFLOW__SCHEDULER__TASK_INSTANCE_HEARTBEAT_TIMEOUT_DETECTION_INTERVAL": "4",
     "AIRFLOW__WORKERS__MIN_HEARTBEAT_INTERVAL": "2",
+    # Callouts come of the examples' meters alone; all other tests are about polls, at the pace that they ask for.
+    "AIRFLOW__MEDIATION__CROSS_CHECK_INTERVAL": "1",
 }
 
 
@@ -41,7 +44,8 @@ def stage(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stage]:
             shutil.copy(file, dags)
     (dags / "wrong_branch.py").write_text(_with_branches_swapped((PROJECT / "dags" / "run_and_branch.py").read_text()))
     # One meter for each test may run at the same time as those of the examples.
-    with Stage(root, dags, env=ENV) as stage:
+    examples = {row.meter for scene in SCENES for row in scene.rows}
+    with Stage(root, dags, calling_out=examples, env=ENV) as stage:
         stage.simulator.call("POST", "/config", json={"max_running_meters": 60})
         yield stage
 

@@ -19,6 +19,12 @@ SCENE = Scene(
     shows="COMPLETED",
     rows=(Row(meter="7", status="COMPLETED", taken={"load": "success"}, not_taken=("alert",), loaded=True),),
 )
+STARTED_BY_A_CALLOUT = Scene(
+    dag_id="example",
+    shows="a callout starts it",
+    scheduled_on="7",
+    rows=(Row(meter="7", status="COMPLETED", taken={"load": "success"}, loaded=True),),
+)
 SESSION = {"session_id": "R-1", "status": "COMPLETED", "run_type": "NORMAL", "records": 3, "errors": 1}
 BATCH = {"dag_run_id": "b", "state": "success", "conf": {"session_id": "R-1"}}
 
@@ -32,6 +38,10 @@ def stage(**changes: Any) -> Any:
         "batches": [BATCH],
         "counts": [(3, 1)],
         "kinds": [("SAMPLE", 3), ("ERROR", 1)],
+        "callouts": [],
+        "task_instances": [],
+        "room": ["R-1"],
+        "runs": [],
         **changes,
     }
     return SimpleNamespace(
@@ -40,10 +50,16 @@ def stage(**changes: Any) -> Any:
             wait_dags=lambda _: None,
             trigger=lambda *_: "run",
             task_states=lambda *_: seen["tasks"],
-            run=lambda *_: {"state": seen["run"]},
-            runs=lambda _: seen["batches"],
+            run=lambda *_: {"state": seen["run"], "start_date": "2026-03-31T12:00:01.500000Z"},
+            runs=lambda dag_id: seen["runs"].pop(0) if dag_id == "example" else seen["batches"],
+            task_instances=lambda *_: seen["task_instances"],
         ),
-        simulator=SimpleNamespace(url="http://simulator", sessions=lambda _: seen["sessions"]),
+        simulator=SimpleNamespace(
+            url="http://simulator",
+            sessions=lambda _: seen["sessions"],
+            start_session_if_room=lambda _: seen["room"].pop(0),
+            log=lambda *_, **__: seen["callouts"],
+        ),
         rows=lambda query, *_: seen["counts"] if "usage_session" in query else seen["kinds"],
         start=lambda: None,
         close=lambda: None,
@@ -78,6 +94,36 @@ def test_all_as_it_must_be() -> None:
 )
 def test_whatever_is_wrong_is_told(changes: dict[str, Any], told: str) -> None:
     assert any(problem.startswith(told) for problem in problems(**changes))
+
+
+def test_a_run_that_a_callout_starts_is_that_of_the_session() -> None:
+    runs = [{"dag_run_id": "old", "partition_key": "R-0"}, {"dag_run_id": "new", "partition_key": "R-1"}]
+    # Five meters run at first; and the session has begun before it ends.
+    seen = stage(
+        room=[None, "R-1"],
+        runs=[runs[:1], runs[:1], runs],
+        tasks={"load": "success"},
+        callouts=[{"time": "2026-03-31T12:00:00+00:00"}],
+    )
+
+    (played,) = play(seen, [STARTED_BY_A_CALLOUT], lambda _: None)
+
+    assert played.run_id == "new"
+    assert played.results[0].problems == []
+    assert played.results[0].after_callout == 1.5
+
+
+def test_seconds_from_the_callout_to_the_first_task_after_it() -> None:
+    times = {"waited": "2026-03-31T11:59:00Z", "load": "2026-03-31T12:00:02Z", "later": "2026-03-31T12:00:09Z"}
+    tasks = [{"task_id": name, "map_index": -1, "start_date": at} for name, at in times.items()]
+    row = Row(meter="7", status="COMPLETED", taken=dict.fromkeys(times, "success"), loaded=True)
+    scene = Scene(dag_id="example", shows="COMPLETED", rows=(row,))
+
+    (played,) = play(
+        stage(callouts=[{"time": "2026-03-31T12:00:00+00:00"}], task_instances=tasks), [scene], lambda _: None
+    )
+
+    assert played.results[0].after_callout == 2
 
 
 @pytest.mark.parametrize(("changes", "code"), [({}, 0), ({"run": "failed"}, 1)])

@@ -1,0 +1,41 @@
+"""Load each session of a meter as soon as it is COMPLETED, whoever started it: one run of this DAG for each session.
+
+Zuora's callout starts the run; nothing polls, and no task waits. The run of the batch job is named after the session:
+whatever is repeated, by a retry, a Clear or a callout that comes again, loads the same session into the same place.
+"""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from typing import Any
+
+from airflow.providers.standard.operators.trigger_dagrun import TriggerDagRunOperator
+from airflow.sdk import dag, task
+
+from airflow_mediation_provider.assets import on_meter_session, triggering_session
+
+
+@dag(
+    # Where Zuora cannot reach Airflow: on_meter_session("1013", "COMPLETED", poll_interval=60)
+    schedule=on_meter_session("1013", "COMPLETED"),
+    default_args={"retries": 2, "retry_delay": timedelta(seconds=10)},
+    tags=["mediation", "example"],
+    doc_md=__doc__,
+)
+def on_completed() -> None:
+    """Ask which session it is, and load it."""
+
+    @task
+    def session() -> dict[str, Any]:
+        return triggering_session()
+
+    TriggerDagRunOperator(
+        task_id="load_usage",
+        trigger_dag_id="usage_batch",
+        trigger_run_id="session-{{ dag_run.partition_key }}",
+        reset_dag_run=True,
+        conf=session(),
+    )
+
+
+on_completed()
