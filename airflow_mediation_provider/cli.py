@@ -19,9 +19,7 @@ _COMMANDS: Final = "airflow_mediation_provider.commands"
 CONN_ID: Final = Arg(
     ("--conn-id",), help="the connection, of type mediation (default: %(default)s)", default="mediation_default"
 )
-URL: Final = Arg(
-    ("--url",), help="the public address of the callouts (default: [api] base_url + /mediation/callouts/CONN_ID)"
-)
+URL: Final = Arg(("--url",), help="the public address of Airflow, or of the callouts in full (default: [api] base_url)")
 SINCE: Final = Arg(
     ("--since",),
     default="24h",

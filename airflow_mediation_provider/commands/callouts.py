@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 def print_template(args: Namespace) -> None:
     """Print what to paste into Zuora."""
     settings = callouts_of(connection_of(args.conn_id))
-    url = args.url or callout_url(args.conn_id)
+    url = callout_url(args.conn_id, args.url)
     print(template_text(settings, url))
     for doubt in _doubts(url):
         print(doubt)
@@ -38,7 +38,7 @@ def send_test(args: Namespace) -> None:
             f"Connection {args.conn_id!r} accepts no callouts: set callout_hmac_secret, or callout_username and "
             "callout_password, or callout_token in its extra."
         )
-    url = args.url or callout_url(args.conn_id)
+    url = callout_url(args.conn_id, args.url)
     for doubt in _doubts(url):
         print(doubt)
     nonce, now = secrets.token_hex(8), datetime.now(UTC)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from typing import TYPE_CHECKING
-from urllib.parse import quote
+from urllib.parse import quote, urlsplit
 
 from airflow.configuration import conf
 
@@ -44,7 +44,12 @@ def callouts_of(connection: MediationConnection) -> CalloutSettings:
         raise SystemExit(str(error)) from None
 
 
-def callout_url(conn_id: str) -> str:
-    """Return the address of the connection's callouts by Airflow's own account, ``[api] base_url``."""
-    base = conf.get("api", "base_url", fallback="http://localhost:8080").rstrip("/")
-    return f"{base}/mediation/callouts/{quote(conn_id, safe='')}"
+def callout_url(conn_id: str, given: str | None) -> str:
+    """Return the address of the connection's callouts.
+
+    :param given: as it was typed, in full or up to Airflow; ``[api] base_url`` unless given
+    """
+    base = (given or conf.get("api", "base_url", fallback=None) or "http://localhost:8080").rstrip("/")
+    if "/callouts/" in urlsplit(base).path + "/":
+        return base
+    return f"{base.removesuffix('/mediation')}/mediation/callouts/{quote(conn_id, safe='')}"

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from airflow_mediation_provider.protocol.arguments import given, meter_text, path_part
+from airflow_mediation_provider.protocol.refusals import METER_PERMISSIONS
 from airflow_mediation_provider.protocol.replies import Json, MeterRun, UnreadableReplyError, read_run, read_status
 from airflow_mediation_provider.protocol.status import RunType
 
@@ -36,6 +37,7 @@ class Call(Generic[T]):
     :param read: makes the result out of the reply's JSON; raises :class:`UnreadableReplyError`
     :param repeatable: may be sent again when its fate is not known
     :param unique_key: the run's ``uniqueKey``, where it has one
+    :param permission: what the OAuth client's user must be allowed to do, in Zuora's words
     """
 
     what: str
@@ -46,6 +48,7 @@ class Call(Generic[T]):
     query: tuple[tuple[str, str], ...] = ()
     body: Json | None = None
     unique_key: str | None = None
+    permission: str = METER_PERMISSIONS
 
 
 def run_meter(

@@ -263,7 +263,7 @@ def _result(call: Call[T], peer: Peer, outcome: Outcome) -> T:
     reply = _reply(call.what, peer, outcome)
     body = reply.json
     if refused(reply, body):
-        raise refusal(call.what, peer.host, reply, unique_key=call.unique_key)
+        raise refusal(call.what, peer.host, reply, unique_key=call.unique_key, permission=call.permission)
     if body is None:
         raise _not_json(call.what, peer, reply)
     try:

@@ -108,6 +108,7 @@ def _pages(query: dict[str, str | None]) -> Generator[Call[Page], Page, None]:
             method="GET",
             path="/v1/notification-history/callout",
             query=query_of(**query, page=str(number)),
+            permission="'Events & Notifications View Access'",
             read=lambda reply: Page(objects(reply.get("calloutHistories")), text_of(reply.get("nextPage"))),
         )
         if page.next_cursor is None or not page.entries:

@@ -32,6 +32,7 @@ NOT_ENABLED: Final = "70002004"
 NO_PERMISSION: Final = "70002006"
 RATE_LIMITED: Final = "70002005"
 
+METER_PERMISSIONS: Final = "'View Meters' and 'Run Meters'"
 # Zuora's code -> the class of the error and one sentence with what to do.
 MEANING: Final[dict[str, tuple[type[MediationError], str]]] = {
     "70002001": (MisconfigurationError, "Zuora misses the entity: set the entity ID in the connection"),
@@ -41,7 +42,7 @@ MEANING: Final[dict[str, tuple[type[MediationError], str]]] = {
     RATE_LIMITED: (TransientError, "Mediation limits the rate: ask less often"),
     NO_PERMISSION: (
         MisconfigurationError,
-        "the user of the OAuth client lacks the permission: grant it 'View Meters' and 'Run Meters'",
+        "the user of the OAuth client lacks the permission: grant it {permission}",
     ),
     "70002103": (MisconfigurationError, "the meter does not exist in this tenant: check the meter id and data center"),
     "70002104": (MisconfigurationError, "the meter has no such version: Zuora has only 0.0.1 today"),
@@ -94,16 +95,20 @@ def refused(reply: Reply, body: dict[str, Any] | None) -> bool:
     return not 200 <= reply.status < 300 or (body is not None and body.get("success") is False)
 
 
-def refusal(what: str, host: str, reply: Reply, *, unique_key: str | None = None) -> MediationError:
+def refusal(
+    what: str, host: str, reply: Reply, *, unique_key: str | None = None, permission: str = METER_PERMISSIONS
+) -> MediationError:
     """Make the error out of a reply that is not a success.
 
     :param what: the call in words
     :param host: where it was sent
     :param unique_key: the ``uniqueKey`` that was sent, where one was: only then a duplicate is one
+    :param permission: what the user must be allowed to do for this call
     """
     body = reply.json
     code, words = read_words(body or {})
     kind, sentence = _meaning(reply, code, words, shaped=body is not None, unique_key=unique_key)
+    sentence = sentence.replace("{permission}", permission)
     details: dict[str, Any] = {
         "code": code,
         "zuora_message": words,
@@ -149,7 +154,7 @@ def _meaning(
         )
     if status == 403:
         sentence = (
-            "access is forbidden: the user of the OAuth client lacks the permission ('View Meters', 'Run Meters')"
+            "access is forbidden: the user of the OAuth client lacks the permission ({permission})"
             if shaped
             else "access is forbidden by something in front of Zuora's API (no JSON came back): check proxy, allow-list"
         )

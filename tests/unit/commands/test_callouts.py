@@ -13,6 +13,7 @@ from starlette.responses import HTMLResponse, JSONResponse, PlainTextResponse, R
 
 from airflow_mediation_provider.api_server.app import create_app
 from airflow_mediation_provider.api_server.connections import Connections, MediationConnection
+from airflow_mediation_provider.commands.connection import callout_url
 from airflow_mediation_provider.journal.tables import TransitionRow
 from airflow_mediation_provider.protocol.callout_settings import SECRET_FIELDS
 from tests.unit.served import served
@@ -188,3 +189,16 @@ def test_the_template_for_the_public_address(capsys: pytest.CaptureFixture[str])
     said = capsys.readouterr().out
     assert "https://public.example.com/mediation/callouts/zuora" in said
     assert "port 443" not in said
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        "https://public.example.com",
+        "https://public.example.com/",
+        "https://public.example.com/mediation",
+        "https://public.example.com/mediation/callouts/a%20b",
+    ],
+)
+def test_addresses(given: str) -> None:
+    assert callout_url("a b", given) == "https://public.example.com/mediation/callouts/a%20b"

@@ -216,3 +216,11 @@ def test_the_callout_history_tells_of_every_change_that_was_lost(ask, simulator,
     assert edges == [(None, script[0]), *pairwise(script)]
     assert {(change.meter_id, change.session_id[:2]) for change in lost} == {("101", "R-")}
     assert fold(lost).status == "COMPLETED"
+
+
+def test_the_callout_history_takes_a_permission_of_its_own(ask, simulator):
+    simulator.configure(permissions=["View Meters", "Run Meters"])
+    now = datetime.now(UTC)
+
+    with pytest.raises(MisconfigurationError, match="grant it 'Events & Notifications View Access'"):
+        ask("callout_history", now - timedelta(hours=1), now)
