@@ -16,11 +16,11 @@ SCRATCH := $(CURDIR)/.scratch
 PYTEST = rm -rf $(SCRATCH) && mkdir -p $(SCRATCH) && trap 'rm -rf $(SCRATCH)' EXIT && \
 	TMPDIR=$(SCRATCH) AIRFLOW_HOME=$(SCRATCH)/airflow $(BIN)/python -m pytest
 
-.PHONY: help setup demo test lint unit integration bench format constraints clean
+.PHONY: help setup demo test lint unit integration drill-callouts bench format constraints clean
 
 help:  ## this list
-	@grep -hE '^[a-z]+:.*##' $(firstword $(MAKEFILE_LIST)) | sed -E 's/^([a-z]+):.*## */\1|/' | \
-		while IFS='|' read -r name what; do printf 'make %-12s %s\n' "$$name" "$$what"; done
+	@grep -hE '^[a-z-]+:.*##' $(firstword $(MAKEFILE_LIST)) | sed -E 's/^([a-z-]+):.*## */\1|/' | \
+		while IFS='|' read -r name what; do printf 'make %-14s %s\n' "$$name" "$$what"; done
 
 setup:  ## make .venv (with uv where there is one), or bring it up to date
 	@.ci/setup
@@ -41,6 +41,11 @@ unit: setup  ## unit tests, less than a minute
 
 integration: setup  ## tests on a real Airflow
 	@$(PYTEST) tests/integration
+
+drill-callouts: setup  ## hold callouts against the truth: doubled, disordered, lost, and servers killed (ten minutes)
+	@$(BIN)/python -m tests.drill.callouts
+	@$(BIN)/python -m tests.drill.callouts --database sqlite --sessions 60 --changes 1000 --senders 8 --seconds 60
+	@$(BIN)/python -m tests.drill.lost
 
 bench:  ## measure what waiting costs and survives, beside other providers (a quarter of an hour on a quiet machine)
 	@EXTRAS=dev,bench .ci/setup

@@ -7,33 +7,29 @@ Exits with 1 where a promise is broken.
 from __future__ import annotations
 
 import argparse
-import json
 import random
 import shutil
 import sys
 import tempfile
 import time
-from contextlib import ExitStack, nullcontext
+from contextlib import nullcontext
+from dataclasses import replace
+from datetime import UTC, datetime
 from pathlib import Path
-from urllib.parse import urlsplit
 
-from airflow_mediation_provider.simulator import DeliverySettings, Simulator, running_simulator
-from demo.postgres import Postgres
-from demo.processes import wait_until
-from demo.stack import AirflowStack
+from airflow_mediation_provider.protocol.status import SUCCESS, TERMINAL, RunType
+from airflow_mediation_provider.simulator import DeliverySettings
 from tests.drill import tenant
-from tests.drill.balancer import Balancer
 from tests.drill.checker import Bounds, check
-from tests.drill.dags import write_dags
-from tests.drill.history import History
-from tests.drill.observe import Database
+from tests.drill.history import History, Wait
 from tests.drill.reaper import Reaper
 from tests.drill.report import deliveries, show
-from tests.drill.tenant import CONN_ID, SECRET
+from tests.drill.stage import SERVERS, Stage
 
 # A total outage of the servers takes less than twice so long: what it hits is delivered by the third attempt.
 INTERVAL = 20.0
-SERVERS = ("api-server", "api-server-2")
+# Seconds from one poll of a wait to the next: here callouts alone are to tell.
+NO_POLLS = 3600.0
 
 
 def options(argv: list[str] | None) -> argparse.Namespace:
@@ -50,84 +46,53 @@ def options(argv: list[str] | None) -> argparse.Namespace:
     return made.parse_args(argv)
 
 
-def connection(sim: Simulator) -> str:
-    """Return the connection, as ``AIRFLOW_CONN_DRILL`` takes it."""
-    return json.dumps(
-        {
-            "conn_type": "mediation",
-            "host": sim.url,
-            "login": sim.config.client_id,
-            "password": sim.config.client_secret,
-            "extra": {"callout_hmac_secret": SECRET},
-        }
-    )
-
-
-def play(sim: Simulator, plays: list[tenant.Play], seconds: float, seed: int) -> None:
-    """Start all sessions, spread over the time, such that the longest ends about in time."""
+def play(stage: Stage, plays: list[tenant.Play], seconds: float, seed: int) -> None:
+    """Start all sessions, spread over the time, such that the longest ends about in time; and wait for each."""
     chance = random.Random(seed)
     begun = time.monotonic()
     starts = sorted(chance.random() * seconds / 2 for _ in plays)
-    for each, start in zip(plays, starts, strict=True):
+    for number, (each, start) in enumerate(zip(plays, starts, strict=True)):
         time.sleep(max(0.0, begun + start - time.monotonic()))
-        tenant.start(sim, each, seconds / 2 / len(each.statuses), chance)
+        since = datetime.now(UTC)
+        session_id = tenant.start(stage.sim, each, seconds / 2 / len(each.statuses), chance)
+        wait_for(stage, each, session_id, since, number)
 
 
-def changes_made(sim: Simulator) -> int:
-    """Return how many changes there were so far."""
-    return int(sim.health()["log"].get("transition", 0))
-
-
-def settle(sim: Simulator, database: Database) -> None:
-    """Wait until all is delivered, and no DAG run comes or ends any more."""
-    sim.wait_delivered(timeout=900)
-    seen: list[tuple[float, set[tuple[object, ...]]]] = []
-
-    def quiet() -> bool:
-        runs = {(run.dag_id, run.key, run.state) for run in database.runs()}
-        if not seen or seen[-1][1] != runs:
-            seen.append((time.monotonic(), runs))
-        open_runs = any(state not in ("success", "failed") for _, _, state in runs)
-        return time.monotonic() - seen[-1][0] > (60 if open_runs else 15)
-
-    wait_until(quiet, timeout=600, what="the scheduler to be done", every=2)
+def wait_for(stage: Stage, each: tenant.Play, session_id: str, since: datetime, number: int) -> None:
+    """Begin a wait for a session, or two: each tenth session also as the first of its meter since an instant."""
+    run_type = RunType(each.run_type)
+    success, failures = SUCCESS[run_type], tuple(sorted(TERMINAL[run_type] - {SUCCESS[run_type]}))
+    wait = Wait(f"{each.sort.name} {session_id}", each.meter_id, session_id, (success,), failures, "waiting")
+    condition = {"meter_id": each.meter_id, "run_type": each.run_type, "session_id": session_id}
+    if run_type is RunType.NORMAL and number % 4 == 0:
+        wait = replace(wait, previous=("PUSH_COMPLETED",))
+        condition["previous_statuses"] = ["PUSH_COMPLETED"]
+    stage.waits.add(wait, condition, poll_interval=NO_POLLS)
+    if number % 10 == 0:
+        unnamed = {"meter_id": each.meter_id, "run_type": each.run_type, "since": since.isoformat()}
+        first = replace(wait, id=f"{wait.id}, unnamed", previous=(), named=session_id)
+        stage.waits.add(first, unnamed, poll_interval=NO_POLLS)
 
 
 def drill(arguments: argparse.Namespace, root: Path) -> tuple[History, list[str]]:
     """Carry it out, and return what was recorded, and what to say about it."""
     plays = tenant.plays(arguments.sessions, arguments.changes, arguments.seed)
     delivery = DeliverySettings(interval=INTERVAL, concurrency=arguments.senders, seed=arguments.seed)
-    write_dags(root / "dags")
-    with ExitStack() as stack:
-        sim = stack.enter_context(running_simulator(tenant.configuration(delivery)))
-        address = None
-        if arguments.database == "postgresql":
-            address = stack.enter_context(Postgres()).create("drill")
-        airflow = AirflowStack(
-            root,
-            root / "dags",
-            {f"AIRFLOW_CONN_{CONN_ID.upper()}": connection(sim)},
-            database=address,
-            components=("api-server", "scheduler", "dag-processor"),
-            api_servers=2,
-        )
-        stack.enter_context(airflow)
-        airflow.wait_dags([dag_id for dag_id, _ in tenant.consumers()])
-        database = Database(address or f"sqlite:///{airflow.home / 'airflow.db'}?timeout=60")
-        balancer = stack.enter_context(Balancer([int(urlsplit(url).port or 0) for url in airflow.api_urls]))
-        sim.callouts(*tenant.callouts(f"{balancer.url}/mediation/callouts/{CONN_ID}", disorder=arguments.seconds / 6))
-        reaper = Reaper(airflow, SERVERS, arguments.deaths)
+    with Stage(root, tenant.configuration(delivery), tenant.consumers(), arguments.database) as stage:
+        stage.sim.callouts(*tenant.callouts(stage.callouts_url, disorder=arguments.seconds / 6))
+        reaper = Reaper(stage.airflow, SERVERS, arguments.deaths)
         began = time.monotonic()
         with reaper if arguments.deaths else nullcontext():
-            play(sim, plays, arguments.seconds, arguments.seed)
-            wait_until(lambda: changes_made(sim) >= arguments.changes, timeout=600, what="all changes", every=2)
-        settle(sim, database)
+            play(stage, plays, arguments.seconds, arguments.seed)
+            stage.wait_changes(arguments.changes)
+        stage.sim.wait_delivered(timeout=900)
+        stage.wait_runs()
         took = time.monotonic() - began
-        history = database.history(sim.log(("transition", "callout")), tenant.consumers(), [])
+        history = stage.history(stage.waits.finish())
     notes = [
         f"{len(history.changes)} changes of {len(plays)} sessions on {arguments.database}, in {took:.0f} s",
         deliveries(history),
-        f"{reaper.deaths} servers died by SIGKILL; {balancer.refused} connections found none",
+        f"{reaper.deaths} servers died by SIGKILL; {stage.balancer.refused} connections found none",
     ]
     return history, notes
 

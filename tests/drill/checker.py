@@ -14,9 +14,10 @@ from airflow_mediation_provider.protocol.status import ANY_TERMINAL
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from tests.drill.history import History
+    from tests.drill.history import History, Wait, Walk
 
 OK: Final = 200
+FEED_SECONDS: Final = 2.0  # from what is answered 200 to what the waits know
 
 
 @dataclass(frozen=True)
@@ -141,10 +142,9 @@ def nothing_is_invented(history: History, _: Bounds) -> Result:
 
 def states_are_the_truth(history: History, bounds: Bounds) -> Result:
     """The state of each session is the true one, unless it is flagged ambiguous or nobody can know."""
-    states = {(state.meter_id, state.session_id): state for state in history.states}
     violations = [
         Violation("invented", _name(*subject), "is a session that never was")
-        for subject in set(states) - set(history.walks)
+        for subject in set(history.state_of) - set(history.walks)
     ]
     unknowable = 0
     arrived = {(row.meter_id, row.session_id, row.previous, row.status) for row in history.rows}
@@ -152,7 +152,7 @@ def states_are_the_truth(history: History, bounds: Bounds) -> Result:
         last = walk.changes[-1]
         if bounds.lossy and (*subject, last.previous, last.status) not in arrived:
             continue
-        if (state := states.get(subject)) is None:
+        if (state := history.state_of.get(subject)) is None:
             violations.append(Violation("state", _name(*subject), f"is not known, though it is {walk.last}"))
             continue
         if state.conflict:
@@ -191,7 +191,6 @@ def events_are_changes(history: History, _: Bounds) -> Result:
     """An asset event for each coming to a status that a DAG awaits, and no more."""
     wanted = {(consumer.meter_id, consumer.status) for consumer in history.consumers}
     found = Counter((event.meter_id, event.key, event.status) for event in history.events)
-    states = {(state.meter_id, state.session_id): state for state in history.states}
     violations = []
     for (meter, session, status), count in found.items():
         walk = history.walks.get((meter, session or ""))
@@ -200,7 +199,7 @@ def events_are_changes(history: History, _: Bounds) -> Result:
             what = f"{count} events of {status}, it came there {times} times"
             violations.append(Violation("event", _name(meter, session), what))
     for (meter, session), walk in history.walks.items():
-        state = states.get((meter, session))
+        state = history.state_of.get((meter, session))
         # Who passed through a status and left it again may have been told of both only together.
         certain = state is not None and not state.ambiguous and state.status == walk.last
         if certain and (meter, walk.last) in wanted and not found[meter, session, walk.last]:
@@ -214,7 +213,6 @@ def runs_are_sessions(history: History, _: Bounds) -> Result:
     for consumer in history.consumers:
         awaited[consumer.dag_id].add((consumer.meter_id, consumer.status))
     ran = Counter((run.dag_id, run.key) for run in history.runs)
-    states = {(state.meter_id, state.session_id): state for state in history.states}
     violations, expected = [], 0
     sessions: dict[str, list[tuple[str, str]]] = defaultdict(list)
     for meter, session in history.walks:
@@ -223,7 +221,7 @@ def runs_are_sessions(history: History, _: Bounds) -> Result:
         for (meter, session), walk in history.walks.items():
             comings = sum(walk.arrivals(status) for of, status in pairs if of == meter)
             times = ran.pop((dag_id, session), 0)
-            state = states.get((meter, session))
+            state = history.state_of.get((meter, session))
             known = state is not None and not state.ambiguous and state.status == walk.last
             due = known and (meter, walk.last) in pairs and walk.last in ANY_TERMINAL
             expected += due
@@ -244,28 +242,14 @@ def runs_are_sessions(history: History, _: Bounds) -> Result:
 
 
 def waits_are_right(history: History, bounds: Bounds) -> Result:
-    """Each wait ended as the session did, or goes on where the session has not ended."""
-    states = {(state.meter_id, state.session_id): state for state in history.states}
+    """Each wait ended as its session did, or goes on where the session has not ended."""
     violations, unsure = [], 0
     for wait in history.waits:
-        subject = (wait.meter_id, wait.session_id)
-        walk, state = history.walks.get(subject), states.get(subject)
+        walk = history.walks.get((wait.meter_id, wait.session_id))
         if walk is None:
             violations.append(Violation("wait", wait.id, f"is for {wait.session_id}, which never was"))
             continue
-        message = ""
-        if wait.outcome == "waiting":
-            ends = [s for s in {*wait.statuses, *wait.fail_on} if s == walk.last and walk.came(s, wait.previous)]
-            if ends and not (state is None or state.ambiguous or state.status != walk.last):
-                message = f"still waits, though the session is {walk.last}"
-        elif wait.outcome == "met":
-            if wait.told not in wait.statuses or not walk.came(str(wait.told), wait.previous):
-                message = f"was met by {wait.told}, to which the session never came"
-        elif wait.outcome == "failed":
-            if wait.told not in wait.fail_on or not walk.came(str(wait.told)):
-                message = f"failed by {wait.told}, to which the session never came"
-        else:
-            message = f"ended with {wait.outcome}"
+        message = _wrong(history, wait, walk)
         if message and wait.certain is False and not wait.alone:
             unsure, message = unsure + 1, ""
         if not message and wait.certain is False and not bounds.lossy:
@@ -274,4 +258,24 @@ def waits_are_right(history: History, bounds: Bounds) -> Result:
             violations.append(Violation("wait", wait.id, f"{message} ({wait.session_id}: {', '.join(walk.statuses)})"))
     outcomes = Counter(wait.outcome for wait in history.waits)
     note = ", ".join(f"{count} {name}" for name, count in sorted(outcomes.items()))
+    note += f"; {unsure} ended wrong and said that they are not certain" if unsure else ""
     return Result("waits ended as their sessions did", len(history.waits), violations, note)
+
+
+def _wrong(history: History, wait: Wait, walk: Walk) -> str:
+    """Return what is wrong with the end of a wait; nothing where it is right."""
+    if wait.named not in (None, wait.session_id):
+        # Whoever was told of a later session first could not know of this one.
+        late = walk.heard_at + FEED_SECONDS > wait.ended_at
+        return "" if late else f"took {wait.named} for the first session of the meter"
+    if wait.outcome == "waiting":
+        state = history.state_of.get((wait.meter_id, wait.session_id))
+        known = state is not None and not state.ambiguous and state.status == walk.last
+        met = walk.last in wait.statuses and (not wait.previous or walk.changes[-1].previous in wait.previous)
+        over = met or walk.last in wait.fail_on
+        return f"still waits, though the session is {walk.last}" if known and over else ""
+    if wait.outcome == "met" and (wait.told not in wait.statuses or not walk.came(str(wait.told), wait.previous)):
+        return f"was met by {wait.told}, to which the session never came"
+    if wait.outcome == "failed" and (wait.told not in wait.fail_on or not walk.came(str(wait.told))):
+        return f"failed by {wait.told}, to which the session never came"
+    return "" if wait.outcome in ("met", "failed") else f"ended with {wait.outcome}"

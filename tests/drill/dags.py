@@ -5,10 +5,13 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING
 
-from tests.drill.tenant import CONN_ID, consumers
+from tests.drill.tenant import CONN_ID
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
     from pathlib import Path
+
+    from tests.drill.history import Consumer
 
 _FILE = '''\
 """DAGs of a drill: each runs once for each session that comes to a status."""
@@ -22,7 +25,7 @@ from airflow.sdk import DAG
 
 from airflow_mediation_provider.assets import on_meter_session
 
-for dag_id, pairs in json.loads({consumers!r}):
+for dag_id, pairs in json.loads({schedules!r}).items():
     schedule = functools.reduce(
         operator.or_, (on_meter_session(meter, status, mediation_conn_id={conn_id!r}) for meter, status in pairs)
     )
@@ -32,8 +35,11 @@ for dag_id, pairs in json.loads({consumers!r}):
 '''
 
 
-def write_dags(directory: Path) -> None:
-    """Write the file."""
+def write_dags(directory: Path, consumers: Iterable[Consumer]) -> None:
+    """Write the file: a DAG for each name, scheduled on all its pairs of meter and status."""
     directory.mkdir(parents=True, exist_ok=True)
-    text = _FILE.format(consumers=json.dumps(list(consumers())), conn_id=CONN_ID)
+    schedules: dict[str, list[tuple[str, str]]] = {}
+    for each in consumers:
+        schedules.setdefault(each.dag_id, []).append((each.meter_id, each.status))
+    text = _FILE.format(schedules=json.dumps(schedules), conn_id=CONN_ID)
     (directory / "drill.py").write_text(text, encoding="utf-8")

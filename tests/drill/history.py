@@ -38,6 +38,8 @@ class Attempt:
     :param callout_id: the callout, of which it may be one of several attempts
     :param code: HTTP status; negative: no answer came; ``None``: it was cut off, or never begun
     :param outcome: delivered, retried, failed or vanished
+    :param at: when it began, seconds since the epoch
+    :param seconds: how long it took
     """
 
     change: int
@@ -45,6 +47,7 @@ class Attempt:
     notification_id: str | None
     code: int | None
     outcome: str | None
+    at: float = 0.0
     seconds: float = 0.0
 
 
@@ -110,6 +113,9 @@ class Wait:
     :param told: the status that it ended with
     :param certain: whether it said that it is certain
     :param alone: whether no other session of the meter was live beside it
+    :param named: the session that it told, where the condition names none: the first of the meter from an instant on,
+        which in truth is ``session_id``
+    :param ended_at: when it ended, seconds since the epoch
     """
 
     id: str
@@ -122,6 +128,8 @@ class Wait:
     certain: bool | None = None
     previous: tuple[str, ...] = ()
     alone: bool = True
+    named: str | None = None
+    ended_at: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -156,6 +164,11 @@ class History:
             "waits": Wait,
         }
         return cls(**{f.name: [_load(kinds[f.name], each) for each in data[f.name]] for f in fields(cls)})
+
+    @cached_property
+    def state_of(self) -> dict[Subject, State]:
+        """What the journal says of each session."""
+        return {(state.meter_id, state.session_id): state for state in self.states}
 
     @cached_property
     def walks(self) -> dict[Subject, Walk]:
@@ -193,6 +206,12 @@ class Walk:
     def came(self, status: str, previous: Iterable[str] = ()) -> bool:
         """Return whether the session ever came to a status, from one of the given where any are."""
         return any(c.status == status and (not previous or c.previous in previous) for c in self.changes)
+
+    @cached_property
+    def heard_at(self) -> float:
+        """When the first report of the session was surely known, seconds since the epoch."""
+        ends = [a.at + a.seconds for c in self.changes for a in self._told.get(c.seq, []) if a.code == 200]
+        return min(ends, default=float("inf"))
 
     @cached_property
     def exact(self) -> bool:

@@ -7,12 +7,12 @@ from urllib.parse import urlsplit
 
 from sqlalchemy import create_engine, text
 
-from tests.drill.history import AssetEvent, Attempt, Change, Consumer, History, Row, Run, State
+from tests.drill.history import AssetEvent, Attempt, Change, History, Row, Run, State
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from tests.drill.history import Wait
+    from tests.drill.history import Consumer, Wait
 
 _ROWS = "SELECT kind, notification_id, meter_id, session_id, previous_status, status, source FROM mediation_transition"
 _STATES = "SELECT meter_id, session_id, run_type, status, ambiguous, conflict, terminal FROM mediation_session"
@@ -43,6 +43,7 @@ def read_log(entries: Iterable[dict[str, Any]]) -> tuple[list[Change], list[Atte
                     entry["notification_id"],
                     entry.get("code"),
                     entry.get("outcome"),
+                    entry["at"],
                     entry.get("seconds", 0.0),
                 )
             )
@@ -66,14 +67,8 @@ class Database:
         """Return all DAG runs."""
         return [Run(*row) for row in self._read(_RUNS)]
 
-    def history(
-        self, log: Iterable[dict[str, Any]], consumers: Iterable[tuple[str, list[tuple[str, str]]]], waits: list[Wait]
-    ) -> History:
-        """Return all that was recorded.
-
-        :param log: the simulator's
-        :param consumers: the DAGs, with the pairs of meter and status that each is scheduled on
-        """
+    def history(self, log: Iterable[dict[str, Any]], consumers: list[Consumer], waits: list[Wait]) -> History:
+        """Return all that was recorded; ``log`` is the simulator's."""
         changes, attempts = read_log(log)
         states = [
             State(*row[:4], *(bool(flag) for flag in row[4:]))  # SQLite has no booleans
@@ -85,7 +80,7 @@ class Database:
             rows=[Row(*row) for row in self._read(_ROWS)],
             states=states,
             events=[_event(uri, key) for uri, key in self._read(_EVENTS)],
-            consumers=[Consumer(dag_id, *pair) for dag_id, pairs in consumers for pair in pairs],
+            consumers=consumers,
             runs=self.runs(),
             waits=waits,
         )

@@ -7,10 +7,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
 from airflow_mediation_provider.simulator import CalloutConfig, DeliverySettings, MeterConfig, SimulatorConfig
+from tests.drill.history import Consumer
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from airflow_mediation_provider.simulator import Simulator
 
 SECRET: Final = "drill-secret"
@@ -146,12 +145,13 @@ def start(sim: Simulator, play: Play, step: float, chance: random.Random) -> str
     return str(session["session_id"])
 
 
-def consumers() -> Iterator[tuple[str, list[tuple[str, str]]]]:
-    """Return the DAGs: a name, and the pairs of meter and status that it is scheduled on."""
+def consumers() -> list[Consumer]:
+    """Return the DAGs and what each is scheduled on."""
+    found = [Consumer("either", "101", "COMPLETED"), Consumer("either", "104", "COMPLETED")]
     for meter in METERS:
         if meter == "103":
-            yield "tested", [(meter, "TESTING_PASSED"), (meter, "TESTING_FAILED")]
+            found += [Consumer("tested", meter, status) for status in ("TESTING_PASSED", "TESTING_FAILED")]
         else:
-            yield f"completed_{meter}", [(meter, "COMPLETED")]
-            yield f"failed_{meter}", [(meter, "FAILED"), (meter, "CANCELED")]
-    yield "either", [("101", "COMPLETED"), ("104", "COMPLETED")]
+            found.append(Consumer(f"completed_{meter}", meter, "COMPLETED"))
+            found += [Consumer(f"failed_{meter}", meter, status) for status in ("FAILED", "CANCELED")]
+    return found

@@ -1,0 +1,196 @@
+"""The drill of losses: half of all callouts get lost for an hour (scaled), and then the callout history repairs it.
+
+``python -m tests.drill.lost``. Each wait for a session that was alone on its meter must end right, by polls where the
+callouts are gone; the others may be wrong only if they say that they are not certain. ``airflow mediation reconcile``
+must list exactly what the journal lacks, and after it the journal, the assets and the DAG runs must be complete.
+
+Exits with 1 where a promise is broken.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import random
+import shutil
+import sys
+import tempfile
+import time
+from collections import Counter
+from dataclasses import replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from airflow_mediation_provider.protocol.status import SUCCESS, TERMINAL, RunType
+from airflow_mediation_provider.simulator import CalloutConfig, DeliverySettings, MeterConfig, SimulatorConfig
+from tests.drill.checker import Bounds, Result, Violation, check, waits_are_right
+from tests.drill.history import Consumer, Wait
+from tests.drill.report import deliveries, show
+from tests.drill.stage import Stage
+from tests.drill.tenant import CONN_ID, SECRET
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from tests.drill.history import History
+
+# One second stands for a minute. What the provider counts in seconds is scaled alike.
+SCALE = 1 / 60
+POLL, CROSS_CHECK, SETTLE = 60 * SCALE, 300 * SCALE, 30 * SCALE
+ALONE = tuple(str(number) for number in range(201, 225))
+SHARED = ("301", "302", "303")
+PATHS = (
+    ("INITIALIZING", "RUNNING", "COMPLETED"),
+    ("INITIALIZING", "RUNNING", "FAILED"),
+    ("INITIALIZING", "RUNNING", "USAGE_PUSHING", "PUSH_COMPLETED", "COMPLETED"),
+    ("INITIALIZING", "RUNNING", "PAUSED", "RUNNING", "COMPLETED"),
+)
+
+
+def options(argv: list[str] | None) -> argparse.Namespace:
+    made = argparse.ArgumentParser(prog="python -m tests.drill.lost", description=__doc__)
+    made.add_argument("--loss", type=float, default=0.5, help="share of the callouts that get lost")
+    made.add_argument("--seconds", type=float, default=60, help="in which the sessions take place: an hour, scaled")
+    made.add_argument("--seed", type=int, default=1)
+    made.add_argument("--keep", type=Path, metavar="DIR", help="leave logs and the recorded history there")
+    return made.parse_args(argv)
+
+
+def consumers() -> list[Consumer]:
+    pairs = [(meter, status) for meter in (*ALONE, *SHARED) for status in ("COMPLETED", "FAILED")]
+    return [Consumer(f"{status.lower()}_{meter}", meter, status) for meter, status in pairs]
+
+
+def play(stage: Stage, seconds: float, seed: int) -> int:
+    """Start the sessions, on the meters of one's own one after the other, and return how many changes they make."""
+    chance = random.Random(seed)
+    plan: list[tuple[float, str, tuple[str, ...], float]] = []
+    for meter in ALONE:
+        at = chance.random() * 5
+        while at < seconds * 0.75:
+            path, length = chance.choice(PATHS), chance.uniform(6, 14)
+            plan.append((at, meter, path, length))
+            at += length + 4
+    for meter in SHARED:
+        plan += [
+            (chance.random() * seconds * 0.75, meter, chance.choice(PATHS), chance.uniform(6, 14)) for _ in range(12)
+        ]
+    begun = time.monotonic()
+    for at, meter, path, length in sorted(plan):
+        time.sleep(max(0.0, begun + at - time.monotonic()))
+        baseline = stage.sim.health()["meters"]
+        step = length / (len(path) - 1) / SCALE
+        script = [*((status, step) for status in path[:-1]), (path[-1], None)]
+        session = stage.sim.start_session(meter, script=script)
+        before = next(each["status"] for each in baseline if each["id"] == meter)
+        wait_for(stage, session, before)
+    return sum(len(path) for _, _, path, _ in plan)
+
+
+def wait_for(stage: Stage, session: Mapping[str, object], before: str) -> None:
+    """Wait for a session as the operator that started it does: it knows its id, its start and the status before."""
+    session_id, meter = str(session["session_id"]), str(session["meter_id"])
+    success = SUCCESS[RunType.NORMAL]
+    failures = tuple(sorted(TERMINAL[RunType.NORMAL] - {success}))
+    wait = Wait(session_id, meter, session_id, (success,), failures, "waiting", alone=meter in ALONE)
+    started = str(session["started_at"])[:26] + "+00:00"
+    stage.waits.add(
+        wait,
+        {"meter_id": meter, "session_id": session_id, "run_type": "NORMAL"},
+        poll_interval=POLL,
+        settle=SETTLE,
+        started_at=started,
+        run_status=session["status"],
+        baseline=before,
+    )
+
+
+def edges(history: History) -> Counter[tuple[str, str, str | None, str]]:
+    """Return the changes that were and that the journal does not have, and how often."""
+    true = Counter((c.meter_id, c.session_id, c.previous, c.status) for c in history.changes)
+    kept: Counter[tuple[str, str, str | None, str]] = Counter()
+    for row in history.rows:
+        if row.kind == "status_change" and row.meter_id and row.session_id and row.status:
+            kept[row.meter_id, row.session_id, row.previous, row.status] += 1
+    return true - kept
+
+
+def reconcile(stage: Stage, since: datetime) -> list[dict[str, str]]:
+    """Run the command as a user does, and return what it says that it repaired."""
+    command = [sys.executable, "-m", "airflow", "mediation", "reconcile", "--conn-id", CONN_ID, "--json"]
+    name = f"reconcile-{time.monotonic():.0f}"
+    stage.airflow.processes.run(name, [*command, "--since", since.isoformat()], timeout=120)
+    lines = stage.airflow.processes.log_file(name).read_text().splitlines()
+    found = next(json.loads(line) for line in reversed(lines) if line.startswith("{"))
+    return list(found["repaired"])
+
+
+def compare(lost: Counter[tuple[str, str, str | None, str]], repaired: list[dict[str, str]], again: int) -> Result:
+    """Hold what was repaired against what the journal lacked."""
+    told = Counter(
+        (each["meter_id"], each["session_id"], each["previous_status"] or None, each["status"]) for each in repaired
+    )
+    violations = [Violation("repair", str(edge), "was lost and is not repaired") for edge in (lost - told).elements()]
+    violations += [Violation("repair", str(edge), "is repaired, and was not lost") for edge in (told - lost).elements()]
+    if again:
+        violations.append(Violation("repair", "a second pass", f"repairs {again} changes once more"))
+    return Result("what was lost was listed and repaired", sum(lost.values()), violations)
+
+
+def drill(arguments: argparse.Namespace, root: Path) -> tuple[History, list[Result], list[str]]:
+    """Carry it out, and return what was recorded, what was found, and what to say about it."""
+    config = SimulatorConfig(
+        meters=tuple(MeterConfig(id=meter) for meter in (*ALONE, *SHARED)),
+        max_running_meters=len(ALONE) + len(SHARED),
+        time_scale=SCALE,
+        delivery=DeliverySettings(seed=arguments.seed),
+    )
+    settings = {"AIRFLOW__MEDIATION__CROSS_CHECK_INTERVAL": f"{CROSS_CHECK:g}"}
+    with Stage(root, config, consumers(), settings=settings) as stage:
+        stage.sim.callouts(CalloutConfig(url=stage.callouts_url, hmac_secret=SECRET, loss=arguments.loss))
+        since = datetime.now(UTC)
+        changes = play(stage, arguments.seconds, arguments.seed)
+        stage.wait_changes(changes)
+        stage.sim.wait_delivered(timeout=300)
+        stage.wait_runs()
+        ends = stage.waits.finish()
+        before = stage.history(ends)
+        repaired = reconcile(stage, since)
+        again = reconcile(stage, since)
+        stage.wait_runs()
+        after = stage.history(ends)
+    lost = edges(before)
+    results = [
+        replace(waits_are_right(before, Bounds(lossy=True)), claim="waits are right, or beside others and not certain"),
+        compare(lost, repaired, len(again)),
+        *(result for result in check(replace(after, waits=[]), Bounds()) if result.count),
+    ]
+    unsure = Counter(wait.alone for wait in ends if wait.certain is False)
+    total = Counter(wait.alone for wait in ends)
+    notes = [
+        f"{len(before.changes)} changes of {len(before.walks)} sessions; {arguments.loss:.0%} of the callouts lost",
+        deliveries(before),
+        f"{sum(lost.values())} changes never reached the journal, and "
+        f"{len(before.walks) - len(before.states)} sessions not at all",
+        f"not certain: {unsure[False]} of {total[False]} waits beside other sessions, "
+        f"{unsure[True]} of {total[True]} waits for sessions that were alone on their meter",
+    ]
+    return after, results, notes
+
+
+def main(argv: list[str] | None = None) -> int:
+    arguments = options(argv)
+    root = arguments.keep or Path(tempfile.mkdtemp(prefix="mediation-drill-"))
+    root.mkdir(parents=True, exist_ok=True)
+    try:
+        history, results, notes = drill(arguments, root)
+        history.save(root / "history.json")
+    finally:
+        if not arguments.keep:
+            shutil.rmtree(root, ignore_errors=True)
+    return 0 if show("Drill: half of all callouts lost", results, notes) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
