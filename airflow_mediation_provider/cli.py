@@ -90,6 +90,14 @@ def get_cli_commands() -> list[CLICommand]:
                     args=(CONN_ID, SINCE, UNTIL, EVENT_CATEGORY, OPEN_HOURS, DRY_RUN, JSON),
                 ),
                 ActionCommand(
+                    name="reparse",
+                    help="Read callouts again that could not be read when they came",
+                    description="Read callouts again that could not be read when they came, after a change of the "
+                    "connection or of this package. What they say counts from then on.",
+                    func=lazy_load_command(f"{_COMMANDS}.reparse.reparse"),
+                    args=(CONN_ID, DRY_RUN),
+                ),
+                ActionCommand(
                     name="replay",
                     help="Start the runs that a DAG missed because it was paused, or not there yet",
                     description="Start a run for each session that came to the status which a DAG is scheduled on, and "

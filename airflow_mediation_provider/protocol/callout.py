@@ -103,6 +103,25 @@ def read_callout(settings: CalloutSettings, headers: Mapping[str, str], body: by
         )
 
 
+def read_again(settings: CalloutSettings, body: Mapping[str, Any], observed_at: datetime) -> Entry | None:
+    """Read an unreadable callout once more, with other settings or by another version of this package.
+
+    :param body: of the UNPARSED entry
+    :param observed_at: when the callout came
+    :return: an entry without a notification id; ``None`` where the callout itself was not kept
+    """
+    text, encoded, headers = body.get("text"), body.get("base64"), body.get("headers")
+    if isinstance(text, str):
+        raw = text.encode("utf-8", "replace")
+    elif isinstance(encoded, str):
+        raw = base64.b64decode(encoded)
+    else:
+        return None
+    sent = dict(headers) if isinstance(headers, dict) else {}
+    sent.pop(NOTIFICATION_HEADER, None)
+    return read_callout(settings, sent, raw, observed_at)
+
+
 def read_fields(
     settings: CalloutSettings,
     fields: Mapping[str, Any],

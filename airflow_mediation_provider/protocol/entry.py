@@ -24,7 +24,10 @@ _TEXTS: Final = ("notification_id", "meter_id", "meter_name", "session_id")
 
 
 class EntryKind(StrEnum):
-    """What an entry says: the three Mediation events, a poll, a test callout, or something that nobody could read."""
+    """What an entry says: the three Mediation events, a poll, a test callout, or something that nobody could read.
+
+    What could be read later is REPARSED; what it says is in an entry of its own.
+    """
 
     STATUS_CHANGE = "status_change"
     POLL = "poll"
@@ -32,6 +35,7 @@ class EntryKind(StrEnum):
     EVENT_STORE_QUERY = "event_store_query"
     TEST = "test"
     UNPARSED = "unparsed"
+    REPARSED = "reparsed"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
