@@ -15,7 +15,7 @@ from functools import cache
 from typing import TYPE_CHECKING, Any, Final
 
 from airflow import settings
-from sqlalchemy import Engine, Executable, insert, select, text
+from sqlalchemy import Engine, Executable, insert, select, text, true
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.exc import DBAPIError, IntegrityError, OperationalError, ProgrammingError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
@@ -28,11 +28,12 @@ from airflow_mediation_provider.journal.rows import session_values, transition_v
 from airflow_mediation_provider.journal.tables import Base, SessionRow, TransitionRow
 from airflow_mediation_provider.protocol.entry import Entry, EntryKind
 from airflow_mediation_provider.protocol.lifecycle import SessionState, departures, fold
-from airflow_mediation_provider.protocol.status import ANY_TERMINAL
+from airflow_mediation_provider.protocol.status import ANY_TERMINAL, TERMINAL, RunType
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
+    from sqlalchemy import ColumnElement
     from sqlalchemy.orm import Session
 
 log = logging.getLogger(__name__)
@@ -40,6 +41,7 @@ log = logging.getLogger(__name__)
 MIGRATE: Final = "airflow db migrate"
 # PostgreSQL: serialization failure, deadlock, lock not available. The connection may also be lost.
 _PASSING_CODES: Final = frozenset({"40001", "40P01", "55P03"})
+_ENDS: Final = TERMINAL[RunType.NORMAL]
 
 
 class JournalUnavailable(Exception):  # noqa: N818  # a state, not a fault
@@ -180,17 +182,20 @@ class _Writer:
     def write(self, entries: Sequence[Entry]) -> Recorded:
         # In one order over all writers, so that two of them with the same ids do not wait for each other.
         ordered = sorted(entries, key=lambda entry: (entry.notification_id or "", entry.observed_at))
-        touched: dict[tuple[str, str], SessionState | None] = {}
+        touched = set()
+        polls = []
         new = 0
         for entry in ordered:
             values = transition_values(entry, conn_id=self._conn_id, at=datetime.now(UTC))
-            if entry.kind is EntryKind.POLL and values["kind"] == EntryKind.POLL:
-                new += self._poll(entry, values)
+            if values["kind"] == EntryKind.POLL:
+                polls.append((entry, values))
             elif self._add(TransitionRow, values):
                 new += 1
                 if values["kind"] == EntryKind.STATUS_CHANGE:
-                    touched[values["meter_id"], values["session_id"]] = None
+                    touched.add((values["meter_id"], values["session_id"]))
         changed = tuple(self._refold(*key) for key in sorted(touched))
+        # A poll is held against what is known of the sessions.
+        new += sum(self._poll(*poll) for poll in polls)
         emitted, self.after = emit(self._events, conn_id=self._conn_id, team=self._team, session=self._session)
         return Recorded(new=new, duplicates=len(entries) - new, changed=changed, emitted=emitted)
 
@@ -248,18 +253,7 @@ class _Writer:
 
     def _poll(self, entry: Entry, values: dict[str, Any]) -> bool:
         """Keep a poll that shows another status than the one before, and say whether it does."""
-        last = self._session.scalar(
-            select(TransitionRow)
-            .where(
-                TransitionRow.conn_id == self._conn_id,
-                TransitionRow.meter_id == values["meter_id"],
-                TransitionRow.session_id.is_(None),
-                TransitionRow.kind == EntryKind.POLL,
-            )
-            # By the index of sessions: in the order of ids alone, PostgreSQL would look through the whole table.
-            .order_by(TransitionRow.session_id.desc(), TransitionRow.id.desc())
-            .limit(1)
-        )
+        last = self._last_poll(values["meter_id"])
         if last is not None and (last.status == values["status"] or last.observed_at >= entry.observed_at):
             return False
         # Named after the one before: of two that follow the same one, only the first is kept.
@@ -268,34 +262,49 @@ class _Writer:
         if not self._add(TransitionRow, values):
             return False
         if entry.drives and last is not None:
-            self._drive(entry, values)
+            self._drive(entry, last)
         return True
 
-    def _drive(self, entry: Entry, values: dict[str, Any]) -> None:
-        """Announce what a poll shows, where it stands in for callouts: of the one live session, else of nobody's."""
-        live = [
-            row
-            for row in self._session.scalars(
-                select(SessionRow)
-                .where(
-                    SessionRow.conn_id == self._conn_id,
-                    SessionRow.meter_id == values["meter_id"],
-                    SessionRow.terminal.is_(False),
-                )
-                .order_by(SessionRow.session_id)
-                # A callout at the same time must see what this announces, and this what the callout does.
-                .with_for_update()
-                .execution_options(populate_existing=True)
-            )
-            if not ANY_TERMINAL & row.emitted.keys()
-        ]
-        key = f"poll-{values['meter_id']}-{values['status']}-{entry.observed_at:%Y%m%dT%H%M%S.%fZ}"
-        extra = {**entry.transition.to_dict()} if entry.transition else {}
+    def _last_poll(self, meter_id: str, *which: ColumnElement[bool]) -> TransitionRow | None:
+        polls = select(TransitionRow).filter_by(conn_id=self._conn_id, meter_id=meter_id, kind=str(EntryKind.POLL))
+        return self._session.scalar(
+            polls.where(TransitionRow.session_id.is_(None), *which)
+            # By the index of sessions: in the order of ids alone, PostgreSQL would look through the whole table.
+            .order_by(TransitionRow.session_id.desc(), TransitionRow.id.desc())
+            .limit(1)
+        )
+
+    def _drive(self, entry: Entry, last: TransitionRow) -> None:
+        """Announce what a poll shows, where it stands in for callouts: of the one live session, else of nobody's.
+
+        :param last: the poll before it, which showed another status
+        """
+        told = entry.transition
+        if told is None:
+            return
+        of_meter = select(SessionRow).filter_by(conn_id=self._conn_id, meter_id=told.meter_id)
+        # A session that was live when a poll last showed an end has ended then, or nobody knows any more.
+        ended = self._last_poll(told.meter_id, TransitionRow.status.in_(_ENDS), TransitionRow.id <= last.id)
+        rows = self._session.scalars(
+            of_meter.where(SessionRow.terminal.is_(False))
+            .where(SessionRow.begun_at > ended.observed_at if ended else true())
+            .order_by(SessionRow.session_id)
+            # A callout at the same time must see what this announces, and this what the callout does.
+            .with_for_update()
+            .execution_options(populate_existing=True)
+        ).all()
+        # A session that came to this status since the poll before, and said so itself, has been announced.
+        known = of_meter.where(SessionRow.status == told.status, SessionRow.ambiguous.is_(False))
+        known = known.where(SessionRow.last_observed_at >= last.observed_at)
+        if self._session.scalar(known.limit(1)) is not None:
+            return
+        live = [row for row in rows if not ANY_TERMINAL & row.emitted.keys()]
+        key = f"poll-{told.meter_id}-{told.status}-{entry.observed_at:%Y%m%dT%H%M%S.%fZ}"
+        extra = {**told.to_dict(), "evidence": str(entry.source), "certain": False}
         if len(live) == 1:
-            row = live[0]
-            key = row.session_id
-            extra["session_id"] = row.session_id
-            if row.emitted.get(values["status"], 0):
+            (row,) = live
+            if row.emitted.get(told.status, 0):
                 return
-            row.emitted = {**row.emitted, values["status"]: 1}
-        self._announce(values["meter_id"], values["status"], key, {**extra, "evidence": "poll", "certain": False})
+            row.emitted = {**row.emitted, told.status: 1}
+            key = extra["session_id"] = row.session_id
+        self._announce(told.meter_id, told.status, key, extra)

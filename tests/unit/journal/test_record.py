@@ -164,3 +164,22 @@ class TestRecord:
             list(threads.map(lambda at: record([poll("COMPLETED", at=at)], conn_id=CONN), range(1, 9)))
         with settings.NonScopedSession() as session:
             assert session.scalar(select(func.count()).select_from(AssetEvent)) == 1
+
+    def test_what_a_callout_told_already_a_poll_does_not_announce_again(self):
+        add_asset("COMPLETED")
+        record([change(None, "RUNNING", "n-1")], conn_id=CONN)
+        record([poll("RUNNING", at=1)], conn_id=CONN)
+        record([change("RUNNING", "COMPLETED", "n-2", at=2)], conn_id=CONN)
+        assert record([poll("COMPLETED", at=3)], conn_id=CONN).new == 1
+        assert events() == [("COMPLETED", "R-1", "R-1")]
+
+    def test_a_session_whose_end_was_missed_does_not_hide_the_later_ones(self):
+        """Nobody polled when R-1 ended. R-2 cannot be told from it, but R-3 can."""
+        add_asset("COMPLETED")
+        record([change(None, "RUNNING", "n-1", session="R-1")], conn_id=CONN)
+        record([change(None, "RUNNING", "n-2", at=10, session="R-2"), poll("RUNNING", at=10)], conn_id=CONN)
+        record([poll("COMPLETED", at=20)], conn_id=CONN)
+        record([change(None, "RUNNING", "n-3", at=30, session="R-3"), poll("RUNNING", at=30)], conn_id=CONN)
+        record([poll("COMPLETED", at=40)], conn_id=CONN)
+        first, second = (key for _, key, _ in events())
+        assert (first.startswith("poll-1-COMPLETED-"), second) == (True, "R-3")
