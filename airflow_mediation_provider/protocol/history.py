@@ -17,7 +17,7 @@ import hashlib
 import json
 import re
 from collections import Counter, defaultdict
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any, Final
 from zoneinfo import ZoneInfo
@@ -192,14 +192,16 @@ def read_history(settings: CalloutSettings, records: Iterable[Json], now: dateti
         else:
             change = entry.transition
             edge = (change.meter_id, change.session_id, change.previous_status, change.status)
+            attempt, timestamp = _attempt(settings, record, now), _timestamp(record)
             side.told[edge].append(
                 _Told(
                     entry=entry,
-                    attempt=_attempt(settings, record, now),
+                    attempt=attempt,
                     category=str(record.get("eventCategory")),
                     notification=str(record.get("notification")),
                     url=str(record.get("requestUrl")),
-                    timestamp=_timestamp(record),
+                    timestamp=timestamp,
+                    happened_at=min(_happened_at(settings, timestamp, attempt), now),
                 )
             )
     ours = sides[True] if sides[True].records else sides[False]
@@ -225,6 +227,7 @@ class _Told:
     notification: str
     url: str
     timestamp: str | None
+    happened_at: datetime
 
 
 @dataclass(slots=True)
@@ -283,6 +286,13 @@ def _timestamp(record: Json) -> str | None:
     return None
 
 
+def _happened_at(settings: CalloutSettings, timestamp: str | None, attempt: Attempt) -> datetime:
+    """Return the event's own time where it can be right; the attempt's is in whole seconds, and later."""
+    time = read_time(settings, timestamp)
+    known = time is not None and attempt.at - WINDOW <= time < attempt.at + timedelta(seconds=1)
+    return time if time is not None and known else attempt.at
+
+
 def _events(edge: tuple[Any, ...], told: list[_Told]) -> list[Entry]:
     """Return one entry for each event of one change of one session."""
     stamped: dict[str, list[_Told]] = defaultdict(list)
@@ -324,15 +334,12 @@ def _event(edge: tuple[Any, ...], instance: str, told: list[_Told]) -> Entry:
     }
     entry = first.entry
     assert entry.transition is not None  # noqa: S101  # a status change has one
-    change = {**entry.transition.to_dict(), "observed_at": to_json(first.attempt.at)}
-    return Entry.from_dict(
-        {
-            **entry.to_dict(),
-            "observed_at": to_json(first.attempt.at),
-            "notification_id": f"history:{digest[:40]}",
-            "transition": {**change, "notification_id": None},
-            "body": {**entry.body, BODY_KEY: history},
-        }
+    return replace(
+        entry,
+        observed_at=first.happened_at,
+        notification_id=f"history:{digest[:40]}",
+        transition=replace(entry.transition, observed_at=first.happened_at),
+        body={**entry.body, BODY_KEY: history},
     )
 
 

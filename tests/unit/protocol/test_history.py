@@ -215,6 +215,11 @@ class TestAttempts:
 
         assert minutes(read(*records)) == [[0, 40], [0]] or minutes(read(*records)) == [[0], [0, 40]]
 
+    def test_the_events_own_time_is_when_it_happened(self) -> None:
+        for timestamp, second in (("2026-03-31T09:00:00.248Z", 0.248), ("2026-03-29T09:00:00Z", 0), ("9:00 PDT", 0)):
+            [entry] = read(record(0, context={"<Event.Timestamp>": timestamp}))
+            assert entry.observed_at == datetime(2026, 3, 31, 9, tzinfo=UTC) + timedelta(seconds=second)
+
     def test_a_day_alone_does_not_tell_events_apart(self) -> None:
         day = {"<Event.Timestamp>": "2026-03-31"}
 
