@@ -1,7 +1,7 @@
 """Hundreds of waits in a process of their own, as a triggerer has them: the real hub, the real feed.
 
-``python -m tests.drill.waits`` reads one wait a line from its input and prints one end a line. After the last line of
-its input it says of all that go on that they do, and ends.
+``python -m tests.drill.waits CONN_ID FILE`` reads one wait a line from its input and writes one end a line to the file.
+After the last line of its input it says of all that go on that they do, and ends.
 """
 
 from __future__ import annotations
@@ -12,11 +12,11 @@ import subprocess
 import sys
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
-from typing import TYPE_CHECKING, Any, Self
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Self, TextIO
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
-    from pathlib import Path
 
     from tests.drill.history import Wait
 
@@ -39,13 +39,14 @@ class Waits:
         self._asked: dict[str, Wait] = {}
 
     def __enter__(self) -> Self:
-        with self._ends.open("wb") as ends, self._log.open("wb") as log:
+        self._ends.touch()
+        with self._log.open("wb") as log:
             self._process = subprocess.Popen(
-                [sys.executable, "-m", "tests.drill.waits", self._conn_id],
+                [sys.executable, "-m", "tests.drill.waits", self._conn_id, str(self._ends)],
                 env=self._env,
                 stdin=subprocess.PIPE,
-                stdout=ends,
-                stderr=log,
+                stdout=log,
+                stderr=subprocess.STDOUT,
                 text=True,
             )
         return self
@@ -91,7 +92,7 @@ def _ended(wait: Wait, end: dict[str, Any]) -> Wait:
 # ---- in the process
 
 
-async def _follow(conn_id: str, asked: dict[str, Any]) -> None:
+async def _follow(conn_id: str, asked: dict[str, Any], ends: TextIO) -> None:
     from airflow_mediation_provider import watch
     from airflow_mediation_provider.protocol.condition import SessionCondition
     from airflow_mediation_provider.protocol.wait import SessionWait
@@ -108,7 +109,7 @@ async def _follow(conn_id: str, asked: dict[str, Any]) -> None:
         while True:
             news = await waiter.news()
             for line in news.lines:
-                print(f"{name}: {line}", file=sys.stderr)
+                print(f"{name}: {line}")
             if news.result is not None:
                 session = news.result.session or {}
                 end = {
@@ -124,15 +125,15 @@ async def _follow(conn_id: str, asked: dict[str, Any]) -> None:
         end = {"outcome": repr(error)}
     finally:
         waiter.close()
-        print(json.dumps({"id": name, "ended_at": datetime.now(UTC).timestamp(), **end}), flush=True)
+        print(json.dumps({"id": name, "ended_at": datetime.now(UTC).timestamp(), **end}), file=ends, flush=True)
 
 
-async def _main(conn_id: str) -> None:
+async def _main(conn_id: str, ends: TextIO) -> None:
     from airflow_mediation_provider import watch
 
     reader = asyncio.StreamReader(limit=1 << 20)
     await asyncio.get_running_loop().connect_read_pipe(lambda: asyncio.StreamReaderProtocol(reader), sys.stdin)
-    tasks = [asyncio.create_task(_follow(conn_id, json.loads(line))) async for line in reader]
+    tasks = [asyncio.create_task(_follow(conn_id, json.loads(line), ends)) async for line in reader]
     for task in tasks:
         task.cancel()
     await asyncio.gather(*tasks, return_exceptions=True)
@@ -140,4 +141,5 @@ async def _main(conn_id: str) -> None:
 
 
 if __name__ == "__main__":
-    asyncio.run(_main(sys.argv[1]))
+    with Path(sys.argv[2]).open("a", encoding="utf-8") as file:
+        asyncio.run(_main(sys.argv[1], file))

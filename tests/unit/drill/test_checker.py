@@ -228,6 +228,22 @@ def test_a_broken_promise_is_found(spoil: Any, kind: str, said: str) -> None:
     assert any(each.startswith(f"{kind}: ") and said in each for each in violations), violations
 
 
+def test_a_wait_may_be_unsure_of_a_session_that_ended_twice() -> None:
+    unsure = history()
+    change(unsure.waits, 2, certain=False)
+    assert found(unsure) == []
+
+
+def test_the_first_session_of_a_meter_is_the_first_that_could_be_known() -> None:
+    mistaken = history()
+    change(mistaken.waits, 0, named="R-2", ended_at=1000.0)
+    (violation,) = found(mistaken)
+    assert "took R-2 for the first session of the meter" in violation
+    for index in (1, 3):
+        change(mistaken.attempts, index, at=999.5)
+    assert found(mistaken) == []
+
+
 def test_more_ambiguous_sessions_than_allowed_are_found() -> None:
     assert found(history(ids=False)) == ["ambiguous: all: 1 sessions are flagged, 0 are allowed"]
 
