@@ -48,13 +48,19 @@ def test_the_demo_plays_each_example() -> None:
     assert {scene.dag_id for scene in SCENES} | not_played == {path.stem for path in EXAMPLES}
 
 
-def test_the_readme_has_a_dag_of_ten_lines(tmp_path: Path) -> None:
-    (source,) = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
-    assert len([line for line in source.splitlines() if line.strip()]) <= 11
-    file = tmp_path / "readme.py"
-    file.write_text(source)
-    (dag,) = dags_of(file)
-    assert dag.task_dict["branch"].downstream_task_ids == {"load"}
+def test_the_readme_has_two_dags_of_ten_lines(tmp_path: Path) -> None:
+    sources = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    dags = []
+    for number, source in enumerate(sources):
+        assert len([line for line in source.splitlines() if line.strip()]) <= 11
+        file = tmp_path / f"readme_{number}.py"
+        file.write_text(source)
+        dags += dags_of(file)
+    hourly, each_session = dags
+    assert hourly.task_dict["branch"].downstream_task_ids == {"load"}
+    assert {asset.uri for _, asset in each_session.timetable.asset_condition.iter_assets()} == {
+        f"mediation://mediation_default/meters/{meter}/COMPLETED" for meter in ("1001", "1002")
+    }
 
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
