@@ -58,7 +58,7 @@ def test_the_readme_has_two_dags_of_ten_lines(tmp_path: Path) -> None:
         dags += dags_of(file)
     hourly, each_session = dags
     assert hourly.task_dict["branch"].downstream_task_ids == {"load"}
-    assert {asset.uri for _, asset in each_session.timetable.asset_condition.iter_assets()} == {
+    assert {asset.uri for asset in each_session.timetable.asset_condition.objects} == {
         f"mediation://mediation_default/meters/{meter}/COMPLETED" for meter in ("1001", "1002")
     }
 
