@@ -19,7 +19,8 @@ if TYPE_CHECKING:
     from airflow_mediation_provider.journal.tables import SessionRow
 
 # Named alike. Columns, not objects, and without the bodies: a session may have thousands of rows.
-TOLD: Final = tuple(getattr(TransitionRow, field.name) for field in fields(SessionTransition))
+_TOLD_NAMES: Final = tuple(field.name for field in fields(SessionTransition))
+TOLD: Final = tuple(getattr(TransitionRow, name) for name in _TOLD_NAMES)
 _LENGTHS: Final = {"meter_id": 64, "session_id": 64, "status": 64, "previous_status": 64}
 _FROM_TRANSITION: Final = ("status", "previous_status", "started_at", "ended_at")
 
@@ -62,10 +63,10 @@ def transition_of(row: Row[Any]) -> SessionTransition:
 
     :param row: with the columns ``TOLD``
     """
-    values = dict(row._mapping)
-    return SessionTransition(
-        **{**values, "run_type": RunType(values["run_type"]), "source": Source(values["source"])},
-    )
+    values = dict(zip(_TOLD_NAMES, row, strict=True))
+    values["run_type"] = RunType(values["run_type"])
+    values["source"] = Source(values["source"])
+    return SessionTransition(**values)
 
 
 def state_of(row: SessionRow) -> SessionState:

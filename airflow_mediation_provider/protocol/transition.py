@@ -98,8 +98,9 @@ class SessionTransition:
 
 def _in_utc(value: datetime) -> pendulum.DateTime:
     """Return an aware instant as pendulum's; by hand, as its own way takes ten times as long, and sessions are long."""
-    if type(value) is pendulum.DateTime and value.tzinfo is pendulum.UTC:
+    if value.tzinfo is not pendulum.UTC:
+        value = value.astimezone(UTC)
+    elif type(value) is pendulum.DateTime:
         return value
-    utc = value.astimezone(UTC)
-    time = (utc.hour, utc.minute, utc.second, utc.microsecond)
-    return pendulum.DateTime(utc.year, utc.month, utc.day, *time, tzinfo=pendulum.UTC)
+    time = (value.hour, value.minute, value.second, value.microsecond)
+    return pendulum.DateTime(value.year, value.month, value.day, *time, tzinfo=pendulum.UTC)
