@@ -42,6 +42,9 @@ MIGRATE: Final = "airflow db migrate"
 # PostgreSQL: serialization failure, deadlock, lock not available. The connection may also be lost.
 _PASSING_CODES: Final = frozenset({"40001", "40P01", "55P03"})
 _ENDS: Final = TERMINAL[RunType.NORMAL]
+# What the ids of a meter's polls begin with: of those that drive, and of all others.
+_DRIVES: Final = "drive"
+_TELLS: Final = "poll"
 
 
 class JournalUnavailable(Exception):  # noqa: N818  # a state, not a fault
@@ -253,11 +256,13 @@ class _Writer:
 
     def _poll(self, entry: Entry, values: dict[str, Any]) -> bool:
         """Keep a poll that shows another status than the one before, and say whether it does."""
-        last = self._last_poll(values["meter_id"])
+        # Those that drive are compared among themselves: what a waiting task saw first must not take their event away.
+        series = _DRIVES if entry.drives else _TELLS
+        last = self._last_poll(values["meter_id"], series)
         if last is not None and (last.status == values["status"] or last.observed_at >= entry.observed_at):
             return False
         # Named after the one before: of two that follow the same one, only the first is kept.
-        values["notification_id"] = f"poll:{values['meter_id']}:{last.id if last else 0}"
+        values["notification_id"] = f"{series}:{values['meter_id']}:{last.id if last else 0}"
         values["previous_status"] = last.status if last else None
         if not self._add(TransitionRow, values):
             return False
@@ -265,10 +270,10 @@ class _Writer:
             self._drive(entry, last)
         return True
 
-    def _last_poll(self, meter_id: str, *which: ColumnElement[bool]) -> TransitionRow | None:
+    def _last_poll(self, meter_id: str, series: str, *which: ColumnElement[bool]) -> TransitionRow | None:
         polls = select(TransitionRow).filter_by(conn_id=self._conn_id, meter_id=meter_id, kind=str(EntryKind.POLL))
         return self._session.scalar(
-            polls.where(TransitionRow.session_id.is_(None), *which)
+            polls.where(TransitionRow.session_id.is_(None), TransitionRow.notification_id.startswith(series), *which)
             # By the index of sessions: in the order of ids alone, PostgreSQL would look through the whole table.
             .order_by(TransitionRow.session_id.desc(), TransitionRow.id.desc())
             .limit(1)
@@ -284,7 +289,7 @@ class _Writer:
             return
         of_meter = select(SessionRow).filter_by(conn_id=self._conn_id, meter_id=told.meter_id)
         # A session that was live when a poll last showed an end has ended then, or nobody knows any more.
-        ended = self._last_poll(told.meter_id, TransitionRow.status.in_(_ENDS), TransitionRow.id <= last.id)
+        ended = self._last_poll(told.meter_id, _DRIVES, TransitionRow.status.in_(_ENDS), TransitionRow.id <= last.id)
         rows = self._session.scalars(
             of_meter.where(SessionRow.terminal.is_(False))
             .where(SessionRow.begun_at > ended.observed_at if ended else true())

@@ -157,6 +157,16 @@ class TestRecord:
         keys = [key for _, key, _ in events()]
         assert len(keys) == len(set(keys)) == 2
 
+    def test_what_a_waiting_task_saw_first_is_announced_all_the_same(self):
+        add_asset("COMPLETED")
+        record([poll("RUNNING", at=0), poll("RUNNING", at=0, drives=False)], conn_id=CONN)
+        record([poll("COMPLETED", at=2, drives=False)], conn_id=CONN)
+        assert events() == []
+        record([poll("COMPLETED", at=1)], conn_id=CONN)
+        assert len(events()) == 1
+        record([poll("COMPLETED", at=3), poll("COMPLETED", at=4, drives=False)], conn_id=CONN)
+        assert len(events()) == 1
+
     def test_two_that_poll_the_same_change_announce_it_once(self):
         add_asset("COMPLETED")
         record([poll("RUNNING", at=0)], conn_id=CONN)
