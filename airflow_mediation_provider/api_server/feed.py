@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
 from fastapi import APIRouter, Request, Response
@@ -36,6 +38,9 @@ router = APIRouter()
 
 MOST_WAITING: Final = 1000
 """So many requests wait for news at a time; one more is answered at once."""
+_LOOKS: Final = 2
+_MOST_REPORTS: Final = 50
+"""Reports of waits that stand in line; what comes on top is left out, and is reported again in a minute."""
 
 
 class Feed:
@@ -43,8 +48,10 @@ class Feed:
 
     def __init__(self) -> None:
         self.changes = Changes()
-        self._waiting = 0
         self._writing: set[asyncio.Task[None]] = set()
+        # Threads of their own, and few: each one takes a connection of the pool that Airflow itself lives on.
+        self._looking = ThreadPoolExecutor(_LOOKS, "mediation-feed")
+        self._reporting = ThreadPoolExecutor(1, "mediation-waits")
         on_shutdown(self.changes.close)
 
     async def answer(self, connection: MediationConnection, question: FeedRequest) -> FeedReply:
@@ -52,41 +59,33 @@ class Feed:
 
         :raises JournalUnavailable: the journal cannot be read
         """
-        if question.open or question.ended:
+        if (question.open or question.ended) and len(self._writing) < _MOST_REPORTS:
             # Nobody waits for this: it is for people who look, and it comes again.
             task = asyncio.create_task(self._keep_waits(connection.conn_id, question))
             self._writing.add(task)
             task.add_done_callback(self._writing.discard)
+        callouts = _takes_callouts(connection)
         try:
             cursor = Cursor.parse(question.cursor) if question.cursor else None
-            told = None
             if cursor is not None and not question.full:
-                told = await self._changes(cursor, connection.conn_id, question)
-            if told is not None:
-                states, after = told
-                return FeedReply(cursor=str(after), callouts=_takes_callouts(connection), sessions=tuple(states))
+                seconds = question.wait if self.changes.waiting < MOST_WAITING else 0.0
+                told = await self.changes.since(cursor, connection.conn_id, question.meters.keys(), seconds=seconds)
+                if told is not None:
+                    states, after = told
+                    return FeedReply(cursor=str(after), callouts=callouts, sessions=tuple(states))
             after = await self.changes.cursor()
-            states, last = await asyncio.to_thread(_look, connection.conn_id, question.meters)
+            look = partial(_look, connection.conn_id, question.meters, callouts=callouts)
+            states, last = await asyncio.get_running_loop().run_in_executor(self._looking, look)
         except JournalUnavailable:
             raise
         except Exception as error:
             raise unavailable(error) from error
-        callouts = _takes_callouts(connection)
         return FeedReply(cursor=str(after), callouts=callouts, last_callout_at=last, sessions=tuple(states))
 
-    async def _changes(
-        self, cursor: Cursor, conn_id: str, question: FeedRequest
-    ) -> tuple[list[SessionState], Cursor] | None:
-        seconds = question.wait if self._waiting < MOST_WAITING else 0.0
-        self._waiting += 1
-        try:
-            return await self.changes.since(cursor, conn_id, question.meters.keys(), seconds=seconds)
-        finally:
-            self._waiting -= 1
-
     async def _keep_waits(self, conn_id: str, question: FeedRequest) -> None:
+        write = partial(record_waits, conn_id=conn_id, open=question.open, ended=question.ended)
         try:
-            await asyncio.to_thread(record_waits, conn_id=conn_id, open=question.open, ended=question.ended)
+            await asyncio.get_running_loop().run_in_executor(self._reporting, write)
         except JournalUnavailable as error:
             log.warning("The waits of tasks could not be kept: %s", error)
 
@@ -137,10 +136,13 @@ def _takes_callouts(connection: MediationConnection) -> bool:
         return False
 
 
-def _look(conn_id: str, meters: Mapping[str, MeterQuestion]) -> tuple[list[SessionState], datetime | None]:
+def _look(
+    conn_id: str, meters: Mapping[str, MeterQuestion], *, callouts: bool
+) -> tuple[list[SessionState], datetime | None]:
     from airflow import settings
 
     if settings.NonScopedSession is None:
         raise JournalUnavailable("Airflow's database is not set up in this process")
     with settings.NonScopedSession() as session:
-        return queries.answer(session, conn_id, meters), queries.last_callout_at(session, conn_id)
+        last = queries.last_callout_at(session, conn_id) if callouts else None
+        return queries.answer(session, conn_id, meters), last

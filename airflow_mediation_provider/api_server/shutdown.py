@@ -1,7 +1,7 @@
 """Learn early that the server is about to stop, so that nobody who waits for news holds it up.
 
-A server that is told to stop first waits for the requests that are under way, and only then tells its applications.
-So the signal itself is listened to, before whoever handled it up to now.
+A server that is told to stop first waits for the requests that are under way, and only then tells its applications;
+those that are mounted, never. So the signal itself is listened to, in front of whoever handled it up to now.
 """
 
 from __future__ import annotations
@@ -14,29 +14,30 @@ from typing import TYPE_CHECKING, Any, Final
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-_SIGNALS: Final = (signal.SIGTERM, signal.SIGINT)
+_SIGNALS: Final = (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT)
+_calls: Final[list[tuple[asyncio.AbstractEventLoop, Callable[[], None]]]] = []
+_before: Final[dict[int, Callable[[int, Any], Any]]] = {}
 
 
 def on_shutdown(call: Callable[[], None]) -> None:
-    """Have something called on this event loop when the process is told to stop; in the main thread alone.
+    """Have something called on this event loop when the process is told to stop.
 
-    The handlers that are there keep their work: they are called as well.
+    Works in the main thread alone, where every kind of API server has its event loop. The handlers that are there keep
+    their work: they are called as well.
     """
     if threading.current_thread() is not threading.main_thread():
         return
-    loop = asyncio.get_running_loop()
+    _calls[:] = [each for each in _calls if not each[0].is_closed()] + [(asyncio.get_running_loop(), call)]
     for number in _SIGNALS:
-        _listen(number, loop, call)
+        handler = signal.getsignal(number)
+        # Where there is none, nobody stops gracefully.
+        if callable(handler) and handler is not _handle:
+            _before[number] = handler
+            signal.signal(number, _handle)
 
 
-def _listen(number: signal.Signals, loop: asyncio.AbstractEventLoop, call: Callable[[], None]) -> None:
-    before = signal.getsignal(number)
-    if not callable(before):  # nobody stops gracefully here
-        return
-
-    def handle(received: int, frame: Any) -> None:
+def _handle(number: int, frame: Any) -> None:
+    for loop, call in _calls:
         if not loop.is_closed():
             loop.call_soon_threadsafe(call)
-        before(received, frame)
-
-    signal.signal(number, handle)
+    _before[number](number, frame)

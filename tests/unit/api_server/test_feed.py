@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import asyncio
-import threading
+import signal
 import time
-from datetime import UTC, datetime, timedelta
-from typing import TYPE_CHECKING, Any
+from datetime import UTC, datetime
+from typing import Any
 
 import httpx
 import pytest
 from airflow import settings
+from sqlalchemy.exc import OperationalError
 
 from airflow_mediation_provider.api_server.app import create_app
-from airflow_mediation_provider.api_server.changes import Changes, Cursor
+from airflow_mediation_provider.api_server.changes import Cursor
 from airflow_mediation_provider.api_server.connections import Connections, MediationConnection
 from airflow_mediation_provider.api_server.feed import feed_of
+from airflow_mediation_provider.api_server.shutdown import _before
 from airflow_mediation_provider.journal.record import record
 from airflow_mediation_provider.journal.tables import WaitRow
 from airflow_mediation_provider.protocol.entry import Entry, EntryKind
@@ -31,9 +33,7 @@ from airflow_mediation_provider.protocol.feed import (
     signed_headers,
 )
 from airflow_mediation_provider.protocol.transition import SessionTransition, Source
-
-if TYPE_CHECKING:
-    from airflow_mediation_provider.journal import queries
+from tests.unit.api_server.signed import until
 
 SECRET = "client-secret"
 ASKED = {"1": MeterQuestion(sessions=frozenset({"R-1"}))}
@@ -129,14 +129,66 @@ async def test_a_wait_without_news_ends_in_its_time(caller: Caller):
 
 
 async def test_on_shutdown_nobody_waits_on(caller: Caller, app: Any):
+    """What the server does with the signal is called first; the waiting requests end although nothing changed."""
+    first = await caller.ask()
+    feed = feed_of(app)
+    waiting = [asyncio.create_task(caller.ask(cursor=first.cursor, wait=20)) for _ in range(20)]
+    await until(lambda: feed.changes.waiting == 20)
+    began = time.monotonic()
+    told: list[int] = []
+    _before[signal.SIGINT], before = lambda number, _frame: told.append(number), _before[signal.SIGINT]
+    try:
+        signal.raise_signal(signal.SIGINT)
+        replies = await asyncio.gather(*waiting)
+    finally:
+        _before[signal.SIGINT] = before
+    assert told == [signal.SIGINT]
+    assert [statuses(reply) for reply in replies] == [{}] * 20
+    assert time.monotonic() - began < 2
+
+
+async def test_whoever_goes_away_frees_the_place(caller: Caller, app: Any):
+    first = await caller.ask()
+    feed = feed_of(app)
+    body = FeedRequest(meters=ASKED, cursor=first.cursor, wait=20).to_bytes()
+    proof = {"path": FEED_PATH, "conn_id": "zuora", "body": body, "timestamp": int(time.time())}
+    headers = [(k.lower().encode(), v.encode()) for k, v in signed_headers(derive_key(SECRET), **proof).items()]
+    scope = {"type": "http", "method": "POST", "path": FEED_PATH, "query_string": b"", "headers": headers}
+    messages: asyncio.Queue[dict[str, Any]] = asyncio.Queue()
+    messages.put_nowait({"type": "http.request", "body": body})
+
+    async def send(_message: Any) -> None:
+        pass
+
+    serving = asyncio.create_task(app(scope, messages.get, send))
+    await until(lambda: feed.changes.waiting == 1)
+    messages.put_nowait({"type": "http.disconnect"})
+    async with asyncio.timeout(2):
+        await serving
+    assert feed.changes.waiting == 0
+
+
+async def test_one_more_than_may_wait_is_answered_at_once(caller: Caller, app: Any, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("airflow_mediation_provider.api_server.feed.MOST_WAITING", 1)
     first = await caller.ask()
     waiting = asyncio.create_task(caller.ask(cursor=first.cursor, wait=20))
-    while not feed_of(app).changes._waiting:
-        await asyncio.wait([waiting], timeout=0.01)
+    await until(lambda: feed_of(app).changes.waiting == 1)
     began = time.monotonic()
+    assert statuses(await caller.ask(cursor=first.cursor, wait=20)) == {}
+    assert time.monotonic() - began < 2
     feed_of(app).changes.close()
-    assert statuses(await waiting) == {}
-    assert time.monotonic() - began < 1
+    await waiting
+
+
+async def test_a_journal_that_cannot_be_read_is_a_503(app: Any, caller: Caller, monkeypatch: pytest.MonkeyPatch):
+    await caller.ask()
+
+    def broken(*_: Any) -> None:
+        raise OperationalError("select", {}, Exception("database is locked"))
+
+    monkeypatch.setattr("airflow_mediation_provider.journal.queries.answer", broken)
+    reply = await caller.post(FEED_PATH, FeedRequest(meters=ASKED).to_bytes())
+    assert (reply.status_code, reply.json()) == (503, {"success": False, "error": "temporarily unavailable"})
 
 
 async def test_a_cursor_of_another_process_is_told_what_is_recent_and_an_old_one_everything(caller: Caller):
@@ -189,74 +241,3 @@ async def test_a_message_that_cannot_be_read_is_a_400_with_its_reason(caller: Ca
         reply = await caller.post(path, body)
         assert reply.status_code == 400
         assert reply.json()["error"].startswith(f"the {path[1:]} request ")
-
-
-async def test_a_transaction_that_commits_later_than_one_that_began_after_it_is_told(
-    airflow_on: Any, postgres_database: str, monkeypatch: pytest.MonkeyPatch
-):
-    airflow_on(postgres_database)
-    changes = Changes()
-    cursor = await changes.cursor()
-    held, go_on = threading.Event(), threading.Event()
-    limit = "airflow_mediation_provider.journal.record._Writer._first_values"
-    from airflow_mediation_provider.journal.record import _Writer
-
-    first_values = _Writer._first_values
-
-    def hold(self: Any, state: Any) -> Any:
-        if state.session_id == "R-slow":
-            held.set()
-            assert go_on.wait(20)
-        return first_values(self, state)
-
-    monkeypatch.setattr(limit, hold)
-    slow = asyncio.create_task(asyncio.to_thread(record, [change("RUNNING", session="R-slow")], conn_id="zuora"))
-    assert await asyncio.to_thread(held.wait, 10)
-    await asyncio.to_thread(record, [change("RUNNING", session="R-quick")], conn_id="zuora")
-    told = await changes.since(cursor, "zuora", ["1"], seconds=5)
-    assert told is not None
-    assert [state.session_id for state in told[0]] == ["R-quick"]
-    go_on.set()
-    await slow
-    told = await changes.since(told[1], "zuora", ["1"], seconds=5)
-    assert told is not None
-    assert [state.session_id for state in told[0]] == ["R-slow"]
-
-
-async def test_each_version_of_a_session_is_told_once(airflow_database: str):
-    changes = Changes()
-    cursor = await changes.cursor()
-    for status in ("RUNNING", "COMPLETED"):
-        await asyncio.to_thread(record, [change(status)], conn_id="zuora")
-        told = await changes.since(cursor, "zuora", ["1"], seconds=5)
-        assert told is not None
-        states, cursor = told
-        assert [state.status for state in states] == [status]
-
-
-async def test_trouble_with_the_database_passes():
-    answers: list[Any] = [RuntimeError("gone"), RuntimeError("gone"), []]
-
-    def read(since: datetime, known: Any) -> Any:
-        answer = answers.pop(0) if len(answers) > 1 else answers[0]
-        if isinstance(answer, Exception):
-            raise answer
-        return answer
-
-    changes = Changes(read)
-    with pytest.raises(RuntimeError):
-        await changes.cursor()
-    with pytest.raises(RuntimeError):
-        await changes.cursor()
-    assert (await changes.cursor()).number == 0
-
-
-def test_the_overlap_reaches_a_minute_back():
-    asked: list[datetime] = []
-
-    def read(since: datetime, known: Any) -> list[queries.Change]:
-        asked.append(since)
-        return []
-
-    asyncio.run(Changes(read).cursor())
-    assert timedelta(seconds=59) < datetime.now(UTC) - asked[0] < timedelta(seconds=70)
