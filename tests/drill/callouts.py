@@ -26,8 +26,8 @@ from tests.drill.reaper import Reaper
 from tests.drill.report import deliveries, show
 from tests.drill.stage import SERVERS, Stage
 
-# A total outage of the servers takes less than twice so long: what it hits is delivered by the third attempt.
-INTERVAL = 20.0
+# As many attempts as Zuora allows, and a total outage of the servers takes less than four times so long.
+ATTEMPTS, INTERVAL = 5, 20.0
 # Seconds from one poll of a wait to the next: here callouts alone are to tell.
 NO_POLLS = 3600.0
 
@@ -53,7 +53,8 @@ def play(stage: Stage, plays: list[tenant.Play], seconds: float, seed: int) -> N
     starts = sorted(chance.random() * seconds / 2 for _ in plays)
     for number, (each, start) in enumerate(zip(plays, starts, strict=True)):
         time.sleep(max(0.0, begun + start - time.monotonic()))
-        since = datetime.now(UTC)
+        now = datetime.now(UTC)
+        since = now.replace(microsecond=now.microsecond // 1000 * 1000)  # callouts tell milliseconds
         session_id = tenant.start(stage.sim, each, seconds / 2 / len(each.statuses), chance)
         wait_for(stage, each, session_id, since, number)
 
@@ -77,7 +78,9 @@ def wait_for(stage: Stage, each: tenant.Play, session_id: str, since: datetime, 
 def drill(arguments: argparse.Namespace, root: Path) -> tuple[History, list[str]]:
     """Carry it out, and return what was recorded, and what to say about it."""
     plays = tenant.plays(arguments.sessions, arguments.changes, arguments.seed)
-    delivery = DeliverySettings(interval=INTERVAL, concurrency=arguments.senders, seed=arguments.seed)
+    delivery = DeliverySettings(
+        attempts=ATTEMPTS, interval=INTERVAL, concurrency=arguments.senders, seed=arguments.seed
+    )
     with Stage(root, tenant.configuration(delivery), tenant.consumers(), arguments.database) as stage:
         stage.sim.callouts(*tenant.callouts(stage.callouts_url, disorder=arguments.seconds / 6))
         reaper = Reaper(stage.airflow, SERVERS, arguments.deaths)

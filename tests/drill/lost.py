@@ -164,7 +164,7 @@ def drill(arguments: argparse.Namespace, root: Path) -> tuple[History, list[Resu
     results = [
         replace(waits_are_right(before, Bounds(lossy=True)), claim="waits are right, or beside others and not certain"),
         compare(lost, repaired, len(again)),
-        *(result for result in check(replace(after, waits=[]), Bounds()) if result.count),
+        *(result for result in check(replace(after, waits=[]), Bounds(repaired=True)) if result.count),
     ]
     unsure = Counter(wait.alone for wait in ends if wait.certain is False)
     total = Counter(wait.alone for wait in ends)

@@ -7,6 +7,10 @@ import signal
 import threading
 from typing import TYPE_CHECKING, Self
 
+import httpx
+
+from demo.processes import wait_until
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
@@ -18,7 +22,7 @@ class Reaper:
 
     :param stack: whose servers they are
     :param servers: their names; one after the other, and each fourth time all at once
-    :param every: seconds from one death to the next
+    :param every: seconds from when all are there to the next death
     """
 
     def __init__(self, stack: AirflowStack, servers: Sequence[str], every: float) -> None:
@@ -40,6 +44,14 @@ class Reaper:
         if self.error is not None:
             raise self.error
 
+    def _all_answer(self) -> bool:
+        for url in self._stack.api_urls:
+            try:
+                httpx.get(f"{url}/mediation/handshake", trust_env=False, timeout=5).raise_for_status()
+            except httpx.HTTPError:
+                return False
+        return True
+
     def _reap(self) -> None:
         try:
             for number in itertools.count(1):
@@ -51,5 +63,7 @@ class Reaper:
                 for server in condemned:
                     self._stack.start(server)
                 self.deaths += len(condemned)
+                # Each fourth time apart, somebody is always there, however long a start takes on this machine.
+                wait_until(self._all_answer, timeout=180, what="the API servers to be back")
         except BaseException as error:  # the block's thread is to see it
             self.error = error

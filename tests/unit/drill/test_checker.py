@@ -93,6 +93,10 @@ def never_deliver(broken: History) -> None:
     change(broken.attempts, 3, code=503, outcome="failed")
 
 
+def give_up_one_of_two_rounds(broken: History) -> None:
+    change(broken.attempts, 11, code=503, outcome="failed")
+
+
 def tell_what_never_was(broken: History) -> None:
     broken.rows.append(Row("status_change", "n-99", "101", "R-1", "RUNNING", "FAILED"))
 
@@ -194,7 +198,8 @@ def be_unsure(broken: History) -> None:
     [
         (lose_a_row, "lost", "n-2 was answered 200"),
         (keep_one_of_two_without_an_id, "lost", "2 without an id were answered 200, 1 are kept"),
-        (never_deliver, "missing", "RUNNING -> COMPLETED"),
+        (never_deliver, "missing", "RUNNING -> COMPLETED: Zuora gave up"),
+        (give_up_one_of_two_rounds, "missing", "RUNNING -> PAUSED: Zuora gave up"),
         (tell_what_never_was, "invented", "RUNNING -> FAILED never was"),
         (keep_it_twice, "doubled", "n-1"),
         (not_read_it, "invented", "unparsed"),
@@ -239,9 +244,11 @@ def test_the_first_session_of_a_meter_is_the_first_that_could_be_known() -> None
     change(mistaken.waits, 0, named="R-2", ended_at=1000.0)
     (violation,) = found(mistaken)
     assert "took R-2 for the first session of the meter" in violation
+    unlucky = history()
+    change(unlucky.waits, 0, named="R-2", ended_at=1000.0)
     for index in (1, 3):
-        change(mistaken.attempts, index, at=999.5)
-    assert found(mistaken) == []
+        change(unlucky.attempts, index, at=999.5)
+    assert found(unlucky) == []
 
 
 def test_more_ambiguous_sessions_than_allowed_are_found() -> None:
