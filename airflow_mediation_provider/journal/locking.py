@@ -11,14 +11,14 @@ import threading
 import time
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import IO, TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from sqlalchemy import URL
 
-_PAUSE_SECONDS: Final = 0.002
+_PAUSE_SECONDS: Final = 0.0005
 _threads: Final = threading.Lock()
 
 
@@ -39,16 +39,25 @@ def writers_turn(url: URL, deadline: float) -> Iterator[None]:
         if not url.database or url.database == ":memory:":
             yield
             return
-        # A file of its own: closing a second handle of the database's file would drop SQLite's own locks.
-        with Path(f"{url.database}-mediation-lock").open("ab") as file:
-            while True:
-                try:
-                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                    break
-                except BlockingIOError:
-                    if time.monotonic() >= deadline:
-                        raise TimeoutError("other processes write to SQLite") from None
-                    time.sleep(_PAUSE_SECONDS)
+        # Files of their own: closing a second handle of the database's file would drop SQLite's own locks.
+        turn, next_turn = (Path(f"{url.database}-mediation-{name}") for name in ("lock", "next"))
+        with turn.open("ab") as held, next_turn.open("ab") as wanted:
+            # Whoever is next says so: the process that has just written cannot take the turn again before it.
+            _lock(wanted, deadline)
+            _lock(held, deadline)
+            fcntl.flock(wanted, fcntl.LOCK_UN)
             yield
     finally:
         _threads.release()
+
+
+def _lock(file: IO[bytes], deadline: float) -> None:
+    while True:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if time.monotonic() >= deadline:
+                raise TimeoutError("other processes write to SQLite") from None
+            time.sleep(_PAUSE_SECONDS)
+        else:
+            return
