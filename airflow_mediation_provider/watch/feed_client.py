@@ -115,6 +115,19 @@ class FeedClient:
         except FeedLostError as error:
             log.debug("What was learned could not be reported: %s", error)
 
+    async def report(self, entries: Sequence[Entry]) -> None:
+        """Report what was learned, and return once the journal has it; for one who reports again what it has not.
+
+        :raises FeedLostError: the journal may not have it
+        """
+        if self._address is None:
+            self._address = await self._find()
+        try:
+            await self._call(OBSERVATIONS_PATH, observations_to_bytes(entries), seconds=ANSWER_SECONDS)
+        except FeedLostError:
+            self._address = None
+            raise
+
     async def close(self) -> None:
         """Close the connections."""
         http, self._http = self._http, None
