@@ -51,6 +51,11 @@ class Binding:
         return min(self._starts, key=lambda session_id: (self._starts[session_id], session_id), default=None)
 
     @property
+    def start(self) -> datetime | None:
+        """When the session started that the condition is bound to."""
+        return min(self._starts.values(), default=None)
+
+    @property
     def earliest(self) -> datetime | None:
         """From when on sessions are of interest, by Zuora's clock."""
         return self._earliest

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from datetime import timedelta
 from enum import StrEnum
+
+from airflow_mediation_provider.protocol.times import humanize
 
 
 class Callouts(StrEnum):
@@ -31,3 +34,30 @@ class Grounds:
     callouts: Callouts
     words: str
     remedy: str = ""
+
+
+def grounds_of(callouts: Callouts, conn_id: str, *, cross_check: float, reason: str = "") -> Grounds:
+    """Return what a wait can rest on, in words.
+
+    :param callouts: whether it hears of callouts
+    :param conn_id: the Airflow connection
+    :param cross_check: seconds between two polls while callouts are read
+    :param reason: why the feed does not answer, where it does not
+    """
+    if callouts is Callouts.READ:
+        rare = humanize(timedelta(seconds=cross_check))
+        words = f"callouts of connection {conn_id!r} are read, and the status is polled every {rare} to cross-check"
+        return Grounds(callouts, words)
+    if callouts is Callouts.LOST:
+        return Grounds(callouts, f"callouts cannot be read just now, polling meanwhile ({reason})")
+    if callouts is Callouts.OFF:
+        return Grounds(
+            callouts,
+            f"connection {conn_id!r} takes no callouts",
+            "give it callout authentication and let Zuora send them (see 'airflow mediation callout-template')",
+        )
+    return Grounds(
+        callouts,
+        f"no API server was found that hands out callouts ({reason})",
+        "set [mediation] feed_url to its address with /mediation at the end",
+    )

@@ -17,7 +17,7 @@ from airflow_mediation_provider.protocol.times import to_json, to_utc
 from airflow_mediation_provider.protocol.transition import SessionTransition
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Mapping, Sequence, Set
     from datetime import datetime, timedelta
 
     from airflow_mediation_provider.protocol.condition import SessionCondition
@@ -145,6 +145,18 @@ class SessionKnowledge:
         """
         other = self._attribution.other(states, status, at)
         return of_another(other) if other else ""
+
+    def may_bind(self, told: Set[str], first: datetime, last: datetime) -> bool:
+        """Say cheaply whether ``bind`` or ``hear`` may find anything new in some states.
+
+        :param told: their sessions
+        :param first: the earliest of their starts
+        :param last: the latest
+        """
+        if self._binding is None:
+            return True
+        bound, start = self._binding.session_id, self._binding.start
+        return last >= self.earliest if start is None else bound in told or first <= start
 
     def bind(self, states: Sequence[SessionState]) -> list[str]:
         """Find the session that is waited for where none is named, and return what to log."""

@@ -148,9 +148,10 @@ class SessionWait:
         """
         if self._result is not None or self.polls_only:
             return WaitUpdate(result=self._result)
-        before, self._callouts = self._callouts, grounds.callouts
-        if before is grounds.callouts:
+        before = self._callouts
+        if before is grounds.callouts or (before and grounds.callouts is Callouts.UNFOUND):
             return _NOTHING_NEW
+        self._callouts = grounds.callouts
         if before is Callouts.READ:
             # The polls that failed meanwhile tried nobody's patience.
             self._outage.forgive()
@@ -158,7 +159,8 @@ class SessionWait:
             need = "previous_statuses needs Zuora's callouts, for a poll tells the present status only"
             self._end(WaitEnd.MISCONFIGURED, f"{need}, but {grounds.words}: {grounds.remedy}, or leave it out")
             return WaitUpdate(result=self._result)
-        return WaitUpdate((grounds.words,))
+        alone = grounds.callouts in (Callouts.OFF, Callouts.UNFOUND)
+        return WaitUpdate((grounds.words + ": polls alone tell of the session" * alone,))
 
     def observe(self, reading: PollReading, others: Sequence[SessionState] = ()) -> WaitUpdate:
         """Take a reading of the meter version's status.
@@ -170,7 +172,7 @@ class SessionWait:
             return WaitUpdate(result=self._result)
         at = reading.read_at
         lines = list(self._outage.answer(at))
-        verdict = self.known.observe(reading, others)
+        verdict = self.known.observe(reading, () if self.polls_only else others)
         open_question = self._open_question(verdict)
         note = open_question or verdict.reason if not verdict.speaks or open_question else ""
         lines += self.known.story.take(reading.status, note, self.known.subject(), speaks=verdict.speaks)

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from airflow_mediation_provider.protocol.wait import SessionWait
 from airflow_mediation_provider.wait_memory import question
-from airflow_mediation_provider.watch.hub import utcnow
+from airflow_mediation_provider.watch.polls import utcnow
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -8,11 +8,14 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Final
 from weakref import WeakKeyDictionary
 
-from airflow_mediation_provider.watch.hub import Hub, StatusHook
+from airflow_mediation_provider.watch.hub import CROSS_CHECK_SECONDS, Hub
 
 if TYPE_CHECKING:
     from airflow_mediation_provider.hooks.mediation import MediationAsyncHook
     from airflow_mediation_provider.protocol.wait import SessionWait
+    from airflow_mediation_provider.watch.feed import SessionFeed
+    from airflow_mediation_provider.watch.polls import StatusHook
+    from airflow_mediation_provider.watch.reports import WaitingTask
     from airflow_mediation_provider.watch.waiter import Waiter
 
 # Keyed by the loop: a session of one loop is of no use in another, and a loop that is gone takes its hubs along.
@@ -21,26 +24,38 @@ _closing: Final[set[asyncio.Task[None]]] = set()
 _SETTLE_SECONDS: Final = 5.0
 
 
-def subscribe(mediation_conn_id: str, wait: SessionWait, *, poll_interval: float, eager: bool = False) -> Waiter:
+def subscribe(
+    mediation_conn_id: str,
+    wait: SessionWait,
+    *,
+    poll_interval: float,
+    eager: bool = False,
+    task: WaitingTask | None = None,
+) -> Waiter:
     """Have a wait told of what is learned about its meter; the hub is made for the first waiter of a connection.
 
     :param mediation_conn_id: Airflow connection of type ``mediation``
     :param wait: the wait
     :param poll_interval: seconds between two looks, at least
     :param eager: nobody has looked for this wait yet: look soon
+    :param task: the task that waits, for the reports
     :return: to be closed when the task no longer waits
     """
     hubs = _hubs.setdefault(asyncio.get_running_loop(), {})
     hub = hubs.get(mediation_conn_id)
     if hub is None:
         hub = hubs[mediation_conn_id] = Hub(
-            partial(_open_hook, mediation_conn_id), on_empty=partial(_drop, hubs, mediation_conn_id)
+            partial(_open_hook, mediation_conn_id),
+            on_empty=partial(_drop, hubs, mediation_conn_id),
+            conn_id=mediation_conn_id,
+            feed=_open_feed(mediation_conn_id),
+            cross_check=cross_check_seconds(),
         )
-    return hub.subscribe(wait, poll_interval=poll_interval, eager=eager)
+    return hub.subscribe(wait, poll_interval=poll_interval, eager=eager, task=task)
 
 
 def other_sessions(mediation_conn_id: str, meter_id: str, version: str, session_id: str | None) -> set[str]:
-    """Return the sessions of a meter version, other than the given one, that tasks on this loop are waiting for."""
+    """Return the sessions of a meter version, other than the given one, that this loop's tasks wait for or saw live."""
     hub = _hubs.get(asyncio.get_running_loop(), {}).get(mediation_conn_id)
     return hub.other_sessions(meter_id, version, session_id) if hub is not None else set()
 
@@ -77,3 +92,20 @@ def _drop(hubs: dict[str, Hub], mediation_conn_id: str, closing: asyncio.Task[No
 async def _open_hook(mediation_conn_id: str) -> StatusHook:
     # One attempt: the hub paces itself, and a hook that sleeps and repeats would hold a connection meanwhile.
     return await open_hook(mediation_conn_id, attempts=1)
+
+
+def _open_feed(mediation_conn_id: str) -> SessionFeed | None:
+    from airflow_mediation_provider.watch.feed_client import FeedClient
+
+    async def client_secret() -> str:
+        async with await open_hook(mediation_conn_id, attempts=1) as hook:
+            return (await hook.settings()).client_secret
+
+    return FeedClient(mediation_conn_id, client_secret)
+
+
+def cross_check_seconds() -> float:
+    """Return the seconds between two polls of a meter, at least, while callouts arrive."""
+    from airflow.sdk import conf
+
+    return max(conf.getfloat("mediation", "cross_check_interval", fallback=CROSS_CHECK_SECONDS), 0.0)

@@ -30,15 +30,18 @@ class Pace:
     :param interval: seconds, the shortest pause that a waiter asked for
     :param position: the how manieth meter of its hub; it decides where in the interval the meter's polls lie
     :param rng: source of the jitter, from 0 to 1
+
+    While ``steady``, looks do not come less often the longer nothing happens: they are few already.
     """
 
-    __slots__ = ("_changed_at", "_rng", "_status", "failures", "interval", "spread")
+    __slots__ = ("_changed_at", "_rng", "_status", "failures", "interval", "spread", "steady")
 
     def __init__(self, interval: float, position: int, rng: Callable[[], float] = random.random) -> None:
         self.interval = interval
         # Multiples of the golden ratio spread any number of meters evenly, whenever they come.
         self.spread = (position * _GOLDEN_RATIO) % 1.0
         self.failures = 0
+        self.steady = False
         self._rng = rng
         self._status: str | None = None
         self._changed_at = 0.0
@@ -55,7 +58,7 @@ class Pace:
         self.failures = 0
         if status != self._status:
             self._status, self._changed_at = status, now
-        quiet = (now - self._changed_at) * PATIENCE
+        quiet = 0.0 if self.steady else (now - self._changed_at) * PATIENCE
         return self._with_jitter(min(max(self.interval, quiet), SLOWEST * self.interval))
 
     def after_fault(self, retry_after: float | None = None) -> float:

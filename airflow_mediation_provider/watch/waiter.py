@@ -11,7 +11,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from datetime import datetime
 
+    from airflow_mediation_provider.protocol.grounds import Grounds
     from airflow_mediation_provider.watch.agenda import Entry
+    from airflow_mediation_provider.watch.reports import WaitingTask
 
 
 class Waiter:
@@ -21,6 +23,7 @@ class Waiter:
     :param poll_interval: seconds between two looks that its task asked for
     :param said_at: loop time at which its task last heard anything
     :param leave: takes it out of the hub
+    :param task: the task, for the reports
     """
 
     __slots__ = (
@@ -32,15 +35,26 @@ class Waiter:
         "closed",
         "deadline",
         "entry",
+        "grounds",
         "poll_interval",
         "said_at",
+        "task",
         "wait",
     )
 
     def __init__(
-        self, wait: SessionWait, poll_interval: float, *, said_at: float, leave: Callable[[Waiter], None]
+        self,
+        wait: SessionWait,
+        poll_interval: float,
+        *,
+        said_at: float,
+        leave: Callable[[Waiter], None],
+        task: WaitingTask | None = None,
     ) -> None:
         self.wait = wait
+        self.task = task
+        # What it was last told that it can rest on.
+        self.grounds: Grounds | None = None
         self.poll_interval = poll_interval
         self.said_at = said_at
         self.deadline: datetime | None = None

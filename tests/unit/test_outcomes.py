@@ -190,11 +190,11 @@ def test_a_triggerer_that_dies_takes_no_knowledge_along(stage: Stage, mode: str)
 def test_a_trigger_that_crashes_takes_no_knowledge_along(stage: Stage, mode: str, monkeypatch: pytest.MonkeyPatch):
     stage.zuora.script("m", (0, "COMPLETED"), (100, "RUNNING"), (401, "COMPLETED"))
 
-    def crash_late(wait: Any, reading: Any) -> Any:
+    def crash_late(wait: Any, reading: Any, others: Any = ()) -> Any:
         if stage.clock.seconds > 380 and not crashed and "deferrable" in MODES[mode]:
             crashed.append(1)
             raise ZeroDivisionError
-        return observe(wait, reading)
+        return observe(wait, reading, others)
 
     observe, crashed = SessionWait.observe, []
     if mode == "deferrable":

@@ -266,7 +266,7 @@ def test_one_wait_that_breaks_does_not_break_the_others(clock, zuora):
     class Broken(SessionWait):
         __slots__ = ()
 
-        def observe(self, reading):
+        def observe(self, reading, others=()):
             raise ZeroDivisionError
 
     async def main(hub, watch):

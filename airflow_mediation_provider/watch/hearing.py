@@ -1,0 +1,137 @@
+"""Hearing: what the hub's waits ask the feed, and whether they can rest on it.
+
+The feed is lost, and found to be missing, only after a while: an API server that restarts is no reason to ask Zuora
+about every meter.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from functools import partial
+from typing import TYPE_CHECKING, Final
+
+from airflow_mediation_provider.protocol.grounds import Callouts, grounds_of
+from airflow_mediation_provider.watch.reports import ended, report
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+    from datetime import datetime
+
+    from airflow_mediation_provider.protocol.feed import MeterQuestion, WaitEnded, WaitReport
+    from airflow_mediation_provider.protocol.grounds import Grounds
+    from airflow_mediation_provider.protocol.lifecycle import SessionState
+    from airflow_mediation_provider.watch.agenda import Agenda, Entry
+    from airflow_mediation_provider.watch.meter import WatchedMeter
+    from airflow_mediation_provider.watch.waiter import Waiter
+
+LOST_SECONDS: Final = 10.0
+"""A feed that does not answer for this long is lost: polls come back to their own pace."""
+UNFOUND_SECONDS: Final = 60.0
+"""One that never answered is taken to be missing after this long."""
+
+
+class Hearing:
+    """A hub as its feed sees it; on the running event loop.
+
+    :param conn_id: the Airflow connection
+    :param meters: the meters of the hub
+    :param agenda: the hub's
+    :param tell: takes what is known of sessions
+    :param settle: takes what waits can rest on, each time that changes; before the first time, ``None`` says that the
+        feed does not answer yet
+    :param cross_check: seconds between two polls while callouts are read
+    :param now: the wall clock
+    """
+
+    def __init__(
+        self,
+        conn_id: str,
+        meters: Callable[[], Iterable[WatchedMeter]],
+        agenda: Agenda,
+        *,
+        tell: Callable[[Sequence[SessionState]], Awaitable[None]],
+        settle: Callable[[Grounds | None], None],
+        cross_check: float,
+        now: Callable[[], datetime],
+    ) -> None:
+        self.new_questions = asyncio.Event()
+        self._loop = asyncio.get_running_loop()
+        self._conn_id = conn_id
+        self._meters = meters
+        self._agenda = agenda
+        self._tell = tell
+        self._settle = settle
+        self._cross_check = cross_check
+        self._now = now
+        self._callouts: Callouts | None = None
+        self._silent: Entry | None = None
+        # A few that are never told are no loss, and a feed may be out of reach for days.
+        self._ended: deque[WaitEnded] = deque(maxlen=5000)
+
+    # ---- what the feed asks ------------------------------------------------------------------------------------------
+
+    def questions(self) -> Mapping[str, MeterQuestion]:
+        """Return, by meter, what is to be known now."""
+        found: dict[str, MeterQuestion] = {}
+        for meter in self._meters():
+            question, other = meter.question(), found.get(meter.key[0])
+            if question is not None:
+                found[meter.key[0]] = question if other is None else merged(question, other)
+        return found
+
+    def open_waits(self) -> Sequence[WaitReport]:
+        """Return all waits that go on."""
+        waiters = (waiter for meter in self._meters() for waiter in meter.waiters if not waiter.ended)
+        return [report(self._conn_id, each.wait, each.task, "triggerer") for each in waiters if each.task is not None]
+
+    def ended_waits(self) -> Sequence[WaitEnded]:
+        """Return the waits that ended, each once."""
+        gone = list(self._ended)
+        self._ended.clear()
+        return gone
+
+    # ---- what the feed tells -----------------------------------------------------------------------------------------
+
+    async def learn(self, states: Sequence[SessionState]) -> None:
+        """Tell the waits what is known of sessions."""
+        await self._tell(states)
+
+    def connected(self, *, callouts: bool) -> None:
+        """Take note that the feed answers, and whether the connection takes callouts."""
+        if self._silent is not None:
+            self._silent.cancel()
+            self._silent = None
+        self._become(Callouts.READ if callouts else Callouts.OFF)
+
+    def disconnected(self, reason: str) -> None:
+        """Take note that the feed does not answer."""
+        if self._silent is not None or self._callouts in (Callouts.LOST, Callouts.UNFOUND):
+            return
+        after, become = LOST_SECONDS, Callouts.LOST
+        if self._callouts is None:
+            self._settle(None)
+            after, become = UNFOUND_SECONDS, Callouts.UNFOUND
+        self._silent = self._agenda.add(self._loop.time() + after, partial(self._give_up, become, reason))
+
+    def _give_up(self, callouts: Callouts, reason: str) -> None:
+        self._silent = None
+        self._become(callouts, reason)
+
+    def _become(self, callouts: Callouts, reason: str = "") -> None:
+        if callouts is not self._callouts:
+            self._callouts = callouts
+            self._settle(grounds_of(callouts, self._conn_id, cross_check=self._cross_check, reason=reason))
+
+    # ---- what the hub tells ------------------------------------------------------------------------------------------
+
+    def left(self, waiter: Waiter) -> None:
+        """Note the end of a wait."""
+        if waiter.task is not None:
+            result = waiter.wait.result
+            self._ended.append(ended(self._conn_id, waiter.task, result.end if result else "left", self._now()))
+
+
+def merged(one: MeterQuestion, other: MeterQuestion) -> MeterQuestion:
+    """Return a question that asks what either does: callouts do not tell a meter's versions apart."""
+    return type(one)(sessions=one.sessions | other.sessions, since=one.since | other.since)
