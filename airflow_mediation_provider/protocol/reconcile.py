@@ -8,7 +8,7 @@ What is said here goes over the wire too: a worker reads the history and has no 
 
 from __future__ import annotations
 
-from collections import Counter, defaultdict
+from collections import defaultdict
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any, Final
@@ -26,12 +26,11 @@ if TYPE_CHECKING:
 
 PROTOCOL: Final = 1
 RECONCILE_PATH: Final = "/reconcile"
-# A callout comes within seconds of its attempt; more is for clocks that differ.
+# A callout comes within seconds of its attempt, which has 25 of them; more is for clocks that differ.
+PROMPT: Final = timedelta(minutes=1)
 NEAR: Final = timedelta(minutes=5)
 # Where the tenant's zone is not the one that the connection names, all times of the history are off by hours.
 FAR: Final = timedelta(hours=15)
-# Two attempts that are closer than the history's times are exact cannot be told apart by time.
-_BLUR: Final = 2.0
 
 Key = tuple[str, str | None]
 
@@ -92,28 +91,49 @@ def _repeats(before: str | None, status: str, edges: set[tuple[str | None, str]]
 
 
 def _not_matched(times: list[Entry], came: list[SessionTransition]) -> list[Entry]:
-    """Return the times of one change that no report is of: the nearest report counts, once for each time."""
-    ids = {report.notification_id for report in came} - {None}
-    matched = Counter({number: 1 for number, entry in enumerate(times) if entry.notification_id in ids})
-    attempts = [[at for at, _ in attempts_of(entry)] for entry in times]
+    """Return the times of one change that no report is of.
+
+    As many reports as possible are each of a time that they are close to. One that is left over tells again of the time
+    next to it (the user has two notifications), or is of any time where clocks do not agree.
+    """
+    known = {report.notification_id for report in came}
     own = {entry.notification_id for entry in times}
-    unsure = []
-    for report in sorted((r for r in came if r.notification_id not in own), key=lambda r: r.observed_at):
-        came_at = to_utc("observed_at", report.observed_at)
-        distance, _, nearest = min(
-            (min(abs(at - came_at) for at in each) // timedelta(seconds=_BLUR), matched[number], number)
-            for number, each in enumerate(attempts)
-        )
-        if distance * _BLUR <= NEAR.total_seconds():
-            matched[nearest] += 1
-        else:
-            unsure.append(came_at)
-    lost = [number for number in range(len(times)) if not matched[number]]
-    for came_at in unsure:
-        fitting = (number for number in lost if min(abs(at - came_at) for at in attempts[number]) <= FAR)
-        if (number := next(fitting, None)) is not None:
-            lost.remove(number)
-    return [times[number] for number in lost]
+    open_times = {number for number, entry in enumerate(times) if entry.notification_id not in known}
+    attempts = [[at for at, _ in attempts_of(entry)] for entry in times]
+    reports = [to_utc("observed_at", r.observed_at) for r in came if r.notification_id not in own]
+    distances = [[min(abs(at - came_at) for at in each) for each in attempts] for came_at in reports]
+    close = [
+        sorted((d, number) for number, d in enumerate(row) if number in open_times and d <= PROMPT) for row in distances
+    ]
+    pairs = _most_pairs([[number for _, number in row] for row in close])
+    open_times -= set(pairs)
+    for report in set(range(len(reports))) - set(pairs.values()):
+        if min(distances[report]) > NEAR:
+            fitting = [number for number in sorted(open_times) if distances[report][number] <= FAR]
+            open_times -= set(fitting[:1])
+    return [times[number] for number in sorted(open_times)]
+
+
+def _most_pairs(wishes: list[list[int]]) -> dict[int, int]:
+    """Return whom each wish goes to, so that as many as possible get one (Kuhn's augmenting paths).
+
+    :param wishes: for each one what it would take, the best first
+    :return: what was taken -> who took it
+    """
+    taken: dict[int, int] = {}
+
+    def give(who: int, asked: set[int]) -> bool:
+        for wish in wishes[who]:
+            if wish not in asked:
+                asked.add(wish)
+                if wish not in taken or give(taken[wish], asked):
+                    taken[wish] = who
+                    return True
+        return False
+
+    for who in range(len(wishes)):
+        give(who, set())
+    return taken
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -202,6 +202,57 @@ def test_what_came_and_what_is_put_in_is_the_whole_walk(
     assert (state.status, state.ambiguous) == (changes[-1][2], False)
 
 
+@st.composite
+def deliveries(draw: st.DrawFn) -> tuple[list[dict[str, Any]], list[SessionTransition], int]:
+    """What the history has of a session that pauses and goes on, what came of it, and how much did not.
+
+    Each callout has up to three attempts, half an hour apart; what failed may have come all the same, as its answer got
+    lost; and some are sent again by hand, under their old id or a new one.
+    """
+    statuses = ["INITIALIZING", "RUNNING", *["PAUSED", "RUNNING"] * draw(st.integers(0, 3)), "COMPLETED"]
+    stamped = draw(st.booleans())
+    records, came, lost, second = [], {}, 0, 0.0
+    for number, (before, status) in enumerate(zip([None, *statuses[:-1]], statuses, strict=True)):
+        second += draw(st.integers(120, 5000))
+        arrives, answered = draw(st.booleans()), draw(st.booleans())
+        tries = draw(st.integers(1, 3))
+        delays = [0.0, 1800.0, 3600.0][: tries if arrives and answered else 3]
+        if stamped and draw(st.integers(0, 3)) == 0:
+            delays.append(delays[-1] + draw(st.integers(200, 9000)))  # sent again
+        for attempt, delay in enumerate(delays, 1):
+            there = arrives and attempt == min(tries, len(delays))
+            fields = {"meterId": "2470", "sessionId": "R-1", "status": status, "previousStatus": before}
+            records.append(
+                {
+                    "attemptedNum": attempt if delay <= 3600 else 1,
+                    "createTime": f"{at(second + delay):%Y-%m-%dT%H:%M:%S}",
+                    "eventContext": {**fields, "Event.Timestamp": at(second).isoformat() if stamped else ""},
+                    "responseCode": 200 if there and answered else 503,
+                }
+            )
+            if there:
+                moment = second + delay + draw(st.floats(0, 9))
+                came[number] = report(moment, before, status, f"n-{number}")
+        lost += not arrives
+    return draw(st.permutations(records)), list(came.values()), lost
+
+
+@given(deliveries())
+def test_whatever_was_tried_again_or_sent_again_as_much_is_put_in_as_was_lost(
+    delivered: tuple[list[dict[str, Any]], list[SessionTransition], int],
+) -> None:
+    records, came, lost = delivered
+    history = read_history(SETTINGS, records, NOW).entries
+
+    put_in = missing(history, came)
+
+    assert len(put_in) == lost
+    whole = [*came, *(entry.transition for entry in put_in if entry.transition)]
+    assert missing(history, whole) == []
+    state = fold(whole)
+    assert (state.status, state.ambiguous) == ("COMPLETED", False)
+
+
 class TestMessages:
     def test_request_there_and_back(self) -> None:
         request = ReconcileRequest(entries=tuple(told(DONE)), dry_run=True, open_before=EPOCH)
