@@ -17,6 +17,7 @@ from airflow.models.asset import AssetEvent, AssetModel
 from sqlalchemy import select, update
 from sqlalchemy.exc import DBAPIError
 
+from airflow_mediation_provider.journal.transaction import JournalUnavailable
 from airflow_mediation_provider.protocol.asset_uri import asset_uri
 
 if TYPE_CHECKING:
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
     from sqlalchemy.orm import Session
 
 
-class EmissionError(Exception):
+class EmissionError(JournalUnavailable):
     """Airflow's asset manager failed, so that nothing of the transaction may stay."""
 
 

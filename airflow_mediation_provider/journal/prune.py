@@ -2,22 +2,15 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
-from contextlib import nullcontext
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any, Final
 
-from airflow import settings
-from airflow.utils.session import create_session
 from sqlalchemy import and_, delete, func, or_, select, true, tuple_
-from sqlalchemy.exc import DBAPIError
-from tenacity import Retrying, retry_if_exception, stop_after_attempt, wait_random
 
-from airflow_mediation_provider.journal.locking import writers_turn
-from airflow_mediation_provider.journal.record import JournalUnavailable, is_passing, unavailable
 from airflow_mediation_provider.journal.tables import SessionRow, TransitionRow, WaitRow
+from airflow_mediation_provider.journal.transaction import read, write
 from airflow_mediation_provider.protocol.entry import EntryKind
 from airflow_mediation_provider.protocol.pruning import Pruned, check_days
 from airflow_mediation_provider.protocol.times import from_json
@@ -32,8 +25,7 @@ if TYPE_CHECKING:
 BATCH: Final = 200
 _FIRST_INSTANT: Final = datetime.min.replace(tzinfo=UTC)
 _LAST_INSTANT: Final = datetime.max.replace(tzinfo=UTC)
-# How long to wait for the turn to write to SQLite.
-_TURN_SECONDS: Final = 60.0
+_DEADLINE_SECONDS: Final = 60.0
 
 
 def oldest_to_keep(days: float, *, now: datetime | None = None) -> datetime:
@@ -61,11 +53,8 @@ def old_sessions(before: datetime, *, conn_id: str | None = None) -> tuple[int, 
     query = select(SessionRow.terminal, func.count()).where(SessionRow.last_observed_at < before)
     if conn_id is not None:
         query = query.where(SessionRow.conn_id == conn_id)
-    try:
-        with create_session(scoped=False) as session:
-            counts = {bool(ended): int(count) for ended, count in session.execute(query.group_by(SessionRow.terminal))}
-    except DBAPIError as error:
-        raise unavailable(error) from error
+    rows = read(lambda session: session.execute(query.group_by(SessionRow.terminal)).all())
+    counts = {bool(ended): int(count) for ended, count in rows}
     return counts.get(True, 0), counts.get(False, 0)
 
 
@@ -103,22 +92,10 @@ class _Pass:
     dry_run: bool
 
     def in_transaction(self, step: _Step, last: _Last) -> tuple[Pruned, _Last | None]:
-        # A deadlock with a writer, or SQLite's lock, which Airflow's own writers take as well.
-        retrying = Retrying(
-            retry=retry_if_exception(is_passing), stop=stop_after_attempt(5), wait=wait_random(0.2, 2), reraise=True
-        )
-        try:
-            return retrying(self._attempt, step, last)
-        except DBAPIError as error:
-            raise unavailable(error) from error
-        except TimeoutError as error:
-            raise JournalUnavailable(f"the journal could not be pruned: {error}") from error
-
-    def _attempt(self, step: _Step, last: _Last) -> tuple[Pruned, _Last | None]:
-        deadline = time.monotonic() + _TURN_SECONDS
-        turn = nullcontext() if self.dry_run else writers_turn(settings.get_engine().url, deadline)
-        with turn, create_session(scoped=False) as session:
+        def work(session: Session) -> tuple[Pruned, _Last | None]:
             return step(session, last)
+
+        return read(work) if self.dry_run else write(work, deadline_seconds=_DEADLINE_SECONDS)
 
     def waits(self, session: Session, last: _Last) -> tuple[Pruned, _Last | None]:
         over = or_(WaitRow.ended_at < self.before, and_(WaitRow.ended_at.is_(None), WaitRow.seen_at < self.before))

@@ -4,18 +4,17 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
-from airflow import settings
-from sqlalchemy.exc import DBAPIError
-from sqlalchemy.exc import TimeoutError as PoolTimeoutError
-
 from airflow_mediation_provider.journal.queries import silent_sessions, transitions
-from airflow_mediation_provider.journal.record import JournalUnavailable, unavailable
+from airflow_mediation_provider.journal.transaction import read
 from airflow_mediation_provider.protocol.reconcile import missing
 
 if TYPE_CHECKING:
+    from sqlalchemy.orm import Session
+
     from airflow_mediation_provider.protocol.entry import Entry
     from airflow_mediation_provider.protocol.lifecycle import SessionState
     from airflow_mediation_provider.protocol.reconcile import ReconcileRequest
+    from airflow_mediation_provider.protocol.transition import SessionTransition
 
 # Of the sessions that never end: those of which something came last. More of them tell nobody more.
 MOST_OPEN: Final = 200
@@ -31,13 +30,11 @@ def compare(request: ReconcileRequest, *, conn_id: str) -> tuple[list[Entry], li
     :param conn_id: the connection
     :raises JournalUnavailable: the journal cannot be read
     """
-    if settings.NonScopedSession is None:
-        raise JournalUnavailable("Airflow's database is not set up in this process")
     sessions = sorted({(str(entry.meter_id), str(entry.session_id)) for entry in request.entries})
-    try:
-        with settings.NonScopedSession() as session:
-            known = transitions(session, conn_id, sessions)
-            silent = [] if request.open_before is None else silent_sessions(session, conn_id, request.open_before)
-    except (DBAPIError, PoolTimeoutError) as error:
-        raise unavailable(error) from error
+
+    def work(session: Session) -> tuple[list[SessionTransition], list[SessionState]]:
+        silent = [] if request.open_before is None else silent_sessions(session, conn_id, request.open_before)
+        return transitions(session, conn_id, sessions), silent
+
+    known, silent = read(work)
     return missing(request.entries, known), silent[-MOST_OPEN:]

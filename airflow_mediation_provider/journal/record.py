@@ -8,24 +8,24 @@ anew. Of two writers at once the second waits for that lock, and so folds what t
 from __future__ import annotations
 
 import logging
-import time
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import cache
 from typing import TYPE_CHECKING, Any, Final
 
-from airflow import settings
-from sqlalchemy import Engine, Executable, insert, select, text, true
+from sqlalchemy import Executable, insert, select, true
 from sqlalchemy.dialects import postgresql, sqlite
-from sqlalchemy.exc import DBAPIError, IntegrityError, OperationalError, ProgrammingError
-from sqlalchemy.exc import TimeoutError as PoolTimeoutError
-from tenacity import RetryError, Retrying, retry_if_exception, stop_after_delay, wait_random_exponential
 
-from airflow_mediation_provider.journal.emission import EmissionError, Event, emit
-from airflow_mediation_provider.journal.locking import writers_turn
+from airflow_mediation_provider.journal.emission import Event, emit
 from airflow_mediation_provider.journal.queries import transitions
 from airflow_mediation_provider.journal.rows import session_values, transition_values
 from airflow_mediation_provider.journal.tables import Base, SessionRow, TransitionRow
+from airflow_mediation_provider.journal.transaction import (
+    JournalMissing,
+    JournalUnavailable,
+    unavailable,
+    write,
+)
 from airflow_mediation_provider.protocol.entry import Entry, EntryKind
 from airflow_mediation_provider.protocol.lifecycle import SessionState, departures, fold
 from airflow_mediation_provider.protocol.status import ANY_TERMINAL, TERMINAL, RunType
@@ -38,21 +38,12 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-MIGRATE: Final = "airflow db migrate"
-# PostgreSQL: serialization failure, deadlock, lock not available. The connection may also be lost.
-_PASSING_CODES: Final = frozenset({"40001", "40P01", "55P03"})
+__all__ = ["JournalMissing", "JournalUnavailable", "Recorded", "record", "unavailable"]
+
 _ENDS: Final = TERMINAL[RunType.NORMAL]
 # What the ids of a meter's polls begin with: of those that drive, and of all others.
 _DRIVES: Final = "drive"
 _TELLS: Final = "poll"
-
-
-class JournalUnavailable(Exception):  # noqa: N818  # a state, not a fault
-    """The journal could not be written or read now; the same may succeed later."""
-
-
-class JournalMissing(JournalUnavailable):
-    """The journal's tables are not there, or are of another version."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -87,66 +78,18 @@ def record(
     """
     if not entries:
         return Recorded()
-    deadline = time.monotonic() + deadline_seconds
-    retrying = Retrying(
-        retry=retry_if_exception(is_passing),
-        stop=stop_after_delay(deadline_seconds),
-        wait=wait_random_exponential(multiplier=0.02, max=0.5),
-    )
-    try:
-        recorded, after = retrying(_attempt, entries, conn_id, team, deadline)
-    except RetryError as error:
-        raise JournalUnavailable(f"the journal could not be written: {error.last_attempt.exception()}") from error
-    except TimeoutError as error:
-        raise JournalUnavailable(f"the journal could not be written: {error}") from error
-    except (DBAPIError, PoolTimeoutError) as error:
-        raise unavailable(error) from error
-    except EmissionError as error:
-        raise JournalUnavailable(str(error)) from error
+
+    def work(session: Session) -> tuple[Recorded, list[Callable[[], None]]]:
+        writer = _Writer(session, conn_id, team)
+        return writer.write(entries), writer.after
+
+    recorded, after = write(work, deadline_seconds=deadline_seconds)
     for call in after:
         try:
             call()
         except Exception:  # the event is durable; a listener's trouble is the listener's
             log.exception("A listener of asset events failed")
     return recorded
-
-
-def unavailable(error: Exception) -> JournalUnavailable:
-    """Return what a database error means for a reader or writer of the journal."""
-    words = str(getattr(error, "orig", error)).lower()
-    missing = "no such table", "no such column", "does not exist", "doesn't exist", "unknown column"
-    if isinstance(error, (ProgrammingError, OperationalError)) and any(each in words for each in missing):
-        return JournalMissing(f"the journal's tables are missing or old: run `{MIGRATE}` ({words.splitlines()[0]})")
-    return JournalUnavailable(f"the journal's database gave an error: {words}")
-
-
-def is_passing(error: BaseException) -> bool:
-    """Say whether the same transaction may succeed when it is tried again."""
-    if isinstance(error, PoolTimeoutError | IntegrityError):
-        return True
-    if not isinstance(error, DBAPIError):
-        return False
-    code = getattr(error.orig, "pgcode", None) or getattr(error.orig, "sqlstate", None)
-    if error.connection_invalidated or code in _PASSING_CODES:
-        return True
-    words = str(error.orig).lower()
-    return isinstance(error, OperationalError) and any(
-        each in words for each in ("locked", "deadlock", "lock wait timeout", "connection", "terminating")
-    )
-
-
-def _attempt(
-    entries: Sequence[Entry], conn_id: str, team: str | None, deadline: float
-) -> tuple[Recorded, list[Callable[[], None]]]:
-    engine = settings.engine
-    if engine is None or settings.NonScopedSession is None:
-        raise JournalUnavailable("Airflow's database is not set up in this process")
-    with writers_turn(engine.url, deadline), settings.NonScopedSession(expire_on_commit=False) as session:
-        _limit_waiting(engine, session, deadline)
-        writer = _Writer(session, conn_id, team)
-        recorded = writer.write(entries)
-        session.commit()
-        return recorded, writer.after
 
 
 @cache
@@ -160,13 +103,6 @@ def _insert_or_ignore(dialect: str, table: type[Base]) -> Executable:
         case "sqlite":
             return sqlite.insert(rows).on_conflict_do_nothing()
     return insert(rows).prefix_with("IGNORE")
-
-
-def _limit_waiting(engine: Engine, session: Session, deadline: float) -> None:
-    """Have the database give up a wait for a lock when the caller does."""
-    if engine.dialect.name == "postgresql":
-        milliseconds = max(int((deadline - time.monotonic()) * 1000), 1)
-        session.execute(text(f"SET LOCAL lock_timeout = {milliseconds}"))
 
 
 class _Writer:

@@ -6,18 +6,14 @@ because they know the notification ids: what Zuora sends once more must not coun
 
 from __future__ import annotations
 
-import time
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Final
 
-from airflow import settings as airflow_settings
 from sqlalchemy import select, update
-from sqlalchemy.exc import DBAPIError
-from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 
-from airflow_mediation_provider.journal.locking import writers_turn
-from airflow_mediation_provider.journal.record import JournalUnavailable, record, unavailable
+from airflow_mediation_provider.journal.record import record
 from airflow_mediation_provider.journal.tables import TransitionRow
+from airflow_mediation_provider.journal.transaction import read, write
 from airflow_mediation_provider.protocol.callout import read_again
 from airflow_mediation_provider.protocol.entry import Entry, EntryKind
 
@@ -72,39 +68,15 @@ def reparse(settings: CalloutSettings, *, team: str | None = None, dry_run: bool
 
 
 def _unparsed(conn_id: str, after: int) -> list[TransitionRow]:
-    if airflow_settings.NonScopedSession is None:
-        raise JournalUnavailable("Airflow's database is not set up in this process")
-    try:
-        with airflow_settings.NonScopedSession() as session:
-            return list(
-                session.scalars(
-                    select(TransitionRow)
-                    .where(
-                        TransitionRow.conn_id == conn_id,
-                        TransitionRow.kind == EntryKind.UNPARSED,
-                        TransitionRow.id > after,
-                    )
-                    .order_by(TransitionRow.id)
-                    .limit(_BATCH)
-                )
-            )
-    except (DBAPIError, PoolTimeoutError) as error:
-        raise unavailable(error) from error
+    rows = (
+        select(TransitionRow)
+        .where(TransitionRow.conn_id == conn_id, TransitionRow.kind == EntryKind.UNPARSED, TransitionRow.id > after)
+        .order_by(TransitionRow.id)
+        .limit(_BATCH)
+    )
+    return read(lambda session: list(session.scalars(rows)))
 
 
 def _mark(row_ids: list[int]) -> None:
-    engine = airflow_settings.engine
-    if engine is None or airflow_settings.NonScopedSession is None:
-        raise JournalUnavailable("Airflow's database is not set up in this process")
-    try:
-        with (
-            writers_turn(engine.url, time.monotonic() + _DEADLINE_SECONDS),
-            airflow_settings.NonScopedSession.begin() as session,
-        ):
-            session.execute(
-                update(TransitionRow).where(TransitionRow.id.in_(row_ids)).values(kind=str(EntryKind.REPARSED))
-            )
-    except TimeoutError as error:
-        raise JournalUnavailable(f"the journal could not be written: {error}") from error
-    except (DBAPIError, PoolTimeoutError) as error:
-        raise unavailable(error) from error
+    marked = update(TransitionRow).where(TransitionRow.id.in_(row_ids)).values(kind=str(EntryKind.REPARSED))
+    write(lambda session: session.execute(marked), deadline_seconds=_DEADLINE_SECONDS)

@@ -7,38 +7,30 @@ Airflow queues runs, so neither two replays at once nor a callout in between mak
 
 from __future__ import annotations
 
-import time
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
-from airflow import settings
 from airflow.models.asset import AssetEvent, AssetModel, AssetPartitionDagRun, DagScheduleAssetReference
 from airflow.models.dag import DagModel
 from airflow.models.dagrun import DagRun
 from airflow.models.serialized_dag import SerializedDagModel
 from airflow.partition_mappers.identity import IdentityMapper
 from sqlalchemy import select
-from sqlalchemy.exc import DBAPIError
-from tenacity import RetryError, Retrying, retry_if_exception, stop_after_delay, wait_random_exponential
 
 from airflow_mediation_provider.journal.emission import lock_assets, queue_run
-from airflow_mediation_provider.journal.locking import writers_turn
-from airflow_mediation_provider.journal.record import JournalUnavailable, is_passing, unavailable
 from airflow_mediation_provider.journal.rows import state_of
 from airflow_mediation_provider.journal.tables import SessionRow
+from airflow_mediation_provider.journal.transaction import read, write
 from airflow_mediation_provider.protocol.asset_uri import SCHEME, SessionAsset, read_asset_uri
 from airflow_mediation_provider.protocol.status import ANY_TERMINAL
 from airflow_mediation_provider.protocol.transition import Source
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Sequence
-    from typing import TypeVar
+    from collections.abc import Iterable, Iterator, Sequence
 
     from sqlalchemy.orm import Session
-
-    T = TypeVar("T")
 
 # Callouts on the same assets wait for as many as are queued in one transaction.
 _BATCH: Final = 50
@@ -109,7 +101,7 @@ def replay(
     until = until or datetime.now(UTC)
     if since >= until:
         raise ValueError(f"since ({since.isoformat()}) must be before until ({until.isoformat()})")
-    for consumer in _transaction(lambda session: _consumers(session, dag_id, uri)):
+    for consumer in read(lambda session: _consumers(session, dag_id, uri)):
         yield _of_one_dag(consumer, since, until, dry_run=dry_run)
 
 
@@ -174,14 +166,14 @@ def _why_not(session: Session, dag: DagModel, assets: Sequence[AssetModel]) -> s
 def _of_one_dag(consumer: _Consumer, since: datetime, until: datetime, *, dry_run: bool) -> Replayed:
     if consumer.refused:
         return Replayed(dag_id=consumer.dag_id, refused=consumer.refused)
-    found = _transaction(lambda session: _candidates(session, consumer.assets, since, until))
+    found = read(lambda session: _candidates(session, consumer.assets, since, until))
     missed: list[_Candidate] = []
     for at in range(0, len(found), _BATCH):
         batch = found[at : at + _BATCH]
         if dry_run:
-            missed += _transaction(partial(_without_run, consumer=consumer, batch=batch))
+            missed += read(partial(_without_run, consumer=consumer, batch=batch))
         else:
-            missed += _transaction(partial(_start, consumer=consumer, batch=batch), writes=True)
+            missed += write(partial(_start, consumer=consumer, batch=batch), deadline_seconds=_PATIENCE_SECONDS)
     return Replayed(
         dag_id=consumer.dag_id,
         missed=tuple(Missed(key=each.key, uri=each.uri, at=each.at) for each in missed),
@@ -286,33 +278,3 @@ def _start(session: Session, consumer: _Consumer, batch: Sequence[_Candidate]) -
 def _batches(keys: Iterable[str]) -> Iterator[list[str]]:
     listed = sorted(set(keys))
     return (listed[at : at + _BATCH] for at in range(0, len(listed), _BATCH))
-
-
-def _transaction(work: Callable[[Session], T], *, writes: bool = False) -> T:
-    """Run one transaction, again where it met another one."""
-    deadline = time.monotonic() + _PATIENCE_SECONDS
-
-    def attempt() -> T:
-        if settings.NonScopedSession is None:
-            raise JournalUnavailable("Airflow's database is not set up in this process")
-        with settings.NonScopedSession(expire_on_commit=False) as session:
-            if not writes:
-                return work(session)
-            with writers_turn(session.get_bind().engine.url, deadline):
-                done = work(session)
-                session.commit()
-                return done
-
-    retrying = Retrying(
-        retry=retry_if_exception(is_passing),
-        stop=stop_after_delay(_PATIENCE_SECONDS),
-        wait=wait_random_exponential(multiplier=0.05, max=1),
-    )
-    try:
-        return retrying(attempt)
-    except RetryError as error:
-        raise JournalUnavailable(f"the database refuses: {error.last_attempt.exception()}") from error
-    except TimeoutError as error:
-        raise JournalUnavailable(f"the database is busy: {error}") from error
-    except DBAPIError as error:
-        raise unavailable(error) from error

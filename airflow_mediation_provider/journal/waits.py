@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-import time
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
-from airflow import settings
 from sqlalchemy import insert, update
-from sqlalchemy.exc import DBAPIError
-from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 
-from airflow_mediation_provider.journal.locking import writers_turn
-from airflow_mediation_provider.journal.record import JournalUnavailable, unavailable
 from airflow_mediation_provider.journal.tables import WaitRow
+from airflow_mediation_provider.journal.transaction import write
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+
+    from sqlalchemy.orm import Session
 
     from airflow_mediation_provider.protocol.feed import WaitEnded, WaitReport
 
@@ -40,29 +37,23 @@ def record_waits(
     """
     if not open and not ended:
         return
-    engine = settings.engine
-    if engine is None or settings.NonScopedSession is None:
-        raise JournalUnavailable("Airflow's database is not set up in this process")
     now = datetime.now(UTC)
-    try:
-        with writers_turn(engine.url, time.monotonic() + deadline_seconds), settings.NonScopedSession() as session:
-            # In one order over all writers, so that two of them never wait for each other.
-            for report in sorted(open, key=lambda each: each.id):
-                values = _values(report, conn_id) | {"seen_at": now, "ended_at": None, "outcome": None}
-                known: Any = session.execute(update(WaitRow).where(WaitRow.id == report.id).values(**values))
-                if not known.rowcount:
-                    session.execute(insert(WaitRow).values(**values))
-            for end in sorted(ended, key=lambda each: each.id):
-                session.execute(
-                    update(WaitRow)
-                    .where(WaitRow.id == end.id, WaitRow.conn_id == conn_id)
-                    .values(ended_at=end.ended_at, outcome=end.outcome[:16])
-                )
-            session.commit()
-    except TimeoutError as error:
-        raise JournalUnavailable(f"the waits could not be written: {error}") from error
-    except (DBAPIError, PoolTimeoutError) as error:
-        raise unavailable(error) from error
+
+    def work(session: Session) -> None:
+        # In one order over all writers, so that two of them never wait for each other.
+        for report in sorted(open, key=lambda each: each.id):
+            values = _values(report, conn_id) | {"seen_at": now, "ended_at": None, "outcome": None}
+            known: Any = session.execute(update(WaitRow).where(WaitRow.id == report.id).values(**values))
+            if not known.rowcount:
+                session.execute(insert(WaitRow).values(**values))
+        for end in sorted(ended, key=lambda each: each.id):
+            session.execute(
+                update(WaitRow)
+                .where(WaitRow.id == end.id, WaitRow.conn_id == conn_id)
+                .values(ended_at=end.ended_at, outcome=end.outcome[:16])
+            )
+
+    write(work, deadline_seconds=deadline_seconds)
 
 
 def _values(report: WaitReport, conn_id: str) -> dict[str, Any]:
