@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from sqlalchemy import and_, delete, func, or_, select, true, tuple_
 
+from airflow_mediation_provider.journal.rows import POLL_DRIVES
 from airflow_mediation_provider.journal.tables import SessionRow, TransitionRow, WaitRow
 from airflow_mediation_provider.journal.transaction import read, write
 from airflow_mediation_provider.protocol.entry import EntryKind
@@ -205,11 +206,11 @@ def _earliest(condition: dict[str, Any]) -> datetime:
 
 
 def _last_polls(session: Session, meters: set[tuple[str, str | None]]) -> set[int]:
-    """Return the last poll of each meter."""
+    """Return the last poll of each meter: of those that drive assets, and of the others."""
     row = TransitionRow
     last = (
         select(func.max(row.id))
         .where(row.kind == EntryKind.POLL, row.session_id.is_(None), tuple_(row.conn_id, row.meter_id).in_(meters))
-        .group_by(row.conn_id, row.meter_id)
+        .group_by(row.conn_id, row.meter_id, row.notification_id.startswith(POLL_DRIVES))
     )
     return set(session.scalars(last))

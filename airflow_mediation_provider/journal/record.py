@@ -13,12 +13,12 @@ from datetime import UTC, datetime
 from functools import cache
 from typing import TYPE_CHECKING, Any, Final
 
-from sqlalchemy import Executable, insert, select, true
+from sqlalchemy import Executable, insert, select, true, update
 from sqlalchemy.dialects import postgresql, sqlite
 
 from airflow_mediation_provider.journal.emission import Event, emit
 from airflow_mediation_provider.journal.queries import transitions
-from airflow_mediation_provider.journal.rows import session_values, transition_values
+from airflow_mediation_provider.journal.rows import POLL_DRIVES, POLL_TELLS, session_values, transition_values
 from airflow_mediation_provider.journal.tables import Base, SessionRow, TransitionRow
 from airflow_mediation_provider.journal.transaction import (
     JournalMissing,
@@ -31,19 +31,16 @@ from airflow_mediation_provider.protocol.lifecycle import SessionState, departur
 from airflow_mediation_provider.protocol.status import ANY_TERMINAL, TERMINAL, RunType
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from sqlalchemy import ColumnElement
     from sqlalchemy.orm import Session
 
 log = logging.getLogger(__name__)
 
-__all__ = ["JournalMissing", "JournalUnavailable", "Recorded", "record", "unavailable"]
+__all__ = ["JournalMissing", "JournalUnavailable", "Recorded", "record", "rewrite", "unavailable"]
 
 _ENDS: Final = TERMINAL[RunType.NORMAL]
-# What the ids of a meter's polls begin with: of those that drive, and of all others.
-_DRIVES: Final = "drive"
-_TELLS: Final = "poll"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -78,12 +75,35 @@ def record(
     """
     if not entries:
         return Recorded()
+    return _in_transaction(lambda writer: writer.write(entries), conn_id, team, deadline_seconds)
 
-    def work(session: Session) -> tuple[Recorded, list[Callable[[], None]]]:
+
+def rewrite(
+    entries: Mapping[int, Entry], *, conn_id: str, team: str | None = None, deadline_seconds: float = 8.0
+) -> Recorded:
+    """Let rows that nobody could read say what they say now, as if they had from the beginning; or all stays as it is.
+
+    A row keeps its notification id and its time, so what Zuora sends once more is known still.
+
+    :param entries: what to put into the place of UNPARSED rows, by their ids; a row that is none any more was written
+        by somebody else meanwhile, and is a duplicate
+    :param conn_id: the connection of the rows
+    :param team: the connection's team, where Airflow has teams
+    :param deadline_seconds: how long to try
+    :raises JournalMissing: the tables are not there
+    :raises JournalUnavailable: the database is locked, away or broken, and stays so
+    """
+    return _in_transaction(lambda writer: writer.rewrite(entries), conn_id, team, deadline_seconds)
+
+
+def _in_transaction(
+    work: Callable[[_Writer], Recorded], conn_id: str, team: str | None, deadline_seconds: float
+) -> Recorded:
+    def attempt(session: Session) -> tuple[Recorded, list[Callable[[], None]]]:
         writer = _Writer(session, conn_id, team)
-        return writer.write(entries), writer.after
+        return work(writer), writer.after
 
-    recorded, after = write(work, deadline_seconds=deadline_seconds)
+    recorded, after = write(attempt, deadline_seconds=deadline_seconds)
     for call in after:
         try:
             call()
@@ -132,11 +152,33 @@ class _Writer:
                 new += 1
                 if values["kind"] == EntryKind.STATUS_CHANGE:
                     touched.add((values["meter_id"], values["session_id"]))
-        changed = tuple(self._refold(*key) for key in sorted(touched))
+        changed = self._refolded(touched)
         # A poll is held against what is known of the sessions.
         new += sum(self._poll(*poll) for poll in polls)
+        return self._emitted(new, len(entries) - new, changed)
+
+    def rewrite(self, entries: Mapping[int, Entry]) -> Recorded:
+        touched = set()
+        new = 0
+        for row_id, entry in sorted(entries.items()):
+            values = transition_values(entry, conn_id=self._conn_id, at=datetime.now(UTC))
+            for kept in ("conn_id", "notification_id", "created_at"):
+                del values[kept]
+            unread = TransitionRow.id == row_id, TransitionRow.kind == EntryKind.UNPARSED
+            statement = update(TransitionRow).where(*unread).values(**values)
+            if self._session.execute(statement).rowcount:  # type: ignore[attr-defined]
+                new += 1
+                if values["kind"] == EntryKind.STATUS_CHANGE:
+                    touched.add((values["meter_id"], values["session_id"]))
+        return self._emitted(new, len(entries) - new, self._refolded(touched))
+
+    def _refolded(self, sessions: set[tuple[str, str]]) -> tuple[SessionState, ...]:
+        return tuple(self._refold(*key) for key in sorted(sessions))
+
+    def _emitted(self, new: int, duplicates: int, changed: tuple[SessionState, ...]) -> Recorded:
+        """Hand the events over to Airflow, which is the last thing of each transaction."""
         emitted, self.after = emit(self._events, conn_id=self._conn_id, team=self._team, session=self._session)
-        return Recorded(new=new, duplicates=len(entries) - new, changed=changed, emitted=emitted)
+        return Recorded(new=new, duplicates=duplicates, changed=changed, emitted=emitted)
 
     def _add(self, table: type[Base], values: dict[str, Any]) -> bool:
         """Insert a row unless it is there, and say whether it was not; waits for whoever just inserts the same."""
@@ -193,7 +235,7 @@ class _Writer:
     def _poll(self, entry: Entry, values: dict[str, Any]) -> bool:
         """Keep a poll that shows another status than the one before, and say whether it does."""
         # Those that drive are compared among themselves: what a waiting task saw first must not take their event away.
-        series = _DRIVES if entry.drives else _TELLS
+        series = POLL_DRIVES if entry.drives else POLL_TELLS
         last = self._last_poll(values["meter_id"], series)
         if last is not None and (last.status == values["status"] or last.observed_at >= entry.observed_at):
             return False
@@ -225,7 +267,9 @@ class _Writer:
             return
         of_meter = select(SessionRow).filter_by(conn_id=self._conn_id, meter_id=told.meter_id)
         # A session that was live when a poll last showed an end has ended then, or nobody knows any more.
-        ended = self._last_poll(told.meter_id, _DRIVES, TransitionRow.status.in_(_ENDS), TransitionRow.id <= last.id)
+        ended = self._last_poll(
+            told.meter_id, POLL_DRIVES, TransitionRow.status.in_(_ENDS), TransitionRow.id <= last.id
+        )
         rows = self._session.scalars(
             of_meter.where(SessionRow.terminal.is_(False))
             .where(SessionRow.begun_at > ended.observed_at if ended else true())

@@ -21,6 +21,9 @@ if TYPE_CHECKING:
 # Named alike. Columns, not objects, and without the bodies: a session may have thousands of rows.
 _TOLD_NAMES: Final = tuple(field.name for field in fields(SessionTransition))
 TOLD: Final = tuple(getattr(TransitionRow, name) for name in _TOLD_NAMES)
+# What the ids of a meter's polls begin with: of those that drive assets, and of all others.
+POLL_DRIVES: Final = "drive"
+POLL_TELLS: Final = "poll"
 _LENGTHS: Final = {"meter_id": 64, "session_id": 64, "status": 64, "previous_status": 64}
 _FROM_TRANSITION: Final = ("status", "previous_status", "started_at", "ended_at")
 

@@ -120,6 +120,15 @@ def test_the_last_poll_of_each_meter_stays_because_the_next_is_compared_with_it(
     ]
 
 
+def test_polls_that_drive_assets_are_compared_among_themselves() -> None:
+    for series in ("drive", "poll"):
+        keep(*(told(None, kind="poll", notification_id=f"{series}:1001:{number}") for number in range(2)))
+
+    assert run() == Pruned(others=2)
+    with Session(settings.get_engine()) as session:
+        assert set(session.scalars(select(TransitionRow.notification_id))) == {"drive:1001:1", "poll:1001:1"}
+
+
 def test_one_connection_can_be_pruned_alone() -> None:
     for conn_id in ("zuora", "other"):
         keep(session_of("R-1", conn_id=conn_id), told("R-1", conn_id=conn_id), told(None, kind="test", conn_id=conn_id))
