@@ -13,7 +13,8 @@ from airflow_mediation_provider.watch.hub import CROSS_CHECK_SECONDS, Hub
 if TYPE_CHECKING:
     from airflow_mediation_provider.hooks.mediation import MediationAsyncHook
     from airflow_mediation_provider.protocol.wait import SessionWait
-    from airflow_mediation_provider.watch.feed import SessionFeed
+    from airflow_mediation_provider.watch.feed_client import FeedClient
+    from airflow_mediation_provider.watch.onlooker import Onlooker
     from airflow_mediation_provider.watch.polls import StatusHook
     from airflow_mediation_provider.watch.reports import WaitingTask
     from airflow_mediation_provider.watch.waiter import Waiter
@@ -41,17 +42,17 @@ def subscribe(
     :param task: the task that waits, for the reports
     :return: to be closed when the task no longer waits
     """
-    hubs = _hubs.setdefault(asyncio.get_running_loop(), {})
-    hub = hubs.get(mediation_conn_id)
-    if hub is None:
-        hub = hubs[mediation_conn_id] = Hub(
-            partial(_open_hook, mediation_conn_id),
-            on_empty=partial(_drop, hubs, mediation_conn_id),
-            conn_id=mediation_conn_id,
-            feed=_open_feed(mediation_conn_id),
-            cross_check=cross_check_seconds(),
-        )
-    return hub.subscribe(wait, poll_interval=poll_interval, eager=eager, task=task)
+    return _hub(mediation_conn_id).subscribe(wait, poll_interval=poll_interval, eager=eager, task=task)
+
+
+def look_on(mediation_conn_id: str, meter_id: str, version: str, *, poll_interval: float) -> Onlooker:
+    """Have somebody told of each reading of a meter, from the one poll that all share.
+
+    :param mediation_conn_id: Airflow connection of type ``mediation``
+    :param poll_interval: seconds between two looks, at least
+    :return: to be closed by who looks on no more
+    """
+    return _hub(mediation_conn_id).look_on(meter_id, version, poll_interval=poll_interval)
 
 
 def other_sessions(mediation_conn_id: str, meter_id: str, version: str, session_id: str | None) -> set[str]:
@@ -83,6 +84,31 @@ async def open_hook(mediation_conn_id: str, *, attempts: int) -> MediationAsyncH
     return hook
 
 
+def open_feed(mediation_conn_id: str) -> FeedClient:
+    """Make a client of the API server's feed and observations, which looks the connection up when it needs it."""
+    from airflow_mediation_provider.watch.feed_client import FeedClient
+
+    async def client_secret() -> str:
+        async with await open_hook(mediation_conn_id, attempts=1) as hook:
+            return (await hook.settings()).client_secret
+
+    return FeedClient(mediation_conn_id, client_secret)
+
+
+def _hub(mediation_conn_id: str) -> Hub:
+    hubs = _hubs.setdefault(asyncio.get_running_loop(), {})
+    hub = hubs.get(mediation_conn_id)
+    if hub is None:
+        hub = hubs[mediation_conn_id] = Hub(
+            partial(_open_hook, mediation_conn_id),
+            on_empty=partial(_drop, hubs, mediation_conn_id),
+            conn_id=mediation_conn_id,
+            feed=open_feed(mediation_conn_id),
+            cross_check=cross_check_seconds(),
+        )
+    return hub
+
+
 def _drop(hubs: dict[str, Hub], mediation_conn_id: str, closing: asyncio.Task[None]) -> None:
     del hubs[mediation_conn_id]
     _closing.add(closing)
@@ -92,16 +118,6 @@ def _drop(hubs: dict[str, Hub], mediation_conn_id: str, closing: asyncio.Task[No
 async def _open_hook(mediation_conn_id: str) -> StatusHook:
     # One attempt: the hub paces itself, and a hook that sleeps and repeats would hold a connection meanwhile.
     return await open_hook(mediation_conn_id, attempts=1)
-
-
-def _open_feed(mediation_conn_id: str) -> SessionFeed | None:
-    from airflow_mediation_provider.watch.feed_client import FeedClient
-
-    async def client_secret() -> str:
-        async with await open_hook(mediation_conn_id, attempts=1) as hook:
-            return (await hook.settings()).client_secret
-
-    return FeedClient(mediation_conn_id, client_secret)
 
 
 def cross_check_seconds() -> float:

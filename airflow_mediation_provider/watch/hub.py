@@ -21,6 +21,7 @@ from airflow_mediation_provider.protocol.wait import SessionWait, WaitUpdate
 from airflow_mediation_provider.watch.agenda import Agenda
 from airflow_mediation_provider.watch.hearing import Hearing
 from airflow_mediation_provider.watch.meter import WatchedMeter
+from airflow_mediation_provider.watch.onlooker import Onlooker
 from airflow_mediation_provider.watch.pace import Pace
 from airflow_mediation_provider.watch.polls import Polls, spawn, utcnow
 from airflow_mediation_provider.watch.waiter import Waiter
@@ -106,13 +107,7 @@ class Hub:
         :param eager: nobody has looked for this wait yet: look soon
         :param task: the task that waits, for the reports
         """
-        if not self._meters:
-            self._start()
-        key = (wait.condition.meter_id, wait.condition.version)
-        meter = self._meters.get(key)
-        if meter is None:
-            meter = self._meters[key] = WatchedMeter(key, Pace(poll_interval, self._seen_meters))
-            self._seen_meters += 1
+        meter = self._meter((wait.condition.meter_id, wait.condition.version), poll_interval)
         leave = partial(self._leave, meter)
         waiter = Waiter(wait, poll_interval, said_at=self._loop.time(), leave=leave, task=task)
         meter.add(waiter)
@@ -124,6 +119,18 @@ class Hub:
             self._deliver(meter, waiter, lambda wait: wait.learn(known, self._now()))
         self._watch_deadline(waiter)
         return waiter
+
+    def look_on(self, meter_id: str, version: str, *, poll_interval: float) -> Onlooker:
+        """Have somebody told of each reading of a meter, until ``Onlooker.close()``; callouts do not slow these down.
+
+        :param poll_interval: seconds between two looks, at least
+        """
+        meter = self._meter((meter_id, version), poll_interval)
+        onlooker = Onlooker(poll_interval, leave=partial(self._look_away, meter))
+        meter.onlookers[onlooker] = None
+        meter.eager = True
+        self._polls.look_soon(meter)
+        return onlooker
 
     def other_sessions(self, meter_id: str, version: str, session_id: str | None) -> set[str]:
         """Return the sessions of a meter version, other than the given one, that are waited for here or seem live."""
@@ -143,6 +150,15 @@ class Hub:
         """
         return await (await self._polls.hook()).session_url(meter_id, session_id)
 
+    def _meter(self, key: tuple[str, str], poll_interval: float) -> WatchedMeter:
+        if not self._meters:
+            self._start()
+        meter = self._meters.get(key)
+        if meter is None:
+            meter = self._meters[key] = WatchedMeter(key, Pace(poll_interval, self._seen_meters))
+            self._seen_meters += 1
+        return meter
+
     def _start(self) -> None:
         self._agenda.add(self._loop.time() + TICK_SECONDS, self._tick)
         if self._feed is not None:
@@ -153,7 +169,15 @@ class Hub:
         meter.remove(waiter)
         if self._feed is not None:
             self._hearing.left(waiter)
-        if meter.waiters:
+        self._left(meter)
+
+    def _look_away(self, meter: WatchedMeter, onlooker: Onlooker) -> None:
+        del meter.onlookers[onlooker]
+        self._left(meter)
+
+    def _left(self, meter: WatchedMeter) -> None:
+        """Ask about a meter no more once nobody is there for it; the hub ends with its last one."""
+        if meter.watched:
             return
         del self._meters[meter.key]
         self._polls.drop(meter)
@@ -178,12 +202,16 @@ class Hub:
             errand = spawn(self._feed.observe([_observation(meter, reading)]), "report")
             self._errands.add(errand)
             errand.add_done_callback(self._errands.discard)
+        for onlooker in meter.onlookers:
+            onlooker.tell(reading)
         read = self._grounds is not None and self._grounds.callouts in (Callouts.READ, Callouts.LOST)
         others = meter.sessions if read else ()
         await self._tell(meter, meter.waiters, lambda wait: wait.observe(reading, others))
 
     async def failed(self, meter: WatchedMeter, error: MediationError) -> None:
         """Tell those who wait for a meter that it could not be asked about."""
+        for onlooker in meter.onlookers:
+            onlooker.tell(error)
         await self._tell(meter, meter.waiters, lambda wait: wait.fault(error, self._now()))
 
     async def learn(self, states: Sequence[SessionState]) -> None:

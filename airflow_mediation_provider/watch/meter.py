@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
     from airflow_mediation_provider.protocol.lifecycle import SessionState
     from airflow_mediation_provider.watch.agenda import Entry
+    from airflow_mediation_provider.watch.onlooker import Onlooker
     from airflow_mediation_provider.watch.pace import Pace
     from airflow_mediation_provider.watch.waiter import Waiter
 
@@ -39,6 +40,7 @@ class WatchedMeter:
         "due",
         "eager",
         "key",
+        "onlookers",
         "pace",
         "queued",
         "shown",
@@ -50,6 +52,7 @@ class WatchedMeter:
         self.key = key
         self.pace = pace
         self.waiters: dict[Waiter, None] = {}
+        self.onlookers: dict[Onlooker, None] = {}
         self.due: Entry | None = None
         self.asked_at = -math.inf
         self.eager = False
@@ -95,13 +98,19 @@ class WatchedMeter:
         else:
             self._curious.pop(waiter, None)
 
+    @property
+    def watched(self) -> bool:
+        """Whether anybody is here for it."""
+        return bool(self.waiters or self.onlookers)
+
     def interval(self, cross_check: float | None) -> float:
         """Return the shortest interval that anybody who is still here asks for.
 
         :param cross_check: seconds, the shortest for waits that callouts serve; ``None``: they serve none
         """
         least = cross_check or 0.0
-        return min(max(w.poll_interval, 0.0 if w.wait.polls_only else least) for w in self.waiters)
+        waits = (max(w.poll_interval, 0.0 if w.wait.polls_only else least) for w in self.waiters)
+        return min((*waits, *(onlooker.poll_interval for onlooker in self.onlookers)))
 
     def question(self) -> MeterQuestion | None:
         """Return what is to be known of the meter's sessions, ``None`` where nobody waits for one.

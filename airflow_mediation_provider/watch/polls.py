@@ -178,7 +178,7 @@ class Polls:
         waiting: deque[WatchedMeter] = deque()
         while self._ready and len(self._running) < MAX_CONNECTIONS:
             meter = self._ready.popleft()
-            if not meter.waiters:
+            if not meter.watched:
                 continue
             if meter.pace.failures and in_trouble >= MAX_IN_TROUBLE:
                 waiting.append(meter)
@@ -206,7 +206,7 @@ class Polls:
                 pause = task.result()
             else:
                 log.error("The look at meter %s version %s failed unexpectedly", *meter.key, exc_info=error)
-        if meter.waiters:
+        if meter.watched:
             self._plan(meter, self._loop.time() + pause)
         self._dispatch()
 

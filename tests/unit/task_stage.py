@@ -220,7 +220,7 @@ def set_up(clock: Clock, zuora: Zuora, monkeypatch: pytest.MonkeyPatch) -> Stage
     monkeypatch.setattr("airflow.sdk.listener.get_listener_manager", lambda: SimpleNamespace(has_listeners=False))
     monkeypatch.setattr(watch, "Hub", partial(Hub, now=clock.now))
     monkeypatch.setattr(watch, "_open_hook", zuora.open)
-    monkeypatch.setattr(watch, "_open_feed", lambda _: None)
+    monkeypatch.setattr(watch, "open_feed", lambda _: None)
     monkeypatch.setattr(watch, "open_hook", lambda *_, **__: zuora.open())
     stage = Stage(clock, zuora)
     for name in ("get_one", "set", "delete"):
