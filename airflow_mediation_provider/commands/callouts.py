@@ -5,7 +5,7 @@ from __future__ import annotations
 import secrets
 import time
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 from airflow_mediation_provider.commands.command import command
@@ -87,22 +87,18 @@ def _doubts(url: str) -> list[str]:
 
 def _found(settings: CalloutSettings, notification_id: str) -> str:
     """Look for the test in the journal, and say what was found."""
-    from airflow.utils.session import create_session
     from sqlalchemy import select
-    from sqlalchemy.exc import DBAPIError
 
     from airflow_mediation_provider.journal.tables import TransitionRow
+    from airflow_mediation_provider.journal.transaction import JournalUnavailable, read
 
+    query = select(TransitionRow.kind).where(
+        TransitionRow.conn_id == settings.conn_id, TransitionRow.notification_id == notification_id
+    )
     try:
-        with create_session() as session:
-            row: Any = session.scalar(
-                select(TransitionRow).where(
-                    TransitionRow.conn_id == settings.conn_id, TransitionRow.notification_id == notification_id
-                )
-            )
-            kind = row and row.kind
-    except DBAPIError as error:
-        return f"Whether it is in the journal cannot be seen from here: {error.orig}"
+        kind: str | None = read(lambda session: session.scalar(query))
+    except JournalUnavailable as error:
+        return f"Whether it is in the journal cannot be seen from here: {error}."
     if kind is None:
         raise SystemExit(
             "Failed: it is not in the journal of this Airflow: the address leads to another one, with another database."
