@@ -84,7 +84,10 @@ def _callouts() -> dict[str, Any]:
             "Date format",
             "How your tenant's locale writes times, for example MM/DD/YYYY hh:mm:ss A. Empty: what reads only one way.",
         ),
-        "callout_timezone": _callout("Time zone", "Of times that name none, for example Europe/Berlin. Empty: UTC."),
+        "callout_timezone": _callout(
+            "Time zone",
+            "Of times that name none, in callouts and in their history, for example Europe/Berlin. Empty: UTC.",
+        ),
     }
 
 
