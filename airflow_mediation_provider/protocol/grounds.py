@@ -36,24 +36,27 @@ class Grounds:
     remedy: str = ""
 
 
-def grounds_of(callouts: Callouts, conn_id: str, *, cross_check: float, reason: str = "") -> Grounds:
+def grounds_of(
+    callouts: Callouts, conn_id: str, *, address: str | None, cross_check: float, reason: str = ""
+) -> Grounds:
     """Return what a wait can rest on, in words.
 
     :param callouts: whether it hears of callouts
     :param conn_id: the Airflow connection
+    :param address: where the feed was found
     :param cross_check: seconds between two polls while callouts are read
     :param reason: why the feed does not answer, where it does not
     """
     if callouts is Callouts.READ:
         rare = humanize(timedelta(seconds=cross_check))
-        words = f"callouts of connection {conn_id!r} are read, and the status is polled every {rare} to cross-check"
+        words = f"callouts of connection {conn_id!r} are read at {address}; polls cross-check them every {rare}"
         return Grounds(callouts, words)
     if callouts is Callouts.LOST:
         return Grounds(callouts, f"callouts cannot be read just now, polling meanwhile ({reason})")
     if callouts is Callouts.OFF:
         return Grounds(
             callouts,
-            f"connection {conn_id!r} takes no callouts",
+            f"connection {conn_id!r} takes no callouts (as {address} knows it)",
             "give it callout authentication and let Zuora send them (see 'airflow mediation callout-template')",
         )
     return Grounds(

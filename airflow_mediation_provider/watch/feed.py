@@ -41,8 +41,12 @@ class FeedView(Protocol):
 class SessionFeed(Protocol):
     """Something that learns of sessions by itself, for one connection."""
 
+    @property
+    def address(self) -> str | None:
+        """Where it was found; ``None`` while it is not."""
+
     async def follow(self, view: FeedView) -> None:
-        """Ask and tell, until cancelled; it heals itself.
+        """Ask and tell, until cancelled, and then report the ends of the last waits; it heals itself.
 
         When it raises, the hub calls it again after a pause.
         """

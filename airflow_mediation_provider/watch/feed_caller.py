@@ -66,6 +66,12 @@ class FeedCaller:
         self._session: requests.Session | None = None
         self._noted = ""
 
+    @property
+    def address(self) -> str | None:
+        """Where the API server was found; ``None`` while it is not."""
+        found = _Process.found
+        return None if found is None else found.url
+
     def look(self, question: FeedRequest) -> FeedReply | None:
         """Return what the journal knows now, ``None`` without an answer."""
         try:

@@ -10,6 +10,7 @@ import asyncio
 import logging
 import random
 import time
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Final
 
 from airflow_mediation_provider.protocol.errors import MediationError
@@ -48,6 +49,8 @@ BACKOFF_SECONDS: Final = (1.0, 2.0, 5.0, 10.0, 20.0)
 ANSWER_SECONDS: Final = 10.0
 """What a request may take beyond the seconds that it waits."""
 HANDSHAKE_SECONDS: Final = 3.0
+LEAVE_SECONDS: Final = 2.0
+"""What the last report may take."""
 
 
 class FeedLostError(Exception):
@@ -81,6 +84,11 @@ class FeedClient:
         self._reported: set[str] = set()
         self._ended: list[WaitEnded] = []
 
+    @property
+    def address(self) -> str | None:
+        """Where the API server was found; ``None`` while it is not."""
+        return None if self._address is None else self._address.url
+
     async def follow(self, view: FeedView) -> None:
         """Ask and tell until cancelled; outage and recovery are logged once each."""
         failures = 0
@@ -104,6 +112,7 @@ class FeedClient:
                 failures = 0
                 await asyncio.sleep(max(SHORTEST_SECONDS - (time.monotonic() - began), 0))
         finally:
+            await self._take_leave(view)
             await self.close()
 
     async def observe(self, entries: Sequence[Entry]) -> None:
@@ -133,6 +142,14 @@ class FeedClient:
         http, self._http = self._http, None
         if http is not None:
             await http.close()
+
+    async def _take_leave(self, view: FeedView) -> None:
+        """Report the ends of the last waits, if the feed is there; whoever cancelled us waits for it."""
+        self._ended += view.ended_waits()
+        if self._ended and self._address is not None and self._key is not None:
+            question = FeedRequest(ended=tuple(self._ended))
+            with suppress(FeedLostError):
+                await self._call(FEED_PATH, question.to_bytes(), seconds=LEAVE_SECONDS)
 
     async def _step(self, view: FeedView) -> None:
         """Make one request, and tell the view what it brought."""

@@ -40,6 +40,7 @@ class Hearing:
     :param tell: takes what is known of sessions
     :param settle: takes what waits can rest on, each time that changes; before the first time, ``None`` says that the
         feed does not answer yet
+    :param address: tells where the feed was found
     :param cross_check: seconds between two polls while callouts are read
     :param now: the wall clock
     """
@@ -52,6 +53,7 @@ class Hearing:
         *,
         tell: Callable[[Sequence[SessionState]], Awaitable[None]],
         settle: Callable[[Grounds | None], None],
+        address: Callable[[], str | None],
         cross_check: float,
         now: Callable[[], datetime],
     ) -> None:
@@ -62,6 +64,7 @@ class Hearing:
         self._agenda = agenda
         self._tell = tell
         self._settle = settle
+        self._address = address
         self._cross_check = cross_check
         self._now = now
         self._callouts: Callouts | None = None
@@ -121,7 +124,15 @@ class Hearing:
     def _become(self, callouts: Callouts, reason: str = "") -> None:
         if callouts is not self._callouts:
             self._callouts = callouts
-            self._settle(grounds_of(callouts, self._conn_id, cross_check=self._cross_check, reason=reason))
+            self._settle(
+                grounds_of(
+                    callouts,
+                    self._conn_id,
+                    address=self._address(),
+                    cross_check=self._cross_check,
+                    reason=reason,
+                )
+            )
 
     # ---- what the hub tells ------------------------------------------------------------------------------------------
 

@@ -88,6 +88,7 @@ class Hub:
             self._agenda,
             tell=self.learn,
             settle=self._settle,
+            address=lambda: None if feed is None else feed.address,
             cross_check=cross_check,
             now=now,
         )

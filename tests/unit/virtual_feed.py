@@ -114,6 +114,8 @@ class Journal:
 class AsyncFeed:
     """What the hub sees of ``FeedClient``."""
 
+    address = "http://api/mediation"
+
     def __init__(self, journal: Journal) -> None:
         self.journal = journal
 
@@ -149,6 +151,8 @@ class AsyncFeed:
 
 class SyncFeed:
     """What a worker sees of ``FeedCaller``."""
+
+    address = "http://api/mediation"
 
     def __init__(self, journal: Journal) -> None:
         self.journal = journal

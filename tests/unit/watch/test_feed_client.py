@@ -19,6 +19,7 @@ from airflow_mediation_provider.protocol.feed import (
     FeedReply,
     FeedRequest,
     MeterQuestion,
+    WaitEnded,
     derive_key,
     observations_from_bytes,
     verify,
@@ -113,6 +114,7 @@ class View:
         self.new_questions = asyncio.Event()
         self.asked: dict[str, MeterQuestion] = dict(QUESTION)
         self.log: list[str] = []
+        self.gone: list[WaitEnded] = []
         self.news = asyncio.Event()
 
     def questions(self) -> dict[str, MeterQuestion]:
@@ -122,7 +124,8 @@ class View:
         return []
 
     def ended_waits(self) -> list[Any]:
-        return []
+        gone, self.gone = self.gone, []
+        return gone
 
     async def learn(self, states: Any) -> None:
         self._say(" ".join(each.status for each in states))
@@ -250,6 +253,22 @@ async def test_what_was_observed_is_reported_once_the_feed_is_found(server: Any,
     entry = Entry(kind=EntryKind.POLL, observed_at=NOW, source=Source.POLL, transition=poll)
     await following.client.observe([entry])
     assert server.entries == [entry]
+
+
+async def test_the_ends_of_the_last_waits_are_reported_before_it_leaves(server: Any):
+    async def secret() -> str:
+        return SECRET
+
+    client, view = FeedClient("zuora", secret, addresses=lambda: [Candidate(server.url, "a test")]), View()
+    server.say()
+    task = asyncio.create_task(client.follow(view))
+    await server.asked(2)
+    server.say()
+    view.gone = [WaitEnded(id="1", outcome="MET", ended_at=NOW)]
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
+    assert [end.id for request in server.requests for end in request.ended] == ["1"]
+    assert client.address == server.url
 
 
 class TestCaller:

@@ -393,6 +393,7 @@ def test_a_feed_beside_the_poll_ends_a_wait_with_certainty(clock, zuora, caplog)
     from airflow_mediation_provider.protocol.transition import SessionTransition, Source
 
     class Feed:
+        address = "http://api/mediation"
         called = 0
 
         async def follow(self, view):

@@ -60,7 +60,7 @@ def test_a_callout_ends_a_wait_at_once_and_polls_are_few(clock, zuora, journal):
         assert min(zuora.gaps("m")) >= 300
         assert len(zuora.asked) >= 5000 / 330 - 1
         assert watcher.said[0] == (
-            "callouts of connection 'zuora' are read, and the status is polled every 5m to cross-check"
+            "callouts of connection 'zuora' are read at http://api/mediation; polls cross-check them every 5m"
         )
         assert sum("are read" in line for line in watcher.said) == 1
 
@@ -125,7 +125,9 @@ def test_a_connection_that_takes_no_callouts_is_polled_as_before(clock, zuora, j
         await task
         assert result(watcher) == (WaitEnd.MET, "poll", False)
         assert watcher.ended_at < 745
-        assert watcher.said[0] == "connection 'zuora' takes no callouts: polls alone tell of the session"
+        assert watcher.said[0] == (
+            "connection 'zuora' takes no callouts (as http://api/mediation knows it): polls alone tell of the session"
+        )
 
     play(clock, zuora, journal, main)
 
