@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import Counter
+import time
 from typing import TYPE_CHECKING, Final
 
 from airflow_mediation_provider.commands.command import command
@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
 # What still cannot be read is listed so often; there may be thousands, all alike.
 _MOST_LINES: Final = 20
+_SECONDS_BETWEEN_LINES: Final = 5.0
 
 
 @command
@@ -23,18 +24,27 @@ def reparse(args: Namespace) -> None:
     from airflow_mediation_provider.journal.reparse import reparse as read_again
 
     connection = connection_of(args.conn_id)
-    counts: Counter[bool] = Counter()
+    read = unreadable = 0
+    told_at = time.monotonic()
     try:
         for each in read_again(callouts_of(connection), team=connection.team, dry_run=args.dry_run):
-            entry = each.entry
-            counts[entry is not None] += 1
-            if entry is not None:
-                change = entry.transition
-                what = f"session {change.session_id} is {change.status}" if change else str(entry.kind)
-                print(f"{in_words(each.observed_at)}: {what}", flush=True)
-            elif counts[False] <= _MOST_LINES:
-                print(f"{in_words(each.observed_at)}: still not readable: {each.error}", flush=True)
+            if each.entry is None:
+                unreadable += 1
+                line = f"still not readable: {each.error}" if unreadable <= _MOST_LINES else ""
+            else:
+                read += 1
+                change = each.entry.transition
+                line = f"session {change.session_id} is {change.status}" if change else str(each.entry.kind)
+            if line:
+                print(f"{in_words(each.observed_at)}: {line}", flush=True)
+            elif time.monotonic() - told_at >= _SECONDS_BETWEEN_LINES:
+                print(f"{unreadable:,} cannot be read ...", flush=True)
+            else:
+                continue
+            told_at = time.monotonic()
     except JournalUnavailable as error:
         raise SystemExit(f"{error}.") from None
-    verb = "can be read now" if args.dry_run else "were read"
-    print(f"{counts[True]:,} {verb}, {counts[False]:,} still cannot be.")
+    if not read + unreadable:
+        print(f"The journal holds no callout of connection {args.conn_id} that could not be read.")
+    else:
+        print(f"{'Can read' if args.dry_run else 'Read'} {read:,} of {read + unreadable:,}.")

@@ -1,19 +1,19 @@
 """Read callouts again that could not be read when they came: the settings were wrong, or this package knew too little.
 
-What they say becomes rows of their own, by the way of all that is told; then the old rows are marked. They stay,
-because they know the notification ids: what Zuora sends once more must not count twice.
+What they say takes the place of what could not be read, in one transaction with all that follows from it. The row
+stays, with its notification id: what Zuora sends once more does not count twice.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
-from sqlalchemy import select, update
+from sqlalchemy import select
 
-from airflow_mediation_provider.journal.record import record
+from airflow_mediation_provider.journal.record import rewrite
 from airflow_mediation_provider.journal.tables import TransitionRow
-from airflow_mediation_provider.journal.transaction import read, write
+from airflow_mediation_provider.journal.transaction import read
 from airflow_mediation_provider.protocol.callout import read_again
 from airflow_mediation_provider.protocol.entry import Entry, EntryKind
 
@@ -52,19 +52,17 @@ def reparse(settings: CalloutSettings, *, team: str | None = None, dry_run: bool
     after = 0
     while rows := _unparsed(settings.conn_id, after):
         after = rows[-1].id
-        read = {row.id: (row, read_again(settings, row.body, row.observed_at)) for row in rows}
+        entries = {row.id: read_again(settings, row.body, row.observed_at) for row in rows}
         readable = {
-            # Named after the row, so that doing it again after a crash tells nothing twice.
-            row_id: replace(entry, notification_id=f"reparse:{row_id}")
-            for row_id, (_, entry) in read.items()
+            row_id: entry
+            for row_id, entry in entries.items()
             if entry is not None and entry.kind is not EntryKind.UNPARSED
         }
         if readable and not dry_run:
-            record(list(readable.values()), conn_id=settings.conn_id, team=team, deadline_seconds=_DEADLINE_SECONDS)
-            _mark(list(readable))
-        for row_id, (row, entry) in read.items():
-            error = "" if row_id in readable else str((entry.body if entry else row.body).get("error"))
-            yield Reread(row.observed_at, readable.get(row_id), error)
+            rewrite(readable, conn_id=settings.conn_id, team=team, deadline_seconds=_DEADLINE_SECONDS)
+        for row in rows:
+            error = "" if row.id in readable else str((entries[row.id] or row).body.get("error"))
+            yield Reread(row.observed_at, readable.get(row.id), error)
 
 
 def _unparsed(conn_id: str, after: int) -> list[TransitionRow]:
@@ -75,8 +73,3 @@ def _unparsed(conn_id: str, after: int) -> list[TransitionRow]:
         .limit(_BATCH)
     )
     return read(lambda session: list(session.scalars(rows)))
-
-
-def _mark(row_ids: list[int]) -> None:
-    marked = update(TransitionRow).where(TransitionRow.id.in_(row_ids)).values(kind=str(EntryKind.REPARSED))
-    write(lambda session: session.execute(marked), deadline_seconds=_DEADLINE_SECONDS)

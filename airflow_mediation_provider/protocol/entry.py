@@ -24,10 +24,7 @@ _TEXTS: Final = ("notification_id", "meter_id", "meter_name", "session_id")
 
 
 class EntryKind(StrEnum):
-    """What an entry says: the three Mediation events, a poll, a test callout, or something that nobody could read.
-
-    What could be read later is REPARSED; what it says is in an entry of its own.
-    """
+    """What an entry says: the three Mediation events, a poll, a test callout, or something that nobody could read."""
 
     STATUS_CHANGE = "status_change"
     POLL = "poll"
@@ -35,7 +32,6 @@ class EntryKind(StrEnum):
     EVENT_STORE_QUERY = "event_store_query"
     TEST = "test"
     UNPARSED = "unparsed"
-    REPARSED = "reparsed"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -3,19 +3,25 @@
 from __future__ import annotations
 
 import json
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
 import pytest
 from airflow import settings
 from airflow.cli.cli_parser import get_parser
-from sqlalchemy import select
+from airflow.models.asset import AssetEvent, AssetModel
+from sqlalchemy import select, text
 
 from airflow_mediation_provider.commands import reparse as module
+from airflow_mediation_provider.journal import record as writer
 from airflow_mediation_provider.journal import reparse as journal
-from airflow_mediation_provider.journal.record import JournalUnavailable, record
+from airflow_mediation_provider.journal.emission import EmissionError
+from airflow_mediation_provider.journal.record import record, rewrite
 from airflow_mediation_provider.journal.tables import SessionRow, TransitionRow
 from airflow_mediation_provider.protocol import callout
+from airflow_mediation_provider.protocol.asset_uri import asset_uri
 from airflow_mediation_provider.protocol.callout import read_callout
 from airflow_mediation_provider.protocol.callout_settings import callout_settings
 
@@ -51,10 +57,23 @@ def session_row() -> tuple[str, datetime] | None:
         return row and (row.status, row.last_observed_at)
 
 
+def created() -> datetime | None:
+    with settings.NonScopedSession() as session:
+        return session.scalar(select(TransitionRow.created_at).where(TransitionRow.notification_id == "n-1"))
+
+
+def announced() -> list[tuple[str | None, str]]:
+    with settings.NonScopedSession() as session:
+        return [(each.partition_key, each.extra["notification_id"]) for each in session.scalars(select(AssetEvent))]
+
+
 @pytest.fixture(autouse=True)
 def _journal(database: str, airflow_on: Callable[[str], str], monkeypatch: pytest.MonkeyPatch) -> None:
     airflow_on(database)
     monkeypatch.setenv("AIRFLOW_CONN_ZUORA", json.dumps({"conn_type": "mediation"}))
+    uri = asset_uri("zuora", "2470", "COMPLETED")
+    with settings.NonScopedSession.begin() as session:
+        session.add(AssetModel(name=uri, uri=uri, group="asset"))
     take(BODY, "n-1")
     take(BINARY, "n-2")
 
@@ -73,42 +92,98 @@ def test_nothing_new_is_known(capsys: pytest.CaptureFixture[str]) -> None:
 
 @pytest.mark.usefixtures("learned")
 def test_what_can_be_read_counts_once(capsys: pytest.CaptureFixture[str]) -> None:
+    came = created()
+
     airflow("--dry-run")
-    assert "1 can be read now, 1 still cannot be." in capsys.readouterr().out
+    assert "Can read 1 of 2." in capsys.readouterr().out
     assert session_row() is None
+    assert announced() == []
 
     airflow()
     said = capsys.readouterr().out
     assert "session R-1 is COMPLETED" in said
-    assert "1 were read, 1 still cannot be." in said
+    assert "Read 1 of 2." in said
     assert session_row() == ("COMPLETED", CAME)
 
     airflow()
+    assert "Read 0 of 1." in capsys.readouterr().out
     take(BODY, "n-1")
-    assert rows() == [("reparsed", "n-1"), ("unparsed", "n-2"), ("status_change", "reparse:1")]
+    assert rows() == [("status_change", "n-1"), ("unparsed", "n-2")]
+    assert created() == came
+    assert announced() == [("R-1", "n-1")]
 
 
 @pytest.mark.usefixtures("learned")
-def test_a_crash_in_between_tells_nothing_twice(monkeypatch: pytest.MonkeyPatch) -> None:
-    def crash(_: Any) -> None:
-        raise JournalUnavailable("the database went away")
+def test_an_error_on_the_way_leaves_all_as_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
+
+    def fail(*_: Any, **__: Any) -> None:
+        raise EmissionError("the asset manager gave up")
 
     with monkeypatch.context() as patch:
-        patch.setattr(journal, "_mark", crash)
-        with pytest.raises(SystemExit, match="the database went away"):
+        patch.setattr(writer, "emit", fail)
+        with pytest.raises(SystemExit, match="the asset manager gave up"):
             airflow()
-    assert rows() == [("unparsed", "n-1"), ("unparsed", "n-2"), ("status_change", "reparse:1")]
+    assert rows() == [("unparsed", "n-1"), ("unparsed", "n-2")]
+    assert session_row() is None
 
     airflow()
-    assert rows() == [("reparsed", "n-1"), ("unparsed", "n-2"), ("status_change", "reparse:1")]
+    assert rows() == [("status_change", "n-1"), ("unparsed", "n-2")]
+    assert announced() == [("R-1", "n-1")]
+
+
+@pytest.mark.usefixtures("learned")
+def test_two_at_once_tell_it_once() -> None:
+    together = threading.Barrier(2)
+
+    def both(rows: Any, **options: Any) -> Any:
+        together.wait(30)
+        return rewrite(rows, **options)
+
+    with pytest.MonkeyPatch.context() as patch, ThreadPoolExecutor(2) as pool:
+        patch.setattr(journal, "rewrite", both)
+        done = list(pool.map(lambda _: list(journal.reparse(SETTINGS)), range(2)))
+
+    assert [sum(each.entry is not None for each in one) for one in done] == [1, 1]
+    assert rows() == [("status_change", "n-1"), ("unparsed", "n-2")]
+    assert announced() == [("R-1", "n-1")]
+
+
+@pytest.mark.usefixtures("learned")
+def test_what_was_known_meanwhile_is_no_news() -> None:
+    body = json.dumps({"meterId": "2470", "sessionId": "R-1", "status": "COMPLETED", "previousStatus": "RUNNING"})
+    take(body.encode(), "n-3")
+
+    airflow()
+
+    assert rows() == [("status_change", "n-1"), ("unparsed", "n-2"), ("status_change", "n-3")]
+    assert announced() == [("R-1", "n-3")]
 
 
 def test_many_that_cannot_be_read_are_not_all_listed(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(module, "_MOST_LINES", 1)
+    monkeypatch.setattr(module, "_SECONDS_BETWEEN_LINES", 0)
     monkeypatch.setattr(journal, "_BATCH", 1)
 
     airflow()
 
-    assert capsys.readouterr().out.count("still not readable") == 1
+    said = capsys.readouterr().out
+    assert said.count("still not readable") == 1
+    assert "2 cannot be read ..." in said
+
+
+def test_nothing_to_read(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AIRFLOW_CONN_OTHER", json.dumps({"conn_type": "mediation"}))
+
+    airflow("--conn-id", "other")
+
+    assert "holds no callout of connection other" in capsys.readouterr().out
+
+
+def test_tables_that_are_missing() -> None:
+    with settings.engine.begin() as connection:
+        connection.execute(text("DROP TABLE mediation_transition"))
+
+    with pytest.raises(SystemExit, match="run `airflow db migrate`"):
+        airflow()
