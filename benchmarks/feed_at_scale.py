@@ -1,207 +1,291 @@
-"""What the feed costs a large installation: answers at a million rows, many who wait, and a shutdown meanwhile.
+"""What the feed costs: its answers beside a million rows, and what hundreds of waiting requests do to the API server.
 
-A real `airflow api-server` on SQLite, then on a private PostgreSQL, with a journal of 1,000,000 changes of 250,000
-sessions on 50 meters. Measured from the client, over HTTP and with signatures:
+A real `airflow api-server` with default settings, on SQLite, then on a private PostgreSQL. One client asks the feed as
+triggerers do, signed and over HTTP, of an empty journal and of one with a million rows. Then two hundred long polls
+wait for news that never comes, while another client uses Airflow's REST API; and the server is told to stop meanwhile.
 
-- a full look: of ten meters, each with two named sessions, its live ones, and the first 20 since a week ago;
-- what changed, with a cursor: nothing;
-- another request (`GET /api/v2/version`), alone and beside 200 long polls that wait for news;
-- the seconds from SIGTERM to the server's end while those 200 wait.
+  python -m benchmarks.feed_at_scale                      everything, about 15 minutes
+  python -m benchmarks.feed_at_scale --check              the same; exit code 1 unless our claims hold
+  python -m benchmarks.feed_at_scale --only sqlite --rows 20000 --times 20      a quick look
+  python -m benchmarks.feed_at_scale --markdown docs/benchmarks.md     renew the numbers of the documentation
 
-  python -m benchmarks.feed_at_scale                                  everything, a few minutes
-  python -m benchmarks.feed_at_scale --check                          the same; exit code 1 unless our claims hold
-  python -m benchmarks.feed_at_scale --only sqlite --sessions 10000   a quick look
+Run it on a machine that does nothing else.
 """
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import json
 import os
 import signal
-import statistics
 import sys
 import tempfile
 import time
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
-import httpx
 import psutil
-from sqlalchemy import create_engine
 
-from airflow_mediation_provider.protocol.feed import (
-    FEED_PATH,
-    FeedReply,
-    FeedRequest,
-    MeterQuestion,
-    derive_key,
-    signed_headers,
-)
-from benchmarks.journal_seed import meter_of, seed, session_of
+from airflow_mediation_provider.protocol.entry import Entry, EntryKind
+from airflow_mediation_provider.protocol.feed import FeedRequest, MeterQuestion
+from airflow_mediation_provider.protocol.transition import SessionTransition, Source
+from benchmarks.feed_polls import SECRET, Asker, IdlePolls
+from benchmarks.journal_rows import METERS, ROWS, meter_of, seed, session_of
 from benchmarks.report import Table, common_arguments, publish
 from demo.postgres import Postgres
 from demo.stack import AirflowStack
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Iterator
+    from collections.abc import Iterator, Sequence
 
-DATABASES = ("sqlite", "postgresql")
-CONN_ID, SECRET = "bench", "client-secret"  # of the benchmark alone
-METERS = 50
-WAITING = 200
-LOOKS = 300
-CLAIMED_MILLISECONDS = 20.0
-CLAIMED_SHUTDOWN_SECONDS = 2.0
-# What one request differs from the next by on a machine with two cores.
-NOISE_MILLISECONDS = 15.0
+DATABASES: Final = ("sqlite", "postgresql")
+COLUMNS: Final = ("database", "API workers", "what", "beside", "p50 ms", "p99 ms", "max ms")
+ANSWER_SECONDS: Final = 0.020
+STOP_SECONDS: Final = 2.0
+# What two hundred waiting requests may add to another one's median.
+SLOWED_SECONDS: Final = 0.005
+# The feed looks at the database at most so often.
+_PACE_SECONDS: Final = 0.3
+_WARM_UP: Final = 10
 
 
 @dataclass
-class Result:
-    """What was measured on one database, in milliseconds but for the shutdown."""
+class Timing:
+    """One row: how long something took, each time.
+
+    :param claimed: seconds that 99 of 100 may take; ``None``: nothing is claimed
+    """
 
     database: str
-    rows: int
-    full: list[float] = field(default_factory=list)
-    changes: list[float] = field(default_factory=list)
-    told: int = 0
-    alone: list[float] = field(default_factory=list)
-    beside: list[float] = field(default_factory=list)
-    shutdown_seconds: float = 0.0
+    workers: int
+    what: str
+    beside: str
+    seconds: list[float]
+    claimed: float | None = None
+
+    def quantile(self, part: float) -> float:
+        """Return the seconds within which so large a part of them came."""
+        ordered = sorted(self.seconds)
+        return ordered[min(int(len(ordered) * part), len(ordered) - 1)]
 
     def row(self) -> list[str]:
         """Return the cells of the table."""
-        times = (self.full, self.changes, self.alone, self.beside)
-        cells = [f"{statistics.median(each):.1f} / {_p99(each):.1f}" for each in times]
-        return [self.database, f"{self.rows:,}", str(self.told), *cells, f"{self.shutdown_seconds:.2f}"]
+        numbers = (f"{1000 * self.quantile(part):.1f}" for part in (0.5, 0.99, 1.0))
+        return [self.database, str(self.workers), self.what, self.beside, *numbers]
 
     def broken_claims(self) -> list[str]:
-        """Return what does not hold, a sentence each."""
-        broken = []
-        for what, times in (("a full look", self.full), ("what changed", self.changes)):
-            if statistics.median(times) >= CLAIMED_MILLISECONDS:
-                broken.append(f"{self.database}: {what} takes {statistics.median(times):.1f} ms")
-        if _p99(self.beside) > _p99(self.alone) + NOISE_MILLISECONDS:
-            broken.append(f"{self.database}: beside {WAITING} long polls a request takes {_p99(self.beside):.1f} ms")
-        if self.shutdown_seconds > CLAIMED_SHUTDOWN_SECONDS:
-            broken.append(f"{self.database}: the shutdown took {self.shutdown_seconds:.1f} s")
-        return broken
+        """Return what is claimed and does not hold."""
+        if self.claimed is None or self.quantile(0.99) <= self.claimed:
+            return []
+        what = f"{self.database}, {self.workers} workers, {self.what} beside {self.beside}"
+        return [f"{what}: {1000 * self.quantile(0.99):.1f} ms, at most {1000 * self.claimed:.0f} claimed"]
 
 
-def _p99(times: list[float]) -> float:
-    return sorted(times)[int(len(times) * 0.99)]
-
-
-async def ask(client: httpx.AsyncClient, question: FeedRequest) -> FeedReply:
-    """Ask the feed once."""
-    body = question.to_bytes()
-    headers = signed_headers(derive_key(SECRET), path=FEED_PATH, conn_id=CONN_ID, body=body, timestamp=int(time.time()))
-    reply = await client.post(f"/mediation{FEED_PATH}", content=body, headers=headers)
-    return FeedReply.from_bytes(reply.raise_for_status().content)
-
-
-async def timed(call: Callable[[], Awaitable[object]], times: int = LOOKS) -> list[float]:
-    """Return the milliseconds of each call, one after the other."""
-    taken = []
-    for _ in range(times):
-        began = time.perf_counter()
-        await call()
-        taken.append(1000 * (time.perf_counter() - began))
-    return taken
-
-
-async def measure(server: AirflowStack, result: Result, sessions: int) -> None:
-    """Measure everything on a server that runs, and stop it."""
-    since = datetime.now(UTC) - timedelta(days=7)
-    meters = {
-        meter_of(number, METERS): MeterQuestion(
-            sessions=frozenset({session_of(number), session_of(number + sessions // 2)}), since=frozenset({since})
-        )
-        for number in range(10)
-    }
-    limits = httpx.Limits(max_connections=WAITING + 10)
-    async with httpx.AsyncClient(base_url=server.url, trust_env=False, timeout=60, limits=limits) as client:
-        reply = await ask(client, FeedRequest(meters=meters, full=True))
-        result.told = len(reply.sessions)
-        result.full = await timed(lambda: ask(client, FeedRequest(meters=meters, full=True)))
-        result.changes = await timed(lambda: ask(client, FeedRequest(meters=meters, cursor=reply.cursor)))
-        version = "/api/v2/version"
-        await timed(lambda: client.get(version), 20)
-        result.alone = await timed(lambda: client.get(version))
-        waiting = [asyncio.create_task(wait_on(client, meters)) for _ in range(WAITING)]
-        await asyncio.sleep(2)  # until all of them wait; they go on for 20 seconds
-        result.beside = await timed(lambda: client.get(version))
-        (process, *_) = server.pids("api-server")
-        began = time.monotonic()
-        os.kill(process, signal.SIGTERM)
-        await asyncio.to_thread(psutil.Process(process).wait, 60)
-        result.shutdown_seconds = time.monotonic() - began
-        for task in waiting:
-            task.cancel()
-        await asyncio.gather(*waiting, return_exceptions=True)
-
-
-async def wait_on(client: httpx.AsyncClient, meters: dict[str, MeterQuestion]) -> None:
-    """Wait for news again and again, as a triggerer does."""
-    cursor = (await ask(client, FeedRequest(meters=meters, full=True))).cursor
-    while True:
-        cursor = (await ask(client, FeedRequest(meters=meters, cursor=cursor, wait=20))).cursor
+def slowed(alone: Timing, crowded: Timing) -> list[str]:
+    """Return whether the waiting requests slow another one down."""
+    more = crowded.quantile(0.5) - alone.quantile(0.5)
+    if more <= SLOWED_SECONDS:
+        return []
+    return [f"{crowded.database}: {crowded.what} took {1000 * more:.1f} ms more beside {crowded.beside}"]
 
 
 @contextlib.contextmanager
-def airflow(database: str, sessions: int) -> Iterator[AirflowStack]:
-    """Run an API server whose journal is full."""
-    connection = {"conn_type": "mediation", "password": SECRET, "extra": {"callout_hmac_secret": "s3cret"}}
+def airflow(database: str, workers: int, servers: int = 1) -> Iterator[tuple[AirflowStack, str]]:
+    """Run API servers that know the connection `bench`, and give the address of their database too."""
+    connection = {"conn_type": "mediation", "password": SECRET, "extra": {"callout_token": SECRET}}
+    env = {"AIRFLOW_CONN_BENCH": json.dumps(connection), "AIRFLOW__API__WORKERS": str(workers)}
     with contextlib.ExitStack() as stack:
         root = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="bench-")))
-        dags = root / "dags"
-        dags.mkdir()
         if database == "postgresql":
             address = stack.enter_context(Postgres(durable=True)).create("airflow")
         else:
             address = f"sqlite:///{root / 'airflow' / 'airflow.db'}"
-        env = {f"AIRFLOW_CONN_{CONN_ID.upper()}": json.dumps(connection)}
-        server = AirflowStack(root, dags, env, database=address, components=["api-server"])
-        (root / "airflow").mkdir()
-        server.processes.run("migrate", [sys.executable, "-m", "airflow", "db", "migrate"], timeout=120)
-        seed(create_engine(address), sessions=sessions, meters=METERS, conn_id=CONN_ID)
-        yield stack.enter_context(server)
+        dags = root / "no-dags"
+        server = AirflowStack(root, dags, env, database=address, components=["api-server"], api_servers=servers)
+        yield stack.enter_context(server), address
+
+
+def questions(sessions: int) -> dict[str, dict[str, MeterQuestion]]:
+    """Return what is asked: as one waiting task does, and as a triggerer with many of them."""
+    newest = sessions - 1
+    many: dict[str, MeterQuestion] = {}
+    for number in range(newest, newest - 20, -1):
+        ids = frozenset(session_of(max(number - METERS * age, 0)) for age in range(10))
+        since = frozenset({datetime.now(UTC) - timedelta(days=days) for days in (1, 30)})
+        many[meter_of(number)] = MeterQuestion(sessions=ids, since=since)
+    return {
+        "full look, one session": {meter_of(newest): MeterQuestion(sessions=frozenset({session_of(newest)}))},
+        "full look, one unnamed session": {
+            meter_of(newest): MeterQuestion(since=frozenset({datetime.now(UTC) - timedelta(days=365)}))
+        },
+        "full look, 20 meters, 200 sessions": many,
+    }
+
+
+def time_answers(url: str, database: str, sessions: int, beside: str, times: int) -> list[Timing]:
+    """Time full looks, and looks for changes that there are none of."""
+    asker = Asker(url)
+    timings = []
+    for what, meters in questions(max(sessions, 1)).items():
+        seconds = [asker.ask(FeedRequest(meters=meters, full=True))[1] for _ in range(_WARM_UP + times)][_WARM_UP:]
+        claimed = ANSWER_SECONDS if len(meters) == 1 else None
+        timings.append(Timing(database, 1, what, beside, seconds, claimed))
+    first, _ = asker.ask(FeedRequest(meters=meters, full=True))
+    cursor, seconds = first.cursor, []
+    for _ in range(times):
+        time.sleep(_PACE_SECONDS)
+        reply, took = asker.ask(FeedRequest(meters=meters, cursor=cursor))
+        cursor = reply.cursor
+        seconds.append(took)
+    timings.append(Timing(database, 1, "changes since a cursor", beside, seconds, ANSWER_SECONDS))
+    return timings
+
+
+def time_news(urls: Sequence[str], database: str, beside: str, times: int) -> list[Timing]:
+    """Time how long after a report is durable a long poll brings it: in the same process, and in another one."""
+    from concurrent.futures import ThreadPoolExecutor
+
+    reporter = Asker(urls[0])
+    timings = []
+    with ThreadPoolExecutor(1) as pool:
+        for what, url in zip(("news, in the process that wrote it", "news, in another process"), urls, strict=True):
+            asker = Asker(url)
+            meters = {"news": MeterQuestion()}
+            cursor = asker.ask(FeedRequest(meters=meters, full=True))[0].cursor
+            seconds = []
+            for number in range(times):
+                asking = pool.submit(
+                    _ask_and_look_at_the_clock, asker, FeedRequest(meters=meters, cursor=cursor, wait=20)
+                )
+                time.sleep(_PACE_SECONDS + 0.1 * (number % 3))
+                reporter.observe([_change(f"R-{what[-3:]}-{number}")])
+                durable = time.perf_counter()
+                cursor, at = asking.result()
+                seconds.append(max(at - durable, 0.0))
+            timings.append(Timing(database, 1, what, beside, seconds, 1.0))
+    return timings
+
+
+def _ask_and_look_at_the_clock(asker: Asker, question: FeedRequest) -> tuple[str | None, float]:
+    reply, _ = asker.ask(question)
+    assert reply.sessions, "no news"
+    return reply.cursor, time.perf_counter()
+
+
+def _change(session_id: str) -> Entry:
+    now = datetime.now(UTC)
+    told = SessionTransition(
+        meter_id="news", session_id=session_id, status="RUNNING", observed_at=now, source=Source.RUN
+    )
+    return Entry(kind=EntryKind.STATUS_CHANGE, observed_at=now, source=told.source, transition=told)
+
+
+def time_others(server: AirflowStack, database: str, beside: str, times: int) -> Timing:
+    """Time a request of Airflow's REST API that reads the database."""
+    seconds = []
+    for _ in range(_WARM_UP + times):
+        began = time.perf_counter()
+        server.api("GET", "/dags")
+        seconds.append(time.perf_counter() - began)
+    return Timing(database, 1, "GET /api/v2/dags", beside, seconds[_WARM_UP:])
+
+
+def cpu_share(server: AirflowStack, seconds: float = 10.0) -> float:
+    """Return the part of a core that the API server uses while nobody does anything."""
+
+    def used() -> float:
+        return sum(sum(psutil.Process(pid).cpu_times()[:2]) for pid in server.pids("api-server"))
+
+    before = used()
+    time.sleep(seconds)
+    return (used() - before) / seconds
+
+
+def time_stop(database: str, workers: int, polls: int) -> tuple[list[Timing], list[str]]:
+    """Time how long waiting requests live on in a server that is told to stop, and say which got no answer."""
+    with airflow(database, workers) as (server, _), IdlePolls(server.url, polls) as waiting:
+        [leader, *_] = server.pids("api-server")
+        began = time.perf_counter()
+        os.kill(leader, signal.SIGTERM)
+        ended = waiting.end()
+        answered = time.perf_counter() - began
+        server.stop("api-server")
+        stopped = time.perf_counter() - began
+    beside = f"{polls} waiting requests"
+    lost = {what: count for what, count in ended.items() if what != "answered"}
+    broken = [f"{database}, {workers} workers: requests without an answer at the stop: {lost}"] if lost else []
+    timings = [Timing(database, workers, "API server told to stop: its process ended", beside, [stopped])]
+    if polls:
+        what = "API server told to stop: waiting requests answered"
+        timings.insert(0, Timing(database, workers, what, beside, [answered], STOP_SECONDS))
+    return timings, broken
+
+
+def measure(database: str, rows: int, polls: int, times: int) -> tuple[list[Timing], list[str], list[str]]:
+    """Measure one database; return the timings, the claims that did not hold, and what else there is to know."""
+    timings: list[Timing] = []
+    with airflow(database, 1, servers=2) as (server, address):
+        _say(f"{database}: an empty journal ...")
+        timings += time_answers(server.url, database, 0, "an empty journal", times)
+        _say(f"{database}: {rows} rows ...")
+        began = time.perf_counter()
+        sessions = seed(address, rows)
+        note = f"{database}: {rows:,} rows of {sessions:,} sessions were seeded in {time.perf_counter() - began:.0f} s."
+        time.sleep(61)  # what the empty journal's looks saw is out of the overlap
+        timings += time_answers(server.url, database, sessions, f"{rows:,} rows", times)
+        timings += time_news(server.api_urls, database, f"{rows:,} rows", min(times, 50))
+        _say(f"{database}: {polls} waiting requests ...")
+        alone, idle = time_others(server, database, "nobody who waits", times), cpu_share(server)
+        with IdlePolls(server.url, polls):
+            crowded, busy = time_others(server, database, f"{polls} waiting requests", times), cpu_share(server)
+        timings += [alone, crowded]
+        note += f" {polls} waiting requests took {100 * (busy - idle):.1f}% of a core."
+    broken = [sentence for timing in timings for sentence in timing.broken_claims()] + slowed(alone, crowded)
+    return timings, broken, [note]
 
 
 def main() -> int:
     """Measure, print, and return the exit code."""
     parser = common_arguments(__doc__ or "", list(DATABASES))
-    parser.add_argument("--sessions", type=int, default=250_000, help="each has four rows in the journal (250000)")
+    parser.add_argument("--rows", type=int, default=ROWS, help=f"of the journal ({ROWS})")
+    parser.add_argument("--polls", type=int, default=200, help="requests that wait (200)")
+    parser.add_argument("--times", type=int, default=200, help="each question is asked (200)")
+    parser.add_argument("--workers", type=int, nargs="+", default=[1, 2], help="processes of a server that stops (1 2)")
     arguments = parser.parse_args()
-    results = []
+
+    timings: list[Timing] = []
+    broken: list[str] = []
+    notes: list[str] = []
     for database in arguments.only or DATABASES:
-        print(f"{database} ...", file=sys.stderr, flush=True)
-        result = Result(database, rows=4 * arguments.sessions)
-        with airflow(database, arguments.sessions) as server:
-            asyncio.run(measure(server, result, arguments.sessions))
-        results.append(result)
+        measured, sentences, known = measure(database, arguments.rows, arguments.polls, arguments.times)
+        timings, broken, notes = timings + measured, broken + sentences, notes + known
+    database = (arguments.only or DATABASES)[0]
+    for workers in arguments.workers:
+        for polls in (0, arguments.polls):
+            _say(f"{workers} workers stop, {polls} waiting requests ...")
+            stops, sentences = time_stop(database, workers, polls)
+            timings += stops
+            broken += [*(sentence for stop in stops for sentence in stop.broken_claims()), *sentences]
+
     table = Table(
         name="feed_at_scale",
-        title="The feed at a million rows",
-        columns=(
-            "database",
-            "rows",
-            "sessions told",
-            "full look p50 / p99 ms",
-            "what changed p50 / p99 ms",
-            "another request p50 / p99 ms",
-            f"beside {WAITING} long polls",
-            "shutdown s",
-        ),
-        rows=[result.row() for result in results],
-        notes=[f"{LOOKS} requests each, one after the other. One API server with one worker; nothing else runs."],
+        title="The feed beside a large journal and many who wait",
+        columns=COLUMNS,
+        rows=[timing.row() for timing in timings],
+        notes=[
+            f"Over HTTP and signed, one question after the other, {arguments.times} times each.",
+            "An unnamed session is the first one of a meter since a year ago.",
+            "News: from the answer to who reported it, to the answer to who waits for it.",
+            *notes,
+        ],
     )
-    broken = [sentence for result in results for sentence in result.broken_claims()]
-    return publish(arguments, table, [asdict(result) for result in results], broken)
+    return publish(arguments, table, [asdict(timing) for timing in timings], broken)
+
+
+def _say(what: str) -> None:
+    print(what, file=sys.stderr, flush=True)
 
 
 if __name__ == "__main__":
