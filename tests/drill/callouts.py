@@ -39,7 +39,7 @@ def options(argv: list[str] | None) -> argparse.Namespace:
     made.add_argument("--changes", type=int, default=10_000)
     made.add_argument("--senders", type=int, default=16, help="callouts under way at once")
     made.add_argument("--seconds", type=float, default=120, help="in which the sessions take place")
-    made.add_argument("--deaths", type=float, default=25, metavar="SECONDS", help="from one to the next; 0: none")
+    made.add_argument("--deaths", type=float, default=8, metavar="SECONDS", help="from one to the next; 0: none")
     made.add_argument("--seed", type=int, default=1)
     made.add_argument("--keep", type=Path, metavar="DIR", help="leave logs and the recorded history there")
     made.add_argument("--check", type=Path, metavar="FILE", help="check a recorded history, and do nothing else")

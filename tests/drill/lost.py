@@ -1,8 +1,10 @@
 """The drill of losses: half of all callouts get lost for an hour (scaled), and then the callout history repairs it.
 
 ``python -m tests.drill.lost``. Each wait for a session that was alone on its meter must end right, by polls where the
-callouts are gone; the others may be wrong only if they say that they are not certain. ``airflow mediation reconcile``
-must list exactly what the journal lacks, and after it the journal, the assets and the DAG runs must be complete.
+callouts are gone; the others must wait on, or say that they are not certain. ``airflow mediation reconcile`` must list
+exactly what the journal lacks; after it the journal, the assets and the DAG runs must be complete, and all waits over.
+
+A session is alone when no other one of its meter is live, nor begins before the next poll that cross-checks callouts.
 
 Exits with 1 where a promise is broken.
 """
@@ -40,6 +42,7 @@ SCALE = 1 / 60
 POLL, CROSS_CHECK, SETTLE = 60 * SCALE, 300 * SCALE, 30 * SCALE
 ALONE = tuple(str(number) for number in range(201, 225))
 SHARED = ("301", "302", "303")
+LOSSY = Bounds(lossy=True)
 PATHS = (
     ("INITIALIZING", "RUNNING", "COMPLETED"),
     ("INITIALIZING", "RUNNING", "FAILED"),
@@ -71,7 +74,7 @@ def play(stage: Stage, seconds: float, seed: int) -> int:
         while at < seconds * 0.75:
             path, length = chance.choice(PATHS), chance.uniform(6, 14)
             plan.append((at, meter, path, length))
-            at += length + 4
+            at += length + 1.6 * CROSS_CHECK
     for meter in SHARED:
         plan += [
             (chance.random() * seconds * 0.75, meter, chance.choice(PATHS), chance.uniform(6, 14)) for _ in range(12)
@@ -154,27 +157,29 @@ def drill(arguments: argparse.Namespace, root: Path) -> tuple[History, list[Resu
         stage.wait_changes(changes)
         stage.sim.wait_delivered(timeout=300)
         stage.wait_runs()
-        ends = stage.waits.finish()
-        before = stage.history(ends)
+        time.sleep(2 * CROSS_CHECK)
+        before = stage.history(stage.waits.so_far())
         repaired = reconcile(stage, since)
         again = reconcile(stage, since)
         stage.wait_runs()
-        after = stage.history(ends)
+        after = stage.history(stage.waits.finish())
     lost = edges(before)
     results = [
-        replace(waits_are_right(before, Bounds(lossy=True)), claim="waits are right, or beside others and not certain"),
+        replace(waits_are_right(before, LOSSY), claim="by polls: waits for sessions that were alone ended right"),
         compare(lost, repaired, len(again)),
         *(result for result in check(replace(after, waits=[]), Bounds(repaired=True)) if result.count),
+        replace(waits_are_right(after, LOSSY), claim="after the repair: no wait goes on that could end"),
     ]
-    unsure = Counter(wait.alone for wait in ends if wait.certain is False)
-    total = Counter(wait.alone for wait in ends)
+    unsure = Counter(wait.alone for wait in before.waits if wait.certain is False)
+    open_ = Counter(wait.alone for wait in before.waits if wait.outcome == "waiting")
+    total = Counter(wait.alone for wait in before.waits)
     notes = [
         f"{len(before.changes)} changes of {len(before.walks)} sessions; {arguments.loss:.0%} of the callouts lost",
         deliveries(before),
         f"{sum(lost.values())} changes never reached the journal, and "
         f"{len(before.walks) - len(before.states)} sessions not at all",
-        f"not certain: {unsure[False]} of {total[False]} waits beside other sessions, "
-        f"{unsure[True]} of {total[True]} waits for sessions that were alone on their meter",
+        f"before the repair, of {total[True]} waits for sessions that were alone: {unsure[True]} not certain, "
+        f"{open_[True]} open; of {total[False]} beside others: {unsure[False]} not certain, {open_[False]} open",
     ]
     return after, results, notes
 

@@ -66,9 +66,10 @@ class Waits:
         assert self._process.stdin is not None
         print(json.dumps({"id": wait.id, "condition": condition, **options}), file=self._process.stdin, flush=True)
 
-    def ended(self) -> int:
-        """Return how many are over."""
-        return self._ends.read_text().count("\n")
+    def so_far(self) -> list[Wait]:
+        """Return how the waits ended up to now."""
+        ends = {end.pop("id"): end for end in map(json.loads, self._ends.read_text().splitlines())}
+        return [_ended(wait, ends.get(wait.id, {})) for wait in self._asked.values()]
 
     def finish(self, timeout: float = 60) -> list[Wait]:
         """End the process and return how each wait ended.
@@ -79,8 +80,7 @@ class Waits:
         self._process.stdin.close()
         if self._process.wait(timeout) != 0:
             raise RuntimeError(f"the waits failed:\n{self._log.read_text()[-3000:]}")
-        ends = {end.pop("id"): end for end in map(json.loads, self._ends.read_text().splitlines())}
-        return [_ended(wait, ends.get(wait.id, {})) for wait in self._asked.values()]
+        return self.so_far()
 
 
 def _ended(wait: Wait, end: dict[str, Any]) -> Wait:

@@ -275,6 +275,15 @@ def test_where_much_was_lost_a_wait_may_be_wrong_only_beside_another_session_and
     assert len(found(lossy, Bounds(lossy=True))) == 1
 
 
+def test_where_much_was_lost_a_wait_goes_on_only_beside_another_session() -> None:
+    lossy = history()
+    be_late(lossy)
+    wait_on(lossy)
+    assert len(found(lossy, Bounds(lossy=True))) == 2  # the state, too
+    change(lossy.waits, 0, alone=False)
+    assert [each for each in found(lossy, Bounds(lossy=True)) if each.startswith("wait")] == []
+
+
 def test_a_loop_told_under_several_ids_is_no_violation_where_nobody_can_know() -> None:
     doubled = history()
     index = next(i for i, a in enumerate(doubled.attempts) if doubled.changes[a.change - 1].session_id == "R-2") + 4
