@@ -35,7 +35,12 @@ def get_provider_info() -> dict[str, Any]:
             }
         ],
         "sensors": [{"integration-name": name, "python-modules": [f"{package}.sensors.meter_session"]}],
-        "triggers": [{"integration-name": name, "python-modules": [f"{package}.triggers.meter_session"]}],
+        "triggers": [
+            {
+                "integration-name": name,
+                "python-modules": [f"{package}.triggers.meter_session", f"{package}.triggers.meter_watch"],
+            }
+        ],
         "extra-links": [f"{package}.links.MeterSessionLink"],
         "connection-types": [connection_type()],
         "asset-uris": [

@@ -38,14 +38,34 @@ def {dag_id}():
 """
 
 
+SENSOR = """
+from airflow.sdk import dag
+from airflow_mediation_provider.sensors.meter_session import MeterSessionSensor
+
+# Airflow sometimes fails a task that resumes too soon (apache/airflow#72716), hence the retries.
+@dag(schedule=None, default_args={{"retries": 3, "retry_delay": 1}})
+def {dag_id}():
+    # So seldom that only a callout can wake it.
+    MeterSessionSensor(
+        task_id="wait", meter_id={meter_id!r}, mediation_conn_id={conn_id!r}, deferrable=True, poke_interval=600
+    )
+
+{dag_id}()
+"""
+
+
 @pytest.fixture(scope="module")
 def callouts(stage: Stage) -> Callouts:
-    extra = {"callout_hmac_secret": SECRET}
+    connect(stage, CONN_ID, {"callout_hmac_secret": SECRET})
+    return Callouts(stage)
+
+
+def connect(stage: Stage, conn_id: str, extra: dict[str, str]) -> None:
     stage.airflow.api(
         "POST",
         "/connections",
         json={
-            "connection_id": CONN_ID,
+            "connection_id": conn_id,
             "conn_type": "mediation",
             "host": stage.simulator.url,
             "login": "simulator-client",
@@ -53,7 +73,6 @@ def callouts(stage: Stage) -> Callouts:
             "extra": json.dumps(extra),
         },
     )
-    return Callouts(stage)
 
 
 class Callouts:
@@ -109,8 +128,9 @@ class Callouts:
         self.airflow.api("PATCH", f"/dags/{dag_id}", json={"is_paused": paused})
 
 
-def on(meter_id: str, status: str = "COMPLETED") -> str:
-    return f"on_meter_session({meter_id!r}, {status!r}, mediation_conn_id={CONN_ID!r})"
+def on(meter_id: str, status: str = "COMPLETED", *, conn_id: str = CONN_ID, **options: Any) -> str:
+    more = "".join(f", {name}={value!r}" for name, value in options.items())
+    return f"on_meter_session({meter_id!r}, {status!r}, mediation_conn_id={conn_id!r}{more})"
 
 
 def test_a_callout_by_curl_and_openssl_starts_the_dag(
@@ -133,6 +153,25 @@ def test_a_callout_by_curl_and_openssl_starts_the_dag(
     assert (told["meter_id"], told["session_id"], told["status"]) == (meter_id, session, "COMPLETED")
     assert (told["evidence"], told["certain"]) == ("callout", True)
     callouts.wait_runs("on_callout", {session})
+
+
+def test_a_callout_wakes_the_deferred_sensor(
+    callouts: Callouts, meter: Callable[..., str], add_dag: Callable[[str, str], None]
+) -> None:
+    dag_id, meter_id, session = "on_callout_sensor", meter(), "R-70500001"
+    add_dag(dag_id, SENSOR.format(dag_id=dag_id, meter_id=meter_id, conn_id=CONN_ID))
+    run_id = callouts.airflow.trigger(dag_id)
+    callouts.airflow.wait_task(dag_id, run_id, "wait", {"deferred"})
+
+    callouts.post(meter_id, session, "INITIALIZING", "")
+    callouts.post(meter_id, session, "COMPLETED")
+    began = time.monotonic()
+    callouts.airflow.wait_success(dag_id, run_id)
+    print(f"the sensor's run ended {time.monotonic() - began:.2f} s after the callout")
+
+    told = callouts.airflow.xcom(dag_id, run_id, "wait")
+    assert (told["session_id"], told["status"]) == (session, "COMPLETED")
+    assert (told["evidence"], told["certain"]) == ("callout", True)
 
 
 def test_a_burst_within_one_loop_of_the_scheduler_strands_nothing(
@@ -192,3 +231,35 @@ def test_a_dag_that_was_paused_gets_exactly_the_missing_runs(
     run = callouts.runs("on_paused")["R-73000019"][0]["dag_run_id"]
     callouts.airflow.wait_success("on_paused", run)
     assert callouts.airflow.xcom("on_paused", run, "session")["session_id"] == "R-73000019"
+
+
+def test_without_callouts_a_meter_is_polled_for_the_schedule(
+    stage: Stage, callouts: Callouts, meter: Callable[..., str], add_dag: Callable[[str, str], None]
+) -> None:
+    """Zuora cannot reach this Airflow: the triggerer sees the ends itself, and each starts one run."""
+    connect(stage, "mediation_polled", {})
+    meter_id = meter(script=[["RUNNING", 8], ["COMPLETED", 0]])
+    schedule = on(meter_id, conn_id="mediation_polled", poll_interval=5)
+    add_dag("on_polled", DAG.format(dag_id="on_polled", schedule=schedule))
+    add_dag("on_polled_too", DAG.format(dag_id="on_polled_too", schedule=schedule))
+
+    for number in (1, 2):
+        # What a first look shows is no news.
+        stage.simulator.wait_log("request", meter_id=meter_id, status=200, count=2 * number)
+        stage.simulator.start_session(meter_id)
+        for dag_id in ("on_polled", "on_polled_too"):
+            what = f"run {number} of {dag_id}"
+            wait_until(lambda: len(stage.airflow.runs(dag_id)) >= number, timeout=60, what=what)  # noqa: B023
+
+    for dag_id in ("on_polled", "on_polled_too"):
+        runs = callouts.runs(dag_id)
+        assert {key: len(found) for key, found in runs.items()} == dict.fromkeys(runs, 1)
+        assert len(runs) == 2
+        run_id = next(iter(runs.values()))[0]["dag_run_id"]
+        stage.airflow.wait_success(dag_id, run_id)
+        told = stage.airflow.xcom(dag_id, run_id, "session")
+        assert (told["meter_id"], told["status"]) == (meter_id, "COMPLETED")
+        assert (told["session_id"], told["evidence"], told["certain"]) == (None, "poll", False)
+    asked = [each for each in stage.simulator.log("request", meter_id=meter_id) if "runStatus" in each["path"]]
+    seconds = (datetime.now(UTC) - datetime.fromisoformat(asked[0]["time"])).total_seconds()
+    assert len(asked) <= seconds / 5 + 2

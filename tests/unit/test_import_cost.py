@@ -17,6 +17,8 @@ import airflow_mediation_provider.operators.branch
 import airflow_mediation_provider.operators.audit
 import airflow_mediation_provider.operators.prune
 import airflow_mediation_provider.operators.reconcile
+from airflow_mediation_provider.assets import on_meter_session
+on_meter_session("1001", "COMPLETED", poll_interval=60)
 print(json.dumps(sorted(set(sys.modules) - before)))
 """
 HEAVY = (
