@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from airflow import settings
@@ -16,6 +17,9 @@ from airflow_mediation_provider.journal.waits import record_waits
 from airflow_mediation_provider.protocol.entry import Entry, EntryKind
 from airflow_mediation_provider.protocol.feed import MeterQuestion, WaitEnded, WaitReport
 from airflow_mediation_provider.protocol.transition import SessionTransition, Source
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 NOW = datetime(2026, 3, 31, 12, tzinfo=UTC)
 CONN = "mediation_default"
@@ -121,25 +125,53 @@ class TestQueries:
         assert (second.ended_at, second.outcome) == (NOW, "met")
 
 
-def test_each_query_of_the_feed_uses_an_index(airflow_on, sqlite_database):
-    airflow_on(sqlite_database)
-    statements: list[tuple[str, Any]] = []
+@contextmanager
+def explained() -> Iterator[list[tuple[str, list[str]]]]:
+    """What SQLite does for each question that is asked of the journal meanwhile."""
+    asked: list[tuple[str, Any]] = []
+    plans: list[tuple[str, list[str]]] = []
 
     def keep(conn: Any, cursor: Any, statement: str, parameters: Any, context: Any, executemany: bool) -> None:
-        if statement.startswith("SELECT") and "mediation_" in statement:
-            statements.append((statement, parameters))
+        if statement.startswith(("SELECT", "UPDATE")) and "mediation_" in statement:
+            asked.append((statement, parameters))
 
     assert settings.engine is not None
     event.listen(settings.engine, "before_cursor_execute", keep)
-    with settings.NonScopedSession() as session:
+    yield plans
+    event.remove(settings.engine, "before_cursor_execute", keep)
+    with settings.engine.connect() as connection:
+        for statement, parameters in asked:
+            plan = connection.exec_driver_sql(f"EXPLAIN QUERY PLAN {statement}", parameters)
+            plans.append((statement, [row[-1] for row in plan]))
+
+
+def uses_an_index(plan: list[str]) -> bool:
+    steps = [step for step in plan if not step.startswith("USE TEMP B-TREE")]
+    return bool(steps) and all(("USING" in step and "INDEX" in step) or "PRIMARY KEY" in step for step in steps)
+
+
+def test_each_query_of_the_feed_uses_an_index_and_its_order(airflow_on, sqlite_database):
+    airflow_on(sqlite_database)
+    with explained() as plans, settings.NonScopedSession() as session:
         queries.answer(session, CONN, {"1": MeterQuestion(sessions=frozenset({"R-1"}), since=frozenset({NOW}))})
         queries.changed_since(session, NOW, {})
         queries.last_callout_at(session, CONN)
         queries.transitions(session, CONN, [("1", "R-1")])
         queries.silent_sessions(session, CONN, NOW)
-    event.remove(settings.engine, "before_cursor_execute", keep)
-    assert len(statements) == 7
-    with settings.engine.connect() as connection:
-        for statement, parameters in statements:
-            plan = [row[-1] for row in connection.exec_driver_sql(f"EXPLAIN QUERY PLAN {statement}", parameters)]
-            assert all("USING INDEX" in step or "USING COVERING INDEX" in step for step in plan), (statement, plan)
+    assert len(plans) == 7
+    assert [each for each in plans if not uses_an_index(each[1]) or len(each[1]) > 1] == []
+
+
+def test_each_question_of_the_writer_uses_an_index(airflow_on, sqlite_database):
+    airflow_on(sqlite_database)
+    with explained() as plans:
+        told("R-1", "RUNNING")
+        told("R-1", "COMPLETED", start=1)
+        for minute, status in enumerate(["COMPLETED", "RUNNING", "COMPLETED"]):
+            at = NOW + timedelta(minutes=minute)
+            seen = SessionTransition(meter_id="1", status=status, observed_at=at, source=Source.POLL)
+            entry = Entry(kind=EntryKind.POLL, observed_at=at, source=Source.POLL, transition=seen, drives=True)
+            record([entry], conn_id=CONN)
+        record_waits(conn_id=CONN, open=[wait()], ended=[WaitEnded(id="w", outcome="met", ended_at=NOW)])
+    assert len(plans) >= 12
+    assert [each for each in plans if not uses_an_index(each[1])] == []
