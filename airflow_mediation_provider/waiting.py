@@ -29,6 +29,8 @@ if TYPE_CHECKING:
     from airflow.sdk import Context
 
     from airflow_mediation_provider.hooks.mediation import MediationHook
+    from airflow_mediation_provider.wait_feed import WaitFeed
+    from airflow_mediation_provider.watch.feed_caller import FeedCaller
 
     _Operator = BaseOperator
 else:
@@ -87,6 +89,23 @@ class SessionWaitMixin(_Operator):
 
         return MediationHook(self.mediation_conn_id, **options)
 
+    def _feed_caller(self, **options: Any) -> FeedCaller:
+        from airflow_mediation_provider.watch.feed_caller import FeedCaller
+
+        return FeedCaller(self._make_hook(attempts=1), **options)
+
+    def _wait_feed(self, context: Context) -> WaitFeed:
+        from airflow_mediation_provider.wait_feed import WaitFeed
+        from airflow_mediation_provider.watch import cross_check_seconds
+
+        return WaitFeed(
+            self._feed_caller(),
+            self.mediation_conn_id,
+            context["ti"],
+            cross_check=cross_check_seconds(),
+            now=utcnow,
+        )
+
     def _wait_until(self, context: Context) -> datetime:
         """Return the deadline of this try: ``timeout`` after its first start, which a deferral does not move."""
         started = context["ti"].start_date or utcnow()
@@ -116,13 +135,14 @@ class SessionWaitMixin(_Operator):
             return wait.result
         memory = self._wait_memory(context)
         wait = memory.recall(wait)
-        poller = self._make_hook(attempts=1)
+        poller, feed = self._make_hook(attempts=1), self._wait_feed(context)
         said_at = time.monotonic()
         while True:
-            update, retry_after = self._look(wait, poller)
+            update, retry_after = self._look(wait, poller, feed)
             for line in update.lines:
                 self.log.info(line)
             if update.result is not None:
+                feed.report_end(wait)
                 return update.result
             stays = memory.crashes >= MAX_TRIGGER_CRASHES
             if self.deferrable and not stays:
@@ -140,22 +160,38 @@ class SessionWaitMixin(_Operator):
                 said_at = time.monotonic()
             time.sleep(pause)
 
-    def _look(self, wait: SessionWait, poller: MediationHook) -> tuple[WaitUpdate, float]:
+    def _look(
+        self, wait: SessionWait, poller: MediationHook, feed: WaitFeed, *, last: bool = False
+    ) -> tuple[WaitUpdate, float]:
+        """Ask the feed, and Zuora where that is due, and tell the wait.
+
+        :param last: there is no later look: ask Zuora as well
+        :return: also the seconds to the next look, at least, that Zuora asked for
+        """
+        update, retry_after = feed.look(wait), 0.0
+        if update.result is None and (last or feed.poll_is_due(wait, self.poke_interval)):
+            polled, retry_after = self._poll(wait, poller, feed)
+            update = WaitUpdate(lines=(*update.lines, *polled.lines), result=polled.result)
+        if update.result is None:
+            late = wait.tick(utcnow())
+            update = WaitUpdate(lines=(*update.lines, *late.lines), result=late.result)
+        return update, 0.0 if feed.read else retry_after
+
+    def _poll(self, wait: SessionWait, poller: MediationHook, feed: WaitFeed) -> tuple[WaitUpdate, float]:
         """Ask Zuora once and tell the wait; also return the seconds that Zuora asked us to keep away."""
-        retry_after = 0.0
         # The answer describes a moment after the question was sent; only this side of it is known for certain.
         asked_at = utcnow()
         try:
             status = poller.run_status(wait.condition.meter_id, wait.condition.version)
         except MediationError as error:
-            update = wait.fault(error, utcnow())
             retry_after = getattr(error, "retry_after", None) or 0.0
-        else:
-            update = wait.observe(PollReading(status=status, read_at=asked_at))
-        if update.result is None:
-            late = wait.tick(utcnow())
-            update = WaitUpdate(lines=(*update.lines, *late.lines), result=late.result)
-        return update, retry_after
+            feed.spare(retry_after)
+            return wait.fault(error, utcnow()), retry_after
+        reading, shown = PollReading(status=status, read_at=asked_at), wait.known.shown
+        update = wait.observe(reading, feed.others)
+        if status != shown:
+            feed.report_poll(wait, reading)
+        return update, 0.0
 
     def _pause(self, wait: SessionWait, retry_after: float) -> float:
         """Return the seconds to the next look: never beyond the instant at which time itself ends the wait."""
@@ -192,7 +228,7 @@ class SessionWaitMixin(_Operator):
             return BaseOperator.resume_execution(self, next_method, next_kwargs, context)
         except TaskDeferralTimeout:
             memory = self._memory_after_trigger(context)
-            result = self._last_look(memory.last())
+            result = self._last_look(memory.last(), context)
             return getattr(self, memory.method_name)(context, event=result.to_dict())
         except TaskDeferralError as error:
             crashes = self._memory_after_trigger(context).count_crash()
@@ -222,10 +258,10 @@ class SessionWaitMixin(_Operator):
         """Go on with the trigger's event; to be overridden."""
         raise NotImplementedError(f"{type(self).__name__} needs an execute_complete(context, event)")
 
-    def _last_look(self, wait: SessionWait | None) -> WaitResult:
+    def _last_look(self, wait: SessionWait | None, context: Context) -> WaitResult:
         """Return the result after Airflow's own timeout, of which the trigger can say nothing any more."""
         if wait is not None:
-            update, _ = self._look(wait, self._make_hook(attempts=1))
+            update, _ = self._look(wait, self._make_hook(attempts=1), self._wait_feed(context), last=True)
             for line in update.lines:
                 self.log.info(line)
             if update.result is not None:
@@ -276,6 +312,7 @@ def make_wait(
     session_id: Any,
     run_type: Any,
     statuses: Any,
+    previous_statuses: Any = None,
     fail_on: Any,
     since: datetime | str | None,
     until: datetime,
@@ -307,6 +344,7 @@ def make_wait(
             session_id=session_id,
             run_type=run_type,
             statuses=statuses,
+            previous_statuses=() if previous_statuses is None else previous_statuses,
             fail_on=fail_on,
             since=since if session_id is None else None,
             until=until,

@@ -55,11 +55,11 @@ class SessionWait:
     :param polls_only: it is the meter's status that is waited for, whichever session's it is
     :raises ValueError: a time is naive
 
-    What it knows of the session is in ``known``.
+    What it knows of the session is in ``known``. ``callouts`` says whether it hears of callouts, ``None`` while nobody
+    has looked for them; ``polled_at``, when the meter's status was last asked for, with whatever answer.
     """
 
     __slots__ = (
-        "_callouts",
         "_condition",
         "_created_at",
         "_held_back",
@@ -67,7 +67,9 @@ class SessionWait:
         "_require_certain",
         "_result",
         "_started_at",
+        "callouts",
         "known",
+        "polled_at",
         "polls_only",
     )
 
@@ -101,11 +103,12 @@ class SessionWait:
         self._require_certain = require_certain
         self.polls_only = polls_only
         # Not known before somebody has looked for them.
-        self._callouts: Callouts | None = None
+        self.callouts: Callouts | None = None
         # A run reply and a baseline are good answers too, got with the same connection for the same meter.
         answered = self._started_at is not None or run_status is not None or baseline is not None
         self._outage = Outage(max_unreachable, answered=answered)
         self._held_back: HeldBack | None = None
+        self.polled_at: datetime | None = None
         self._result: WaitResult | None = None
         if run_status is not None and condition.outcome_of(run_status) is not Outcome.WAITING:
             at = self._created_at
@@ -148,10 +151,10 @@ class SessionWait:
         """
         if self._result is not None or self.polls_only:
             return WaitUpdate(result=self._result)
-        before = self._callouts
+        before = self.callouts
         if before is grounds.callouts or (before and grounds.callouts is Callouts.UNFOUND):
             return _NOTHING_NEW
-        self._callouts = grounds.callouts
+        self.callouts = grounds.callouts
         if before is Callouts.READ:
             # The polls that failed meanwhile tried nobody's patience.
             self._outage.forgive()
@@ -170,7 +173,7 @@ class SessionWait:
         """
         if self._result is not None:
             return WaitUpdate(result=self._result)
-        at = reading.read_at
+        self.polled_at = at = reading.read_at
         lines = list(self._outage.answer(at))
         verdict = self.known.observe(reading, () if self.polls_only else others)
         open_question = self._open_question(verdict)
@@ -178,7 +181,7 @@ class SessionWait:
         lines += self.known.story.take(reading.status, note, self.known.subject(), speaks=verdict.speaks)
         if verdict.outcome is Outcome.WAITING or open_question:
             self._held_back = None
-        elif self._callouts is Callouts.READ and not verdict.certain:
+        elif self.callouts is Callouts.READ and not verdict.certain:
             lines += self._hold_back(verdict, at)
         else:
             self._conclude(
@@ -196,7 +199,7 @@ class SessionWait:
         if self._result is not None or self.polls_only:
             return WaitUpdate(result=self._result)
         lines: list[str] = []
-        if self._callouts in (Callouts.READ, Callouts.LOST):
+        if self.callouts in (Callouts.READ, Callouts.LOST):
             # Else only those that somebody ran from here are known, and the first one may be another.
             lines += self.known.bind(states)
         held_back = self._held_back
@@ -229,13 +232,13 @@ class SessionWait:
         """
         if self._result is not None:
             return WaitUpdate(result=self._result)
-        at = to_utc("at", at)
+        self.polled_at = at = to_utc("at", at)
         lines = self._outage.fault(error, at)
         end = self._outage.end(error, at)
         if end is not None and end[0] is WaitEnd.MISCONFIGURED:
             self._end(*end)
         self._look_at_clock(at)
-        if end is not None and self._callouts is not Callouts.READ:
+        if end is not None and self.callouts is not Callouts.READ:
             # Where callouts are read, they go on without Zuora's REST API.
             self._end(*end)
         return WaitUpdate(() if self._result else lines, self._result)
@@ -270,7 +273,7 @@ class SessionWait:
         wait = SessionWait.from_dict(self.to_dict())
         wait._condition = replace(self._condition, until=until)
         wait._outage.forgive()
-        wait._callouts = None
+        wait.callouts = None
         if wait._result is not None and wait._result.end not in (WaitEnd.MET, WaitEnd.FAILED):
             wait._result = None
         return wait
@@ -284,7 +287,8 @@ class SessionWait:
             "started_at": to_json(self._started_at),
             "require_certain": self._require_certain,
             "polls_only": self.polls_only,
-            "callouts": self._callouts,
+            "callouts": self.callouts,
+            "polled_at": to_json(self.polled_at),
             **self.known.to_dict(),
             "outage": self._outage.to_dict(),
             "held_back": None if self._held_back is None else self._held_back.to_dict(),
@@ -313,7 +317,8 @@ class SessionWait:
         self.known.load(data)
         # Version 1 had a flag here that was never on.
         callouts = data.get("callouts")
-        self._callouts = Callouts(callouts) if isinstance(callouts, str) else None
+        self.callouts = Callouts(callouts) if isinstance(callouts, str) else None
+        self.polled_at = from_json(data.get("polled_at"))
         if data.get("outage"):
             self._outage = Outage.from_dict(data["outage"])
         self._held_back = HeldBack.from_dict(data["held_back"]) if data.get("held_back") else None
@@ -329,7 +334,7 @@ class SessionWait:
             passing = not ANY_TERMINAL.issuperset(self._condition.statuses or ())
             if verdict.outcome is Outcome.MET or passing:
                 return f"the meter shows {verdict.status}, and callouts alone tell what came before"
-        if self._require_certain and not verdict.certain and self._callouts in (Callouts.READ, Callouts.LOST):
+        if self._require_certain and not verdict.certain and self.callouts in (Callouts.READ, Callouts.LOST):
             return f"the meter shows {verdict.status}, and a callout alone proves whose status that is"
         return ""
 

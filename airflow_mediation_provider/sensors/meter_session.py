@@ -47,8 +47,12 @@ class MeterSessionSensor(SessionWaitMixin, BaseSensorOperator):
     """Wait for a session of a meter to reach a status; the XCom is the session as JSON with its evidence.
 
     With ``session_id`` it waits for that session. Without, for the first session that starts at or after ``since`` and
-    for that one alone. A poll names no session, so then only a *change* of the meter's status shows one: a session that
-    ended before the sensor's first look is not found.
+    for that one alone: also where it ended before the sensor began. That takes callouts, which name their session. A
+    poll names none: without callouts only a *change* of the meter's status shows a session, and one that ended before
+    the sensor's first look is not found.
+
+    Where the connection takes callouts, they decide, at once in the triggerer and at the next poke on a worker, and the
+    meter is polled only every ``[mediation] cross_check_interval`` seconds, in case one is lost.
 
     ===================================  ==========================================  =======================
     what happened                        the task                                    with ``soft_fail``
@@ -67,13 +71,14 @@ class MeterSessionSensor(SessionWaitMixin, BaseSensorOperator):
         Templated
     :param run_type: ``NORMAL`` or ``DEBUG``. Templated
     :param statuses: status or statuses to wait for; COMPLETED (DEBUG: TESTING_PASSED) unless given. Templated
-    :param previous_statuses: statuses that must have come right before; needs Zuora's callouts, so it is refused as yet
+    :param previous_statuses: statuses of which one must have come right before; that takes callouts, and without them
+        the task fails. A status that the session only passes through can be missed between two pokes. Templated
     :param fail_on: statuses that fail the task; each other terminal one unless given. Templated
     :param since: without a session id: the earliest start of the session, a time with a zone; the start of the data
         interval unless given, else the run's ``run_after``. Templated
     :param mediation_conn_id: connection of type ``mediation``. Templated
     :param poke_interval: seconds between two looks at the status. Triggers share their looks, and take up to twice as
-        long between them while nothing changes for long
+        long between them while nothing changes for long; where callouts come, a worker looks at these this often
     :param timeout: seconds from the first start of a try, across reschedules and deferrals
     :param mode: ``poke`` or ``reschedule`` (Airflow 3.3); of no meaning when deferrable. Between two
         reschedules lie ten seconds at least: a busy scheduler takes a task that comes back sooner for a failed one
@@ -99,6 +104,7 @@ class MeterSessionSensor(SessionWaitMixin, BaseSensorOperator):
         "session_id",
         "run_type",
         "statuses",
+        "previous_statuses",
         "fail_on",
         "since",
         "mediation_conn_id",
@@ -170,20 +176,16 @@ class MeterSessionSensor(SessionWaitMixin, BaseSensorOperator):
         check_session_id(self.session_id)
         if self.session_id is not None and self.since is not None:
             raise ValueError("session_id and since exclude each other: a session is either named or found by its start")
-        if self.previous_statuses:
-            raise ValueError(
-                "previous_statuses needs Zuora's callouts, which this version does not receive: a poll tells the "
-                "present status only. Leave it out"
-            )
-        validate_statuses(run_type=self.run_type, statuses=self.statuses, fail_on=self.fail_on)
+        statuses: dict[str, Any] = {
+            "run_type": self.run_type,
+            "statuses": self.statuses,
+            "previous_statuses": self.previous_statuses,
+            "fail_on": self.fail_on,
+        }
+        validate_statuses(**statuses)
         check_instant("since", self.since)
-        if all(_is_known(value) for value in (self.run_type, self.statuses, self.fail_on)):
-            SessionCondition(
-                meter_id="any",
-                run_type=self.run_type,  # type: ignore[arg-type]  # made one of these, like the statuses
-                statuses=self.statuses,  # type: ignore[arg-type]
-                fail_on=self.fail_on,  # type: ignore[arg-type]
-            )
+        if all(map(_is_known, statuses.values())):
+            SessionCondition(meter_id="any", **{**statuses, "previous_statuses": self.previous_statuses or ()})
         if self.poke_interval < 0.1:
             raise ValueError("poke_interval must be at least 0.1 seconds")
         for name in ("never_fail", "silent_fail", "exponential_backoff", "max_wait"):
@@ -246,6 +248,7 @@ class MeterSessionSensor(SessionWaitMixin, BaseSensorOperator):
                 session_id=self.session_id,
                 run_type=self.run_type,
                 statuses=self.statuses,
+                previous_statuses=self.previous_statuses,
                 fail_on=self.fail_on,
                 since=since,
                 until=self._wait_until(context),

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     from airflow_mediation_provider.protocol.condition import SessionCondition
 
-ARGUMENTS_VERSION: Final = 1
+ARGUMENTS_VERSION: Final = 2
 _ON_KILL_SECONDS: Final = 28.0
 """Airflow gives ``on_kill`` 30 seconds."""
 _ENDED_BY_USER: Final = frozenset({None, "failed", "success", "skipped", "removed"})
@@ -59,6 +59,8 @@ class MeterSessionTrigger(BaseTrigger):
         self._wait = json.dumps(wait)
         self.poll_interval = poll_interval
         self._followed: SessionWait | None = None
+        # Sessions of the meter that were seen beside the awaited one, as of the end of the wait.
+        self._others: set[str] = set()
         self.end_from_trigger = end_from_trigger
         self.stop_on_kill = stop_on_kill
         self.arguments_version = arguments_version
@@ -90,10 +92,17 @@ class MeterSessionTrigger(BaseTrigger):
     async def _follow(self, wait: SessionWait, *, eager: bool = False) -> TriggerEvent:
         from airflow_mediation_provider import watch
         from airflow_mediation_provider.triggers.memory import TriggerMemory
+        from airflow_mediation_provider.watch.reports import WaitingTask
 
         memory = TriggerMemory(self.task_instance)
         self._followed = wait = await memory.recall(wait)
-        waiter = watch.subscribe(self.mediation_conn_id, wait, poll_interval=self.poll_interval, eager=eager)
+        waiter = watch.subscribe(
+            self.mediation_conn_id,
+            wait,
+            poll_interval=self.poll_interval,
+            eager=eager,
+            task=WaitingTask.of(self.task_instance),
+        )
         try:
             await self._prepare(wait.condition)
             while True:
@@ -104,6 +113,7 @@ class MeterSessionTrigger(BaseTrigger):
                     break
                 await memory.keep(wait)
         finally:
+            self._others = self._other_sessions(wait)
             waiter.close()
         await memory.forget()
         return await self._event(wait, news.result)
@@ -152,7 +162,7 @@ class MeterSessionTrigger(BaseTrigger):
         meter = f"meter {condition.meter_id} version {condition.version}"
         try:
             async with asyncio.timeout(_ON_KILL_SECONDS):
-                reason = await self._stop(condition, wait.known.doubt)
+                reason = await self._stop(wait)
         except TimeoutError:
             reason = f"it took longer than {_ON_KILL_SECONDS:g} s"
         except MediationError as error:
@@ -162,22 +172,18 @@ class MeterSessionTrigger(BaseTrigger):
         else:
             self.log.warning("Did not stop %s: %s", meter, reason)
 
-    async def _stop(self, condition: SessionCondition, doubt: str) -> str | None:
-        """Stop the meter, or return why not.
-
-        :param doubt: what the wait saw of another session of the meter
-        """
+    async def _stop(self, wait: SessionWait) -> str | None:
+        """Stop the meter, or return why not."""
         from airflow_mediation_provider import watch
 
-        if doubt:
-            return doubt
+        condition = wait.condition
+        if wait.known.doubt:
+            return wait.known.doubt
         if condition.run_type is not RunType.NORMAL:
             return f"Zuora stops NORMAL runs only, and this is a {condition.run_type} one"
-        others = watch.other_sessions(
-            self.mediation_conn_id, condition.meter_id, condition.version, condition.session_id
-        )
+        others = self._others | self._other_sessions(wait)
         if others:
-            return f"it would stop {', '.join(sorted(others))} as well, which other tasks wait for"
+            return f"it would stop {', '.join(sorted(others))} as well, which seem to be live or are waited for"
         async with await watch.open_hook(self.mediation_conn_id, attempts=2) as hook:
             status = await hook.run_status(condition.meter_id, condition.version)
             if status in ANY_TERMINAL:
@@ -188,6 +194,14 @@ class MeterSessionTrigger(BaseTrigger):
                 return f"the task is {state}: Airflow only moved the wait elsewhere, or has started the task anew"
             await hook.stop_meter(condition.meter_id, condition.version)
         return None
+
+    def _other_sessions(self, wait: SessionWait) -> set[str]:
+        from airflow_mediation_provider import watch
+
+        condition = wait.condition
+        return watch.other_sessions(
+            self.mediation_conn_id, condition.meter_id, condition.version, wait.known.session_id
+        )
 
     async def _task_state(self) -> str | None:
         """Return the task's state in Airflow, ``None`` after a Clear, and ``unknown`` where it cannot be told."""
@@ -242,6 +256,7 @@ class MeterSessionStartTrigger(MeterSessionTrigger):
         session_id: str | None = None,
         run_type: str,
         statuses: list[str] | str | None = None,
+        previous_statuses: list[str] | str | None = None,
         fail_on: list[str] | str | None = None,
         since: str | None = None,
         wait_options: dict[str, Any],
@@ -263,6 +278,7 @@ class MeterSessionStartTrigger(MeterSessionTrigger):
         self.session_id = session_id
         self.run_type = run_type
         self.statuses = statuses
+        self.previous_statuses = previous_statuses
         self.fail_on = fail_on
         self.since = since
         self.wait_options = wait_options
@@ -279,6 +295,7 @@ class MeterSessionStartTrigger(MeterSessionTrigger):
             "session_id",
             "run_type",
             "statuses",
+            "previous_statuses",
             "fail_on",
             "since",
             "wait_options",
@@ -307,6 +324,7 @@ class MeterSessionStartTrigger(MeterSessionTrigger):
                 session_id=self.session_id,
                 run_type=self.run_type,
                 statuses=self.statuses,
+                previous_statuses=self.previous_statuses,
                 fail_on=self.fail_on,
                 since=self.since,
                 until=started_at + timedelta(seconds=self.timeout),

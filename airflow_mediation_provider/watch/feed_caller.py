@@ -10,6 +10,7 @@ import threading
 import time
 from typing import TYPE_CHECKING, Any, Final
 
+from airflow_mediation_provider.protocol.errors import MediationError
 from airflow_mediation_provider.protocol.feed import (
     FEED_PATH,
     HANDSHAKE_PATH,
@@ -72,6 +73,11 @@ class FeedCaller:
         found = _Process.found
         return None if found is None else found.url
 
+    @property
+    def trouble(self) -> str:
+        """Why the last call got no answer; empty where each got one."""
+        return self._noted
+
     def look(self, question: FeedRequest) -> FeedReply | None:
         """Return what the journal knows now, ``None`` without an answer."""
         try:
@@ -93,11 +99,15 @@ class FeedCaller:
         """Make one signed call, and return the body of its good answer.
 
         :param path: a path under ``/mediation``
-        :raises FeedUnavailableError: there was none, or the address failed within the last minute
+        :raises FeedUnavailableError: there was none, the address failed within the last minute, or the connection is
+            missing or wrong
         """
         deadline = time.monotonic() + self._seconds
         address = self._address(deadline)
-        settings = self._hook.settings
+        try:
+            settings = self._hook.settings
+        except MediationError as error:
+            raise FeedUnavailableError(str(error)) from error
         headers = signed_headers(
             derive_key(settings.client_secret),
             path=path,

@@ -27,6 +27,7 @@ from airflow.triggers.base import BaseTaskEndEvent, TriggerEvent
 from airflow_mediation_provider import waiting, watch
 from airflow_mediation_provider.watch.hub import Hub
 from tests.unit.virtual import EPOCH, Clock, SyncHook, Zuora, run, through_json
+from tests.unit.virtual_feed import AsyncFeed, Journal, SyncFeed
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -66,6 +67,7 @@ class Stage:
     clock: Clock
     zuora: Zuora
     store: Store | None = field(default_factory=Store)
+    journal: Journal | None = None
     try_number: int = 0
     retries: int = 2
     triggerer_dies_at: float | None = None
@@ -216,13 +218,14 @@ def set_up(clock: Clock, zuora: Zuora, monkeypatch: pytest.MonkeyPatch) -> Stage
         monkeypatch.setattr(module, "utcnow", clock.now)
     monkeypatch.setattr(waiting, "time", SimpleNamespace(sleep=clock.sleep, monotonic=lambda: clock.seconds))
     monkeypatch.setattr(waiting.SessionWaitMixin, "_make_hook", lambda self, **_: SyncHook(zuora))
+    stage = Stage(clock, zuora)
+    monkeypatch.setattr(waiting.SessionWaitMixin, "_feed_caller", lambda self, **_: SyncFeed(stage.journal))
     # Airflow's examples, where they are loaded, bring one.
     monkeypatch.setattr("airflow.sdk.listener.get_listener_manager", lambda: SimpleNamespace(has_listeners=False))
     monkeypatch.setattr(watch, "Hub", partial(Hub, now=clock.now))
     monkeypatch.setattr(watch, "_open_hook", zuora.open)
-    monkeypatch.setattr(watch, "open_feed", lambda _: None)
+    monkeypatch.setattr(watch, "open_feed", lambda _: AsyncFeed(stage.journal) if stage.journal else None)
     monkeypatch.setattr(watch, "open_hook", lambda *_, **__: zuora.open())
-    stage = Stage(clock, zuora)
     for name in ("get_one", "set", "delete"):
         monkeypatch.setattr(BaseXCom, name, getattr(stage, f"xcom_{name}"))
     monkeypatch.setattr("asgiref.sync.sync_to_async", in_place)

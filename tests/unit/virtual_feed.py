@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import asyncio
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from airflow_mediation_provider.protocol.feed import FeedReply, FeedRequest
 from airflow_mediation_provider.protocol.lifecycle import fold
 from airflow_mediation_provider.protocol.transition import SessionTransition, Source
-from tests.unit.virtual import EPOCH, Clock
+from tests.unit.virtual import Clock
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -150,16 +150,22 @@ class AsyncFeed:
 
 
 class SyncFeed:
-    """What a worker sees of ``FeedCaller``."""
+    """What a worker sees of ``FeedCaller``; without a journal nobody answers."""
 
-    address = "http://api/mediation"
+    trouble = "connection refused"
 
-    def __init__(self, journal: Journal) -> None:
+    def __init__(self, journal: Journal | None = None) -> None:
         self.journal = journal
+
+    @property
+    def address(self) -> str | None:
+        return "http://api/mediation" if self.journal and self.journal.answers() else None
 
     def look(self, question: FeedRequest) -> FeedReply | None:
         journal = self.journal
         question = FeedRequest.from_bytes(question.to_bytes())
+        if journal is None:
+            return None
         journal.looks.append(journal.clock.seconds)
         if not journal.answers():
             return None
@@ -168,16 +174,10 @@ class SyncFeed:
         return FeedReply.from_bytes(reply.to_bytes())
 
     def observe(self, entries: Sequence[Entry]) -> bool:
-        if self.journal.answers():
-            self.journal.entries += entries
-        return self.journal.answers()
+        if self.journal is None or not self.journal.answers():
+            return False
+        self.journal.entries += entries
+        return True
 
     def close(self) -> None:
         pass
-
-
-def nobody(*_: Any) -> None:
-    """Stand for a feed that is not there."""
-
-
-__all__ = ["EPOCH", "AsyncFeed", "Journal", "SyncFeed", "nobody"]

@@ -17,6 +17,7 @@ from airflow_mediation_provider import waiting
 from airflow_mediation_provider.hooks import tokens
 from airflow_mediation_provider.operators import audit, branch, meter, run_start, stop
 from airflow_mediation_provider.simulator import Simulator, running_simulator
+from tests.unit.virtual_feed import SyncFeed
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -150,6 +151,8 @@ def clock(sim: Simulator, monkeypatch: pytest.MonkeyPatch) -> Clock:
 
     for module in (waiting, audit, branch, meter, run_start, stop):
         monkeypatch.setattr(module, "datetime", Datetime)
+    # No API server: one that somebody runs on this machine must not answer.
+    monkeypatch.setattr(waiting.SessionWaitMixin, "_feed_caller", lambda self, **_: SyncFeed())
     real_sleep, main = time.sleep, threading.current_thread()
     monkeypatch.setattr(
         time, "sleep", lambda s: clock.sleep(s) if threading.current_thread() is main else real_sleep(s)

@@ -377,7 +377,7 @@ VERSION_2 = """
                  "started_at": "2026-03-31T09:00:00+00:00", "session_id": "R-1", "told_at": null, "over": false,
                  "live_at": "2026-03-31T09:00:40+00:00", "idle_at": "2026-03-31T09:00:00+00:00"},
  "created_at": "2026-03-31T09:00:00+00:00", "started_at": "2026-03-31T09:00:00+00:00",
- "require_certain": true, "polls_only": false, "callouts": null,
+ "require_certain": true, "polls_only": false, "callouts": null, "polled_at": "2026-03-31T09:01:00+00:00",
  "status": "RUNNING", "status_since": "2026-03-31T09:00:40+00:00",
  "read": "RUNNING", "read_since": "2026-03-31T09:00:40+00:00", "note": "", "sessions": [], "told": null,
  "outage": {"max_unreachable": 600.0, "answered": true, "since": "2026-03-31T09:01:00+00:00", "refusals": 0},

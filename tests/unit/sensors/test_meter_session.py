@@ -52,7 +52,7 @@ def sensor(**arguments: Any) -> MeterSessionSensor:
         ({"fail_on": ["COMPLETED"]}, "both statuses and fail_on"),
         ({"statuses": "FAILED", "fail_on": ["FAILED"]}, "both statuses and fail_on"),
         ({"run_type": "DEBUG", "statuses": "COMPLETED"}, "statuses.*TESTING_PASSED"),
-        ({"previous_statuses": ["RUNNING"]}, "previous_statuses.*callouts"),
+        ({"previous_statuses": ["RUNING"]}, "previous_statuses: .*RUNNING"),
         ({"poke_interval": 0}, "poke_interval"),
         ({"timeout": -1}, "timeout"),
         ({"max_unreachable": -1}, "max_unreachable"),
@@ -81,6 +81,8 @@ def test_the_impossible_is_refused_when_the_dag_is_parsed(arguments, names):
         {"run_type": RunType.DEBUG, "statuses": "TESTING_PASSED"},
         {"run_type": "debug"},
         {"statuses": ("PAUSED", "COMPLETED"), "fail_on": []},
+        {"previous_statuses": "PUSH_COMPLETED"},
+        {"previous_statuses": ["NEVER_RUN", "{{ params.before }}"], "start_from_trigger": True},
         {"since": datetime(2026, 1, 1, tzinfo=UTC)},
         {"since": "2026-01-01T00:00:00+01:00"},
         {"since": "{{ data_interval_start }}", "statuses": "{{ params.status }}", "run_type": "{{ params.type }}"},
@@ -145,7 +147,7 @@ def test_the_arguments_are_json_and_make_the_trigger():
     kwargs = json.loads(json.dumps(args.trigger_kwargs))
     assert args.trigger_cls.endswith(MeterSessionStartTrigger.__qualname__)
     trigger = MeterSessionStartTrigger(**kwargs)
-    assert trigger.serialize()[1] == kwargs | {"arguments_version": 1}
+    assert trigger.serialize()[1] == kwargs | {"arguments_version": 2}
     assert kwargs["statuses"] == ["COMPLETED", "PAUSED"]
     assert args.timeout == timedelta(seconds=660)
     assert (kwargs["timeout"], kwargs["backstop"]) == (600, 660)

@@ -46,6 +46,49 @@ FROZEN_WAIT_1: dict[str, Any] = {
     "status": "INITIALIZING",
     "status_since": "2026-03-31T09:00:00+00:00",
 }
+FROZEN_WAIT_2: dict[str, Any] = {
+    "version": 2,
+    "condition": FROZEN_WAIT_1["condition"],
+    "created_at": "2026-03-31T09:00:00+00:00",
+    "started_at": "2026-03-31T09:00:00+00:00",
+    "require_certain": False,
+    "polls_only": False,
+    "callouts": "off",
+    "polled_at": "2026-03-31T09:00:00+00:00",
+    "attribution": {
+        "since": "2026-03-31T09:00:00+00:00",
+        "begun": True,
+        "baseline": None,
+        "exclusive": False,
+        "settle": 30.0,
+        "begun_at": "2026-03-31T09:00:00+00:00",
+        "live_seen": True,
+        "shown_since": True,
+        "furthest": 0,
+        "glimpsed": "",
+        "hidden": False,
+        "doubt": "",
+        "candidate": None,
+        "candidate_since": None,
+        "last_read_at": "2026-03-31T09:00:00+00:00",
+        "started_at": "2026-03-31T09:00:00+00:00",
+        "session_id": "S-1",
+        "told_at": "2026-03-31T09:00:00+00:00",
+        "over": False,
+        "live_at": None,
+        "idle_at": None,
+    },
+    "status": "INITIALIZING",
+    "status_since": "2026-03-31T09:00:00+00:00",
+    "read": None,
+    "read_since": None,
+    "note": "",
+    "sessions": [],
+    "told": ["2026-03-31T09:00:00+00:00", "INITIALIZING", None, False, False],
+    "outage": {"max_unreachable": 3600.0, "answered": True, "since": None, "refusals": 0},
+    "held_back": None,
+    "result": None,
+}
 FROZEN: dict[str, tuple[str, dict[str, Any]]] = {
     "1": (
         "MeterSessionTrigger",
@@ -76,6 +119,37 @@ FROZEN: dict[str, tuple[str, dict[str, Any]]] = {
             "poll_interval": 60.0,
             "end_from_trigger": True,
             "arguments_version": 1,
+        },
+    ),
+    "2": (
+        "MeterSessionTrigger",
+        {
+            "mediation_conn_id": "mediation_default",
+            "wait": FROZEN_WAIT_2,
+            "poll_interval": 60.0,
+            "end_from_trigger": False,
+            "stop_on_kill": False,
+            "arguments_version": 2,
+        },
+    ),
+    "2, started": (
+        "MeterSessionStartTrigger",
+        {
+            "mediation_conn_id": "mediation_default",
+            "meter_id": "m",
+            "version": "0.0.1",
+            "session_id": "S-1",
+            "run_type": "NORMAL",
+            "statuses": None,
+            "previous_statuses": None,
+            "fail_on": None,
+            "since": None,
+            "wait_options": {"exclusive": False, "require_certain": False, "max_unreachable": 3600.0, "settle": 30.0},
+            "timeout": 7200.0,
+            "backstop": 7260.0,
+            "poll_interval": 60.0,
+            "end_from_trigger": True,
+            "arguments_version": 2,
         },
     ),
 }
@@ -123,7 +197,7 @@ def test_arguments_of_every_version_still_load_and_lead_to_the_end(stage: Stage,
     assert result.session["session_id"] == "S-1"
 
 
-@pytest.mark.parametrize("name", ["1", "1, started"])
+@pytest.mark.parametrize("name", ["2", "2, started"])
 def test_arguments_are_plain_json_and_make_the_same_trigger(name: str):
     cls, arguments = FROZEN[name]
     made = {"MeterSessionTrigger": MeterSessionTrigger, "MeterSessionStartTrigger": MeterSessionStartTrigger}[cls]
@@ -223,7 +297,7 @@ def test_connections_have_a_hub_each_and_the_same_one_is_shared(stage: Stage):
 
 
 def started(**arguments: Any) -> MeterSessionStartTrigger:
-    made = MeterSessionStartTrigger(**{**FROZEN["1, started"][1], **arguments})
+    made = MeterSessionStartTrigger(**{**FROZEN["2, started"][1], **arguments})
     made.timeout_after = EPOCH + timedelta(seconds=made.backstop)
     return made
 
