@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, Final, NoReturn
 from airflow.sdk import BaseOperator
 from airflow.sdk.exceptions import AirflowRescheduleException, TaskDeferralError, TaskDeferralTimeout
 
+from airflow_mediation_provider.end_in_triggerer import may_end_without_worker
 from airflow_mediation_provider.operators.arguments import session_id_of
 from airflow_mediation_provider.protocol.condition import SessionCondition
 from airflow_mediation_provider.protocol.errors import MediationError
@@ -44,7 +45,6 @@ RESCHEDULE_SECONDS: Final = 10.0
 """A rescheduled task stays away this long: a busy scheduler takes one that comes back sooner for one that failed."""
 MAX_TRIGGER_CRASHES: Final = 3
 """After so many crashed triggers in one try the wait stays on the worker."""
-_OWN_XCOM_BACKEND: Final = "airflow.sdk.execution_time.xcom.BaseXCom"
 
 
 def utcnow() -> datetime:
@@ -228,7 +228,7 @@ class SessionWaitMixin(_Operator):
             return BaseOperator.resume_execution(self, next_method, next_kwargs, context)
         except TaskDeferralTimeout:
             memory = self._memory_after_trigger(context)
-            result = self._last_look(memory.last(), context)
+            result = self._last_look(memory.last() or self._begun_in_triggerer(context), context)
             return getattr(self, memory.method_name)(context, event=result.to_dict())
         except TaskDeferralError as error:
             crashes = self._memory_after_trigger(context).count_crash()
@@ -257,6 +257,21 @@ class SessionWaitMixin(_Operator):
     def execute_complete(self, context: Context, event: Any = None) -> Any:
         """Go on with the trigger's event; to be overridden."""
         raise NotImplementedError(f"{type(self).__name__} needs an execute_complete(context, event)")
+
+    def _begun_in_triggerer(self, context: Context) -> SessionWait | None:
+        """Return the wait of a task that never was on a worker before; nobody kept anything of it."""
+        if not self.start_from_trigger:
+            return None
+        with suppress(ValueError):
+            return self.new_wait(context)
+        return None
+
+    def new_wait(self, context: Context) -> SessionWait:
+        """Return the wait as the task's arguments have it; for an operator that may start in the triggerer.
+
+        :raises ValueError: one of them was rendered to nonsense
+        """
+        raise NotImplementedError
 
     def _last_look(self, wait: SessionWait | None, context: Context) -> WaitResult:
         """Return the result after Airflow's own timeout, of which the trigger can say nothing any more."""
@@ -355,38 +370,3 @@ def make_wait(
         max_unreachable=timedelta(seconds=max_unreachable),
         settle=timedelta(seconds=settle),
     )
-
-
-def may_end_without_worker(task: Any) -> bool:
-    """Say whether Airflow would lose nothing if a trigger ended this task by itself, as a success.
-
-    A task that ends in the triggerer emits no outlet events, runs no callback, hook or listener, records no length for
-    tasks mapped over it, and writes its XCom past a custom backend.
-
-    :param task: the operator, as parsed on a worker or as deserialized in the triggerer
-    """
-    from airflow.sdk.configuration import conf
-    from airflow.sdk.listener import get_listener_manager
-
-    return not (
-        not task.do_xcom_push
-        or task.multiple_outputs
-        or task.outlets
-        or task.has_on_success_callback
-        or task.has_on_skipped_callback
-        or task.map_index_template
-        or has_hooks(task)
-        or next(task.iter_mapped_dependants(), None) is not None
-        or conf.get("core", "xcom_backend") != _OWN_XCOM_BACKEND
-        or get_listener_manager().has_listeners
-    )
-
-
-def has_hooks(task: Any) -> bool:
-    """Say whether something of the user's runs before or after ``execute``; a triggerer cannot run it, nor tell."""
-    if not isinstance(task, BaseOperator):
-        return False
-    hooks = (task._pre_execute_hook, task._post_execute_hook)
-    cls = type(task)
-    overridden = cls.pre_execute is not BaseOperator.pre_execute or cls.post_execute is not BaseOperator.post_execute
-    return overridden or any(hook is not None for hook in hooks)

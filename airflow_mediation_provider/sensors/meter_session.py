@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Final
 from airflow.sdk import BaseSensorOperator, conf
 from airflow.sdk.exceptions import AirflowSkipException
 
+from airflow_mediation_provider.end_in_triggerer import has_hooks
 from airflow_mediation_provider.links import MeterSessionLink, push_session_link
 from airflow_mediation_provider.operators.arguments import (
     check_flags,
@@ -25,13 +26,15 @@ from airflow_mediation_provider.protocol.condition import SessionCondition, vali
 from airflow_mediation_provider.protocol.status import RunType
 from airflow_mediation_provider.protocol.wait import WaitEnd, WaitResult
 from airflow_mediation_provider.version_compat import AIRFLOW_V_3_3_PLUS
-from airflow_mediation_provider.waiting import BACKSTOP, SessionWaitMixin, has_hooks, make_wait, utcnow
+from airflow_mediation_provider.waiting import BACKSTOP, SessionWaitMixin, make_wait, utcnow
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from airflow.sdk import Context
     from airflow.sdk.definitions.mappedoperator import OperatorPartial
+
+    from airflow_mediation_provider.protocol.wait import SessionWait
 
 # Neither `ds` nor `data_interval_start`: they are undefined in a run without a logical date.
 _SINCE_TEMPLATE: Final = "{{ dag_run.data_interval_start or dag_run.run_after }}"
@@ -240,25 +243,31 @@ class MeterSessionSensor(SessionWaitMixin, BaseSensorOperator):
         :return: the session as JSON, with ``evidence`` and ``certain``
         """
         try:
-            self.session_id = session_id_of(self.session_id, given=self._named)
-            since = instant("since", self.since) or self._default_since(context)
-            wait = make_wait(
-                meter_id=self.meter_id,
-                version=self.version,
-                session_id=self.session_id,
-                run_type=self.run_type,
-                statuses=self.statuses,
-                previous_statuses=self.previous_statuses,
-                fail_on=self.fail_on,
-                since=since,
-                until=self._wait_until(context),
-                created_at=utcnow(),
-                **self._wait_options(),
-            )
+            wait = self.new_wait(context)
         except ValueError as error:
             return self._finish(WaitResult(end=WaitEnd.MISCONFIGURED, message=str(error)))
         push_session_link(context, self.hook, str(self.meter_id), wait.condition.session_id)
         return self._finish(self._await_session(context, wait, may_end_in_trigger=True))
+
+    def new_wait(self, context: Context) -> SessionWait:
+        """Return the wait as the task's arguments have it.
+
+        :raises ValueError: one of them was rendered to nonsense
+        """
+        self.session_id = session_id_of(self.session_id, given=self._named)
+        return make_wait(
+            meter_id=self.meter_id,
+            version=self.version,
+            session_id=self.session_id,
+            run_type=self.run_type,
+            statuses=self.statuses,
+            previous_statuses=self.previous_statuses,
+            fail_on=self.fail_on,
+            since=instant("since", self.since) or self._default_since(context),
+            until=self._wait_until(context),
+            created_at=utcnow(),
+            **self._wait_options(),
+        )
 
     def execute_complete(self, context: Context, event: Any = None) -> dict[str, Any] | None:
         """Go on with what the trigger reports."""

@@ -312,7 +312,8 @@ class MeterSessionStartTrigger(MeterSessionTrigger):
 
     async def run(self) -> AsyncIterator[TriggerEvent]:
         """Wait, from the start of the try on, which is the same wherever this runs."""
-        from airflow_mediation_provider.waiting import make_wait, may_end_without_worker
+        from airflow_mediation_provider.end_in_triggerer import may_end_without_worker
+        from airflow_mediation_provider.waiting import make_wait
 
         # Airflow keeps the instant of its own timeout with the task, and nothing else that tells when the try began.
         timeout_after = self.timeout_after or datetime.now(UTC) + timedelta(seconds=self.backstop)

@@ -11,11 +11,11 @@ import pytest
 from airflow.sdk import DAG, BaseOperator
 from airflow.triggers.base import StartTriggerArgs
 
+from airflow_mediation_provider.end_in_triggerer import may_end_without_worker
 from airflow_mediation_provider.protocol.status import RunType
 from airflow_mediation_provider.sensors import meter_session
 from airflow_mediation_provider.sensors.meter_session import MeterSessionSensor
 from airflow_mediation_provider.triggers.meter_session import MeterSessionStartTrigger
-from airflow_mediation_provider.waiting import may_end_without_worker
 
 if TYPE_CHECKING:
     from tests.unit.task_stage import Stage
