@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
     import asyncio
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Collection, Mapping, Sequence
 
     from airflow_mediation_provider.protocol.entry import Entry
     from airflow_mediation_provider.protocol.feed import MeterQuestion, WaitEnded, WaitReport
@@ -17,7 +17,10 @@ class FeedView(Protocol):
     """What a feed needs of the hub that follows it; for one connection."""
 
     new_questions: asyncio.Event
-    """Set by the hub when a waiter came that must be told the present state; cleared by the feed before it asks."""
+    """Set by the hub when a waiter came that must be told the present state; cleared with ``new_meters()``."""
+
+    def new_meters(self) -> Collection[str]:
+        """Return the meters of the waiters that came since the last call, and clear ``new_questions``."""
 
     def questions(self) -> Mapping[str, MeterQuestion]:
         """Return, by meter, what is to be known now."""

@@ -44,6 +44,10 @@ GATHER_SECONDS: Final = 0.1
 """New waiters come in crowds: one full look serves all that come within this long."""
 SHORTEST_SECONDS: Final = 0.1
 """Between two requests, whatever the server answers."""
+CALM_SECONDS: Final = 0.5
+"""Between two that were answered at once, after several of the kind in a row."""
+NO_NEWS_SECONDS: Final = 2.0
+"""After an answer that came at once and told nothing: the server is about to stop, or bears no more who wait."""
 BACKOFF_SECONDS: Final = (1.0, 2.0, 5.0, 10.0, 20.0)
 """Pauses after failures in a row; the last one repeats. Up to a fifth is added at random."""
 ANSWER_SECONDS: Final = 10.0
@@ -80,9 +84,10 @@ class FeedClient:
         self._key: bytes | None = None
         self._cursor: str | None = None
         self._full_at = 0.0
-        self._asked: dict[str, MeterQuestion] = {}
         self._reported: set[str] = set()
         self._ended: list[WaitEnded] = []
+        self._quick = 0
+        self._said: Candidate | None = None
 
     @property
     def address(self) -> str | None:
@@ -92,6 +97,7 @@ class FeedClient:
     async def follow(self, view: FeedView) -> None:
         """Ask and tell until cancelled; outage and recovery are logged once each."""
         failures = 0
+        self._forget()
         try:
             while True:
                 began = time.monotonic()
@@ -157,13 +163,11 @@ class FeedClient:
             self._address = await self._find()
         if view.new_questions.is_set():
             await asyncio.sleep(GATHER_SECONDS)
-            view.new_questions.clear()
-        questions = view.questions()
+        new_meters, questions = view.new_meters(), view.questions()
         self._ended += view.ended_waits()
-        new = {meter_id: each for meter_id, each in questions.items() if not _covered(each, self._asked.get(meter_id))}
         if self._cursor is None or time.monotonic() - self._full_at >= FULL_LOOK_SECONDS:
             await self._look(view, questions, whole=True)
-        elif new:
+        elif new := {meter_id: questions[meter_id] for meter_id in new_meters if meter_id in questions}:
             await self._look(view, new, whole=False)
         else:
             await self._wait(view, questions)
@@ -171,18 +175,16 @@ class FeedClient:
     async def _look(self, view: FeedView, questions: Mapping[str, MeterQuestion], *, whole: bool) -> None:
         """Read the present state.
 
-        :param whole: of everything asked for, with all waits reported; else of what is new alone, which leaves the
-            cursor as it is
+        :param whole: of everything asked for, with all waits reported; else of some meters and with new waits alone,
+            which leaves the cursor as it is
         """
         waits = [report for report in view.open_waits() if whole or report.id not in self._reported]
         reply = await self._ask(FeedRequest(meters=questions, full=True, open=tuple(waits), ended=tuple(self._ended)))
         self._ended.clear()
         if whole:
-            self._cursor, self._full_at, self._asked = reply.cursor, time.monotonic(), dict(questions)
-            self._reported = {report.id for report in waits}
-        else:
-            self._asked.update(questions)  # each new one holds what was asked before, unless that waiter left
-            self._reported.update(report.id for report in waits)
+            self._cursor, self._full_at = reply.cursor, time.monotonic()
+            self._reported.clear()
+        self._reported.update(report.id for report in waits)
         await self._tell(view, reply)
 
     async def _wait(self, view: FeedView, questions: Mapping[str, MeterQuestion]) -> None:
@@ -194,6 +196,7 @@ class FeedClient:
             wait=max(min(LONGEST_WAIT_SECONDS, left), 0.0),
             ended=tuple(self._ended),
         )
+        began = time.monotonic()
         asking = asyncio.ensure_future(self._ask(question))
         coming = asyncio.ensure_future(view.new_questions.wait())
         try:
@@ -208,6 +211,20 @@ class FeedClient:
         self._ended.clear()
         self._cursor = reply.cursor
         await self._tell(view, reply)
+        await self._rest(view, question, reply, time.monotonic() - began)
+
+    async def _rest(self, view: FeedView, question: FeedRequest, reply: FeedReply, seconds: float) -> None:
+        """Pause after an answer that came sooner than it had to, unless a new waiter comes.
+
+        :param seconds: that the answer took
+        """
+        self._quick = self._quick + 1 if seconds < min(question.wait, 1.0) else 0
+        if not self._quick:
+            return
+        pause = min(SHORTEST_SECONDS * 2.0**self._quick, CALM_SECONDS) if reply.sessions else NO_NEWS_SECONDS
+        with suppress(TimeoutError):
+            async with asyncio.timeout(pause):
+                await view.new_questions.wait()
 
     async def _tell(self, view: FeedView, reply: FeedReply) -> None:
         view.connected(callouts=reply.callouts)
@@ -215,9 +232,11 @@ class FeedClient:
             await view.learn(reply.sessions)
 
     async def _ask(self, question: FeedRequest) -> FeedReply:
-        body = await self._call(FEED_PATH, question.to_bytes(), seconds=question.wait + ANSWER_SECONDS)
+        # A thousand waits, or sessions, take tens of milliseconds to be written or read.
+        data = await asyncio.to_thread(question.to_bytes) if question.full else question.to_bytes()
+        body = await self._call(FEED_PATH, data, seconds=question.wait + ANSWER_SECONDS)
         try:
-            return FeedReply.from_bytes(body)
+            return await asyncio.to_thread(FeedReply.from_bytes, body)
         except ValueError as error:
             raise FeedLostError(str(error)) from None
 
@@ -256,7 +275,9 @@ class FeedClient:
             try:
                 status, body = await self._send("GET", candidate.url + HANDSHAKE_PATH, seconds=HANDSHAKE_SECONDS)
                 if status == 200 and is_handshake(json.loads(body)):
-                    log.info("Callouts are read at %s, from %s.", candidate.url, candidate.source)
+                    if candidate != self._said:
+                        log.info("Callouts are read at %s, from %s.", candidate.url, candidate.source)
+                        self._said = candidate
                     return candidate
                 failures.append(f"{candidate.url} is another service")
             except FeedLostError as error:
@@ -282,16 +303,10 @@ class FeedClient:
             # A few hundred milliseconds at the first time, which the event loop must not stand still for.
             aiohttp = await asyncio.to_thread(importlib.import_module, "aiohttp")
             if self._http is None:
-                self._http = aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=4))
+                self._http = aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=4), trust_env=True)
         return self._http
 
     def _forget(self) -> None:
         """Begin anew: with the address, and with the whole state."""
         self._address = self._cursor = None
-        self._asked.clear()
         self._reported.clear()
-
-
-def _covered(question: MeterQuestion, asked: MeterQuestion | None) -> bool:
-    """Say whether the last full look answered this already: those who left ask for nothing new."""
-    return asked is not None and question.sessions <= asked.sessions and question.since <= asked.since

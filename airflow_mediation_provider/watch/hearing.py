@@ -15,7 +15,7 @@ from airflow_mediation_provider.protocol.grounds import Callouts, grounds_of
 from airflow_mediation_provider.watch.reports import ended, report
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+    from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, Sequence
     from datetime import datetime
 
     from airflow_mediation_provider.protocol.feed import MeterQuestion, WaitEnded, WaitReport
@@ -58,6 +58,7 @@ class Hearing:
         now: Callable[[], datetime],
     ) -> None:
         self.new_questions = asyncio.Event()
+        self._new_meters: set[str] = set()
         self._loop = asyncio.get_running_loop()
         self._conn_id = conn_id
         self._meters = meters
@@ -73,6 +74,12 @@ class Hearing:
         self._ended: deque[WaitEnded] = deque(maxlen=5000)
 
     # ---- what the feed asks ------------------------------------------------------------------------------------------
+
+    def new_meters(self) -> Collection[str]:
+        """Return the meters of the waiters that came since the last call."""
+        self.new_questions.clear()
+        found, self._new_meters = self._new_meters, set()
+        return found
 
     def questions(self) -> Mapping[str, MeterQuestion]:
         """Return, by meter, what is to be known now."""
@@ -135,6 +142,11 @@ class Hearing:
             )
 
     # ---- what the hub tells ------------------------------------------------------------------------------------------
+
+    def came(self, waiter: Waiter) -> None:
+        """Note that a waiter came, who must be told what the journal knows now."""
+        self._new_meters.add(waiter.wait.condition.meter_id)
+        self.new_questions.set()
 
     def left(self, waiter: Waiter) -> None:
         """Note the end of a wait."""

@@ -115,7 +115,7 @@ class Hub:
         meter.eager = meter.eager or eager
         self._polls.look_soon(meter)
         if self._feed is not None:
-            self._hearing.new_questions.set()
+            self._hearing.came(waiter)
             known = meter.sessions
             self._deliver(meter, waiter, lambda wait: wait.learn(known, self._now()))
         self._watch_deadline(waiter)
@@ -133,16 +133,12 @@ class Hub:
         self._polls.look_soon(meter)
         return onlooker
 
-    def other_sessions(self, meter_id: str, version: str, session_id: str | None) -> set[str]:
-        """Return the sessions of a meter version, other than the given one, that are waited for here or seem live."""
-        meter = self._meters.get((meter_id, version))
+    def other_sessions(self, wait: SessionWait) -> set[str]:
+        """Return the sessions of a wait's meter, other than its own, that are waited for here or seem to be live."""
+        meter = self._meters.get((wait.condition.meter_id, wait.condition.version))
         if meter is None:
             return set()
-        found = meter.named()
-        if self._grounds is not None and self._grounds.callouts is Callouts.READ:
-            # Of one that is known by its run reply alone nobody will say that it has ended.
-            found |= {s.session_id for s in meter.sessions if not s.terminal and s.source is not Source.RUN}
-        return found - {session_id}
+        return (meter.named() | set(wait.known.beside(meter.sessions if self._read else ()))) - {wait.known.session_id}
 
     async def session_url(self, meter_id: str, session_id: str) -> str | None:
         """Return the address of a session's page, ``None`` where the connection has no template for it.
@@ -205,8 +201,7 @@ class Hub:
             errand.add_done_callback(self._errands.discard)
         for onlooker in meter.onlookers:
             onlooker.tell(reading)
-        read = self._grounds is not None and self._grounds.callouts in (Callouts.READ, Callouts.LOST)
-        others = meter.sessions if read else ()
+        others = meter.sessions if self._read else ()
         await self._tell(meter, meter.waiters, lambda wait: wait.observe(reading, others))
 
     async def failed(self, meter: WatchedMeter, error: MediationError) -> None:
@@ -227,6 +222,11 @@ class Hub:
                     meter.concerned(new),
                     lambda wait: wait.learn(new if wait.known.named else known, self._now()),  # noqa: B023
                 )
+
+    @property
+    def _read(self) -> bool:
+        """Whether what is known of sessions comes from callouts, and not from run replies alone."""
+        return self._grounds is not None and self._grounds.callouts in (Callouts.READ, Callouts.LOST)
 
     def _settle(self, grounds: Grounds | None) -> None:
         """Go over to other grounds, or to polls while it is not known whether there are any."""

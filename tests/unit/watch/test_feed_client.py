@@ -112,10 +112,21 @@ class View:
 
     def __init__(self) -> None:
         self.new_questions = asyncio.Event()
+        self._new: set[str] = set()
         self.asked: dict[str, MeterQuestion] = dict(QUESTION)
         self.log: list[str] = []
         self.gone: list[WaitEnded] = []
         self.news = asyncio.Event()
+
+    def came(self, meter_id: str, question: MeterQuestion) -> None:
+        self.asked[meter_id] = question
+        self._new.add(meter_id)
+        self.new_questions.set()
+
+    def new_meters(self) -> set[str]:
+        self.new_questions.clear()
+        found, self._new = self._new, set()
+        return found
 
     def questions(self) -> dict[str, MeterQuestion]:
         return dict(self.asked)
@@ -160,6 +171,7 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(feed_client, "BACKOFF_SECONDS", (0.01,))
     monkeypatch.setattr(feed_client, "GATHER_SECONDS", 0.0)
     monkeypatch.setattr(feed_client, "SHORTEST_SECONDS", 0.0)
+    monkeypatch.setattr(feed_client, "NO_NEWS_SECONDS", 0.0)
     feed_caller.forget_address()
 
 
@@ -191,12 +203,23 @@ async def test_a_full_look_comes_first_and_changes_after_it(server: Any, followi
 async def test_a_new_waiter_is_told_at_once_of_its_meter_alone(server: Any, following: Any):
     server.say()
     await server.asked(2)
-    following.view.asked["2"] = MeterQuestion(since=frozenset({NOW}))
-    following.view.new_questions.set()
+    following.view.came("2", MeterQuestion(since=frozenset({NOW})))
     await server.asked(3)
     server.say(state("FAILED"))
     await following.view.said("connected True", "connected True", "FAILED")
+    assert server.requests[2].full
     assert server.requests[2].meters == {"2": MeterQuestion(since=frozenset({NOW}))}
+    await server.asked(4)
+    assert (server.requests[3].full, set(server.requests[3].meters)) == (False, {"1", "2"})
+
+
+async def test_a_waiter_for_what_another_one_was_told_before_is_told_too(server: Any, following: Any):
+    """A task follows another one on the same session: nothing changes any more, and nobody was left to remember."""
+    server.say(state("COMPLETED"))
+    await following.view.said("connected True", "COMPLETED")
+    following.view.came("1", QUESTION["1"])
+    server.say(state("COMPLETED"))
+    await following.view.said("connected True", "COMPLETED", "connected True", "COMPLETED")
 
 
 async def test_who_left_asks_for_nothing_new(server: Any, following: Any):
@@ -208,6 +231,19 @@ async def test_who_left_asks_for_nothing_new(server: Any, following: Any):
     server.say(state("COMPLETED"))
     await following.view.said("connected True", "connected True", "RUNNING", "connected True", "COMPLETED")
     assert [request.full for request in server.requests[:3]] == [True, False, False]
+
+
+async def test_a_server_that_answers_at_once_without_news_is_not_asked_in_a_loop(
+    server: Any, following: Any, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(feed_client, "NO_NEWS_SECONDS", 60.0)
+    server.say()
+    server.say()
+    server.say()
+    await server.asked(2)
+    following.view.came("2", MeterQuestion())  # who comes meanwhile does not wait for the end of the pause
+    await server.asked(3)
+    assert [request.full for request in server.requests] == [True, False, True]
 
 
 async def test_an_outage_is_healed_by_a_full_look(server: Any, following: Any, caplog: pytest.LogCaptureFixture):
