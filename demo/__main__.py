@@ -56,7 +56,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         for problem in problems:
             console.print(f"[red]wrong:[/] {problem}", highlight=False, soft_wrap=True)
         verdict = f"{len(problems)} wrong" if problems else "each as it must be"
-        console.print("callout to start: seconds from the callout of a session's end to the DAG run or task it starts")
+        console.print("callout to run: seconds from the callout of a session's end to the start of the run it starts")
         console.print(f"{len(played)} DAG runs, {verdict}; {time.monotonic() - began:.0f} s in all")
         if options.keep:
             console.print(f"\nAirflow: {stage.airflow.url}   simulator: {stage.simulator.url}   Ctrl-C stops both")
@@ -124,7 +124,7 @@ class Progress:
 def summary(played: list[Played]) -> Table:
     """Return the table at the end: a line for each meter of each run."""
     table = Table(box=SIMPLE, padding=0, pad_edge=False)
-    headings = ("DAG, meter", "session", "status", "branch taken", "downstream run", "sec", "callout to start", "")
+    headings = ("DAG, meter", "session", "status", "branch taken", "downstream run", "sec", "callout to run", "")
     for heading in headings:
         table.add_column(heading, overflow="fold", no_wrap=heading in {"DAG, meter", "session", "status"})
     for each in played:

@@ -51,8 +51,7 @@ class Result:
     """What became of one meter of a scene: a line of the table.
 
     :param downstream: the state of the run of ``usage_batch`` for its session; empty where there is none
-    :param after_callout: seconds from the callout of the session's end to the start of the run, or of the first task,
-        that follows from it
+    :param after_callout: seconds from the callout of the session's end to the start of the run that it started
     :param problems: what is not as it must be; empty when all is well
     """
 
@@ -169,19 +168,12 @@ def _check(
 
 
 def _after_callout(stage: Stage, played: Played, row: Row, session_id: str) -> float | None:
-    """Return the seconds from the callout of the session's end to what it started: the run, else the next task."""
+    """Return the seconds from the callout of a session's end to the start of the DAG run that it started."""
     told = stage.simulator.log("callout", session_id=session_id, status=row.status, code=200)
-    if not told:
+    if not (played.scene.scheduled_on and told):
         return None
-    at = datetime.fromisoformat(told[0]["time"])
-    airflow, dag_id = stage.airflow, played.scene.dag_id
-    if played.scene.scheduled_on:
-        started = [airflow.run(dag_id, played.run_id)]
-    else:
-        tasks = [ti for ti in airflow.task_instances(dag_id, played.run_id) if ti["map_index"] == row.map_index]
-        started = [ti for ti in tasks if ti["task_id"] in row.taken]
-    starts = [datetime.fromisoformat(each["start_date"]) for each in started if each["start_date"]]
-    return min(((start - at).total_seconds() for start in starts if start > at), default=None)
+    run = stage.airflow.run(played.scene.dag_id, played.run_id)
+    return (datetime.fromisoformat(run["start_date"]) - datetime.fromisoformat(told[0]["time"])).total_seconds()
 
 
 class _Must:

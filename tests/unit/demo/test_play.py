@@ -39,7 +39,6 @@ def stage(**changes: Any) -> Any:
         "counts": [(3, 1)],
         "kinds": [("SAMPLE", 3), ("ERROR", 1)],
         "callouts": [],
-        "task_instances": [],
         "room": ["R-1"],
         "runs": [],
         **changes,
@@ -52,7 +51,6 @@ def stage(**changes: Any) -> Any:
             task_states=lambda *_: seen["tasks"],
             run=lambda *_: {"state": seen["run"], "start_date": "2026-03-31T12:00:01.500000Z"},
             runs=lambda dag_id: seen["runs"].pop(0) if dag_id == "example" else seen["batches"],
-            task_instances=lambda *_: seen["task_instances"],
         ),
         simulator=SimpleNamespace(
             url="http://simulator",
@@ -111,19 +109,6 @@ def test_a_run_that_a_callout_starts_is_that_of_the_session() -> None:
     assert played.run_id == "new"
     assert played.results[0].problems == []
     assert played.results[0].after_callout == 1.5
-
-
-def test_seconds_from_the_callout_to_the_first_task_after_it() -> None:
-    times = {"waited": "2026-03-31T11:59:00Z", "load": "2026-03-31T12:00:02Z", "later": "2026-03-31T12:00:09Z"}
-    tasks = [{"task_id": name, "map_index": -1, "start_date": at} for name, at in times.items()]
-    row = Row(meter="7", status="COMPLETED", taken=dict.fromkeys(times, "success"), loaded=True)
-    scene = Scene(dag_id="example", shows="COMPLETED", rows=(row,))
-
-    (played,) = play(
-        stage(callouts=[{"time": "2026-03-31T12:00:00+00:00"}], task_instances=tasks), [scene], lambda _: None
-    )
-
-    assert played.results[0].after_callout == 2
 
 
 @pytest.mark.parametrize(("changes", "code"), [({}, 0), ({"run": "failed"}, 1)])
