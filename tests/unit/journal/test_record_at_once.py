@@ -23,6 +23,7 @@ from airflow_mediation_provider.journal import record as module
 from airflow_mediation_provider.journal.locking import writers_turn
 from airflow_mediation_provider.journal.record import JournalMissing, JournalUnavailable, record
 from airflow_mediation_provider.journal.tables import Base, SessionRow, TransitionRow
+from airflow_mediation_provider.journal.transaction import read
 from tests.unit.journal.test_record import CONN, add_asset, all_of, change, events, poll
 
 if TYPE_CHECKING:
@@ -31,7 +32,6 @@ if TYPE_CHECKING:
     from airflow_mediation_provider.protocol.entry import Entry
 
 PATIENT = {"conn_id": CONN, "deadline_seconds": 30.0}
-ON_POSTGRES = pytest.mark.parametrize("database", ["postgresql"], indirect=True)
 
 
 def at_once(entries: list[Entry], threads: int = 8) -> None:
@@ -110,7 +110,12 @@ class TestAtOnce:
         assert sum(result.new for result in results) == len(told)
         assert sorted(key for _, key, _ in events()) == [f"R-{session}" for session in range(6)]
 
-    @ON_POSTGRES
+
+class TestAtOnceOnPostgres:
+    @pytest.fixture(autouse=True)
+    def on_postgres(self, postgres_database: str, airflow_on: Callable[[str], str]) -> None:
+        airflow_on(postgres_database)
+
     def test_a_poll_and_a_callout_of_the_same_end(self, monkeypatch: pytest.MonkeyPatch):
         add_asset("COMPLETED")
         record([change(None, "RUNNING", "n-1")], conn_id=CONN)
@@ -124,7 +129,6 @@ class TestAtOnce:
             assert (callout.result().emitted != (), polled.result().new) == (True, 1)
         assert events() == [("COMPLETED", "R-1", "R-1")]
 
-    @ON_POSTGRES
     def test_the_same_notification_twice_at_the_same_time(self, monkeypatch: pytest.MonkeyPatch):
         """The second one's 200 must not come before the first one's commit."""
         add_asset("COMPLETED")
@@ -139,7 +143,6 @@ class TestAtOnce:
             assert (first.result().new, second.result().duplicates) == (1, 1)
         assert len(events()) == 1
 
-    @ON_POSTGRES
     def test_a_transaction_that_is_held_open_while_a_later_one_commits_is_seen_when_it_commits(
         self, monkeypatch: pytest.MonkeyPatch
     ):
@@ -157,7 +160,6 @@ class TestAtOnce:
             later = queries.changed_since(session, start, {change.row_id: change.revision for change in seen})
         assert [change.state.session_id for change in later] == ["R-1"]
 
-    @ON_POSTGRES
     def test_a_session_that_somebody_locks_delays_no_other_and_is_given_up_in_time(self):
         record([change(None, "RUNNING", "n-1"), change(None, "RUNNING", "n-2", session="R-2")], conn_id=CONN)
         with Session(settings.engine) as other:
@@ -227,6 +229,16 @@ class TestBreakingOff:
         Base.metadata.drop_all(settings.engine)
         with pytest.raises(JournalMissing, match="airflow db migrate"):
             record([change("RUNNING", "COMPLETED", "n-1")], conn_id=CONN)
+
+    @pytest.mark.parametrize("column", ["body", "status"])
+    def test_with_tables_of_an_older_version_the_command_is_named(self, column: str):
+        assert settings.engine is not None
+        with settings.engine.begin() as connection:
+            connection.execute(text(f"ALTER TABLE mediation_transition DROP COLUMN {column}"))
+        with pytest.raises(JournalMissing, match="airflow db migrate"):
+            record([change("RUNNING", "COMPLETED", "n-1")], conn_id=CONN)
+        with pytest.raises(JournalMissing, match="airflow db migrate"):
+            read(lambda session: session.scalars(select(TransitionRow)).all())
 
 
 class TestSqlite:
