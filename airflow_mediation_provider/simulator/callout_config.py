@@ -162,6 +162,8 @@ class DeliverySettings:
     :param seed: what chance begins with: the same seed and the same events, the same mishaps
     :param history_context: what ``eventContext`` of the callout history holds, which Zuora leaves open: ``full``,
         ``tags`` or ``dotted``
+    :param history_of: whether the callout history has a record of each ``callout``, of its last attempt, or of each
+        ``attempt``, which Zuora leaves open
     :param history_timezone: IANA name of the zone in which the callout history takes and gives times
     """
 
@@ -175,6 +177,7 @@ class DeliverySettings:
     concurrency: int = 8
     seed: int = 0
     history_context: Literal["full", "tags", "dotted"] = "full"
+    history_of: Literal["callout", "attempt"] = "callout"
     history_timezone: str = "UTC"
 
     def __post_init__(self) -> None:
@@ -184,6 +187,7 @@ class DeliverySettings:
             raise ValueError(f"interval must be at most a day, in seconds, got {self.interval!r}")
         if not isinstance(self.concurrency, int) or self.concurrency < 1:
             raise ValueError(f"concurrency must be a number >= 1, got {self.concurrency!r}")
+        one_of(self, "history_of", ("callout", "attempt"))
         one_of(self, "history_context", ("full", "tags", "dotted"))
         not_negative(self, "connect_timeout", "data_timeout")
         _check_zone(self.history_timezone)

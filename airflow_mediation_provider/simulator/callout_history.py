@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     import re
 
     from airflow_mediation_provider.simulator.callout_config import DeliverySettings
-    from airflow_mediation_provider.simulator.callouts import Callout, Callouts
+    from airflow_mediation_provider.simulator.callouts import Callouts, Record
     from airflow_mediation_provider.simulator.engine import Engine
 
 PATH: Final = "/v1/notification-history/callout"
@@ -28,6 +28,7 @@ RESEND: Final = "/notifications/callout-histories/resend"
 _TIME: Final = "%Y-%m-%dT%H:%M:%S"
 _MOST_PER_PAGE: Final = 40
 _MOST_RESENT: Final = 1000
+_OK: Final = 200
 
 
 class CalloutHistory:
@@ -60,18 +61,17 @@ class CalloutHistory:
         since = _time(call, "startTime", zone) or until - timedelta(days=1)
         failed_only, category = _flag(call, "failedOnly", default=True), call.one("eventCategory")
         found = [
-            callout
-            for callout in reversed(self._callouts.history)
-            if callout.recorded_at is not None
-            and since.timestamp() <= callout.recorded_at <= until.timestamp()
-            and not (failed_only and callout.answer is not None and callout.answer.code == 200)
-            and category in (None, callout.config.category)
-            and call.one("objectId") in (None, callout.event.values.get("MeterSession.Id"))
+            record
+            for record in reversed(self._callouts.history)
+            if since.timestamp() <= record.at <= until.timestamp()
+            and not (failed_only and record.answer.code == _OK)
+            and category in (None, record.callout.config.category)
+            and call.one("objectId") in (None, record.callout.event.values.get("MeterSession.Id"))
         ]
         shown = found[(page - 1) * size : page * size]
         content = _flag(call, "includeResponseContent", default=False)
         body: dict[str, Any] = {
-            "calloutHistories": [_record(callout, delivery, zone, content=content) for callout in shown],
+            "calloutHistories": [_told(record, delivery, zone, content=content) for record in shown],
             "success": True,
         }
         if page * size < len(found):
@@ -92,7 +92,7 @@ class CalloutHistory:
             ids = None
         if not isinstance(ids, list) or not 1 <= len(ids) <= _MOST_RESENT:
             raise Refusal(f"The body must be an array of 1 to {_MOST_RESENT} ids.", INVALID_PARAMETER)
-        known = {callout.id: callout for callout in self._callouts.history}
+        known = {record.id: record.callout for record in self._callouts.history}
         failed = {str(i): {"code": "ObjectNotFound", "message": f"{i} does not exist."} for i in ids if i not in known}
         for each in ids:
             if each in known:
@@ -102,21 +102,19 @@ class CalloutHistory:
         return Reply(202, "")
 
 
-def _record(callout: Callout, delivery: DeliverySettings, zone: ZoneInfo, *, content: bool) -> dict[str, Any]:
-    answer, at = callout.answer, callout.recorded_at
-    record = {
-        "attemptedNum": callout.attempt,
-        "createTime": None if at is None else f"{datetime.fromtimestamp(at, zone):{_TIME}}",
+def _told(record: Record, delivery: DeliverySettings, zone: ZoneInfo, *, content: bool) -> dict[str, Any]:
+    callout, answer = record.callout, record.answer
+    told = {
+        "attemptedNum": record.attempt,
+        "createTime": f"{datetime.fromtimestamp(record.at, zone):{_TIME}}",
         "eventCategory": callout.config.category,
         "eventContext": context(callout.config, callout.event, callout.body, delivery.history_context),
         "notification": callout.config.name,
         "requestMethod": callout.config.method,
         "requestUrl": callout.url,
-        "responseCode": None if answer is None else answer.code,
+        "responseCode": answer.code,
     }
-    return (
-        {**record, "responseContent": "" if answer is None else answer.content or answer.error} if content else record
-    )
+    return {**told, "responseContent": answer.content or answer.error or ""} if content else told
 
 
 def _number(call: Call, name: str, default: int) -> int:

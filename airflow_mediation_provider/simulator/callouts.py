@@ -59,8 +59,7 @@ class Callout:
     :param copy: which of its event's callouts it is, from 1
     :param lost: whether none of its attempts arrives
     :param attempt: how many attempts there were, with the one under way
-    :param answer: how the last one ended
-    :param recorded_at: since when it is in the callout history, seconds since the epoch
+    :param record: what the callout history has of it
     """
 
     id: str
@@ -72,20 +71,37 @@ class Callout:
     copy: int = 1
     lost: bool = False
     attempt: int = 0
-    answer: Answer | None = None
-    recorded_at: float | None = None
+    record: Record | None = None
+
+
+@dataclass(slots=True, eq=False)
+class Record:
+    """A record of the callout history.
+
+    :param id: what ``resend`` takes
+    :param at: since when it is there, seconds since the epoch
+    :param attempt: the attempts up to then
+    :param answer: how the last of them ended
+    """
+
+    id: str
+    callout: Callout
+    at: float
+    attempt: int
+    answer: Answer
 
     def to_dict(self) -> dict[str, Any]:
-        """Return what the control API says of a callout in the history; the id is what ``resend`` takes."""
+        """Return what the control API says of it."""
+        values = self.callout.event.values
         return {
             "id": self.id,
-            "notification_id": self.notification_id,
-            "event": self.event.kind,
-            "meter_id": self.event.values.get("Meter.Id"),
-            "session_id": self.event.values.get("MeterSession.Id"),
-            "status": self.event.values.get("MeterSession.Status"),
+            "notification_id": self.callout.notification_id,
+            "event": self.callout.event.kind,
+            "meter_id": values.get("Meter.Id"),
+            "session_id": values.get("MeterSession.Id"),
+            "status": values.get("MeterSession.Status"),
             "attempts": self.attempt,
-            "code": None if self.answer is None else self.answer.code,
+            "code": self.answer.code,
         }
 
 
@@ -122,7 +138,7 @@ class Callouts:
 
     def reset(self) -> None:
         """Forget all callouts; the answers of those under way change nothing any more."""
-        self.history: list[Callout] = []
+        self.history: list[Record] = []
         self._queue: list[tuple[float, int, Callout]] = []
         self._order = itertools.count()
         self._under_way: set[Callout] = set()
@@ -273,10 +289,12 @@ class Callouts:
         )
 
     def _record(self, callout: Callout, answer: Answer) -> None:
-        callout.answer = Answer(answer.code, answer.content[:_KEPT], answer.error)
-        if callout.recorded_at is None:
-            callout.recorded_at = self._clock.now()
-            self.history.append(callout)
+        kept, now = Answer(answer.code, answer.content[:_KEPT], answer.error), self._clock.now()
+        if callout.record is not None and self._engine.config.delivery.history_of == "callout":
+            callout.record.attempt, callout.record.answer = callout.attempt, kept
+            return
+        callout.record = Record(uuid.uuid4().hex, callout, now, callout.attempt, kept)
+        self.history.append(callout.record)
 
 
 def _concerns(config: CalloutConfig, event: Event) -> bool:

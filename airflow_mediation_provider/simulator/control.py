@@ -107,13 +107,13 @@ class Tenant:
         return sum(map(self.callouts.publish, callout_events.periodic(session, name, now)))
 
     def callout_state(self) -> dict[str, Any]:
-        """Return the notifications, how they are delivered, and what became of each callout, with its id."""
+        """Return the notifications, how they are delivered, and the callout history with its ids."""
         config = self.engine.config
         return {
             "callouts": [callout.to_dict() for callout in config.callouts],
             "delivery": dataclasses.asdict(config.delivery),
             "pending": self.callouts.pending,
-            "history": [callout.to_dict() for callout in self.callouts.history],
+            "history": [record.to_dict() for record in self.callouts.history],
         }
 
     def fault(self, fault: Fault) -> int:

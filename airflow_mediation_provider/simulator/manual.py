@@ -66,7 +66,8 @@ CALLOUTS (in the file, or POST /_simulator/config): notifications on events, and
   A 200 is a success; 1xx, 403, 408, 429, 5xx and no answer at all are tried again after the interval (scaled by
   time_scale; the timeouts are not); all else fails. A body that is no JSON is never sent: -2000 in the history.
   Also: event (status_change, periodic, event_store_query), category, name, active, method, null_text, retry; confirm,
-  retry_unauthorized, resend_same_id, seed, history_timezone, history_context (full, tags, dotted).
+  retry_unauthorized, resend_same_id, seed, history_timezone, history_context (full, tags, dotted),
+  history_of (callout, attempt).
 
 CONTROL API (JSON; errors are 400 or 404 with {"error": ...})
   GET    /_simulator/health                    meters with their status, counts, connections open now and at most

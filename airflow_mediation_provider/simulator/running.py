@@ -203,8 +203,8 @@ class Simulator:
         return self._call(lambda: self._server.tenant.publish(kind, session_id, values))
 
     def callout_history(self) -> list[dict[str, Any]]:
-        """Return what became of each callout, oldest first, with the ``id`` that Zuora's REST history keeps back."""
-        return self._call(lambda: [callout.to_dict() for callout in self._server.tenant.callouts.history])
+        """Return the callout history, oldest first, with the ``id`` that Zuora's REST history keeps back."""
+        return self._call(lambda: [record.to_dict() for record in self._server.tenant.callouts.history])
 
     def wait_delivered(self, timeout: float = 10.0) -> None:
         """Wait until no callout waits for an attempt or is in one.

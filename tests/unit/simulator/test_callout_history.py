@@ -149,3 +149,20 @@ def test_what_cannot_be_sent_again_is_named(sent: Simulator, client: Client) -> 
     assert (none.status, list(none.json)) == (400, ["unknown"])
     for body in ([], {"ids": []}, ["x"] * 1001, b"no json"):
         assert client.call("POST", RESEND, body).status == 400
+
+
+@pytest.mark.parametrize(("kind", "attempts"), [("callout", [(3, 503)]), ("attempt", [(3, 503), (2, 503), (1, 503)])])
+def test_whether_each_attempt_has_a_record_is_a_setting(
+    sim: Simulator, client: Client, receiver: Receiver, kind: str, attempts: list[tuple[int, int]]
+) -> None:
+    receiver.answers(503)
+    sim.delivery(history_of=kind)
+    sim.callouts(CalloutConfig(url=receiver.url))
+    sim.start_session("1002", script=[["RUNNING", None]])
+    for count in (1, 2, 3):
+        sim.wait_for("callout", count, code=503)
+        sim.advance(600)
+        sim.advance(1200)
+        client.token = None
+    assert [(record["attemptedNum"], record["responseCode"]) for record in history(client)] == attempts
+    assert len({record["id"] for record in sim.callout_history()}) == len(attempts)

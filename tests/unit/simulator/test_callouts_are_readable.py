@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -12,13 +12,16 @@ from airflow_mediation_provider.protocol.callout_auth import Refused, authentica
 from airflow_mediation_provider.protocol.callout_settings import callout_settings
 from airflow_mediation_provider.protocol.callout_template import template_body
 from airflow_mediation_provider.protocol.entry import EntryKind
+from airflow_mediation_provider.protocol.history import read_history
+from airflow_mediation_provider.simulator import CalloutConfig
 from airflow_mediation_provider.simulator.callout_config import SPELLINGS
 
 if TYPE_CHECKING:
     from airflow_mediation_provider.protocol.entry import Entry
+    from airflow_mediation_provider.simulator import Simulator
     from airflow_mediation_provider.simulator.callouts import Attempt
 
-    from .conftest import Bench
+    from .conftest import Bench, Client
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
 
@@ -100,6 +103,27 @@ def test_every_way_to_say_that_there_was_no_status_before(bench: Bench, null: st
     assert first.transition is not None
     assert first.transition.previous_status in (None, "NEVER_RUN")
     assert first.transition.ended_at is None
+
+
+@pytest.mark.parametrize("form", ["full", "tags", "dotted"])
+@pytest.mark.parametrize("kind", ["callout", "attempt"])
+@pytest.mark.parametrize("body", ["labels", "camelCase"])
+def test_every_form_of_the_callout_history(sim: Simulator, client: Client, form: str, kind: str, body: str) -> None:
+    sim.delivery(history_context=form, history_of=kind)
+    sim.callouts(CalloutConfig(url="http://127.0.0.1:9", body=body, loss=1.0))
+    sim.start_session("1002", script=[["INITIALIZING", 1], ["RUNNING", 1], ["FAILED", None]])
+    sim.advance(2)
+    for count in (3, 6, 9):
+        sim.wait_for("callout", count, code=-1)
+        sim.advance(1800)
+        client.token = None
+    records = client.call("GET", "/v1/notification-history/callout").json["calloutHistories"]
+    told = read_history(callout_settings("mediation_default", {}), records, NOW + timedelta(days=1))
+    assert [(each.transition.previous_status, each.transition.status) for each in told.entries if each.transition] == [
+        (None, "INITIALIZING"),
+        ("INITIALIZING", "RUNNING"),
+        ("RUNNING", "FAILED"),
+    ]
 
 
 DATED = "{{Request.Headers.Date}}\n{{Request.Body}}"
