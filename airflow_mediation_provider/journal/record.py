@@ -7,6 +7,8 @@ anew. Of two writers at once the second waits for that lock, and so folds what t
 
 from __future__ import annotations
 
+import hashlib
+import json
 import logging
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -29,6 +31,7 @@ from airflow_mediation_provider.journal.transaction import (
 from airflow_mediation_provider.protocol.entry import Entry, EntryKind
 from airflow_mediation_provider.protocol.lifecycle import SessionState, departures, fold
 from airflow_mediation_provider.protocol.status import ANY_TERMINAL, TERMINAL, RunType
+from airflow_mediation_provider.protocol.transition import Source
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -148,7 +151,7 @@ class _Writer:
             values = transition_values(entry, conn_id=self._conn_id, at=datetime.now(UTC))
             if values["kind"] == EntryKind.POLL:
                 polls.append((entry, values))
-            elif self._add(TransitionRow, values):
+            elif self._add(TransitionRow, values) or self._says_more(values):
                 new += 1
                 if values["kind"] == EntryKind.STATUS_CHANGE:
                     touched.add((values["meter_id"], values["session_id"]))
@@ -162,15 +165,41 @@ class _Writer:
         new = 0
         for row_id, entry in sorted(entries.items()):
             values = transition_values(entry, conn_id=self._conn_id, at=datetime.now(UTC))
-            for kept in ("conn_id", "notification_id", "created_at"):
-                del values[kept]
-            unread = TransitionRow.id == row_id, TransitionRow.kind == EntryKind.UNPARSED
-            statement = update(TransitionRow).where(*unread).values(**values)
-            if self._session.execute(statement).rowcount:  # type: ignore[attr-defined]
+            if self._replace_unread(row_id, values):
                 new += 1
                 if values["kind"] == EntryKind.STATUS_CHANGE:
                     touched.add((values["meter_id"], values["session_id"]))
         return self._emitted(new, len(entries) - new, self._refolded(touched))
+
+    def _replace_unread(self, row_id: int, values: Mapping[str, Any]) -> bool:
+        """Let an UNPARSED row say what it says now, and say whether it was one; its id and its time stay."""
+        said = {
+            name: value for name, value in values.items() if name not in ("conn_id", "notification_id", "created_at")
+        }
+        unread = TransitionRow.id == row_id, TransitionRow.kind == EntryKind.UNPARSED
+        statement = update(TransitionRow).where(*unread).values(**said)
+        return bool(self._session.execute(statement).rowcount)  # type: ignore[attr-defined]
+
+    def _says_more(self, values: dict[str, Any]) -> bool:
+        """Keep a callout whose notification id is known and that says something else, and say whether it does.
+
+        What nobody could read when it came first can be read now: the settings were put right, say. And that an id is
+        of one change alone is Zuora's word; a change that it is not true of must not get lost.
+        """
+        if values["kind"] != EntryKind.STATUS_CHANGE or values["source"] != Source.CALLOUT:
+            return False
+        names = ("meter_id", "session_id", "status", "previous_status")
+        told = select(TransitionRow.id, TransitionRow.kind, *(getattr(TransitionRow, name) for name in names))
+        same_id = {name: values[name] for name in ("conn_id", "notification_id")}
+        known = self._session.execute(told.filter_by(**same_id)).one_or_none()
+        edge = tuple(values[name] for name in names)
+        if known is None or tuple(known[2:]) == edge:
+            return False
+        if known.kind == EntryKind.UNPARSED:
+            return self._replace_unread(known.id, values)
+        digest = hashlib.sha256(json.dumps([values["notification_id"], *edge]).encode()).hexdigest()
+        values["notification_id"] = f"other:{digest[:40]}"
+        return self._add(TransitionRow, values)
 
     def _refolded(self, sessions: set[tuple[str, str]]) -> tuple[SessionState, ...]:
         return tuple(self._refold(*key) for key in sorted(sessions))

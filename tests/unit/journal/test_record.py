@@ -86,6 +86,26 @@ class TestRecord:
         assert (again.new, again.duplicates, again.changed, again.emitted) == (0, 1, (), ())
         assert len(all_of(TransitionRow)) == 1
 
+    def test_what_could_not_be_read_at_first_says_what_it_says_when_it_is_sent_again(self):
+        add_asset("COMPLETED")
+        unread = Entry(kind=EntryKind.UNPARSED, observed_at=NOW, source=Source.CALLOUT, notification_id="n-1")
+        record([unread], conn_id=CONN)
+        assert record([change("RUNNING", "COMPLETED", "n-1", at=9)], conn_id=CONN).new == 1
+        assert record([change("RUNNING", "COMPLETED", "n-1", at=10)], conn_id=CONN).duplicates == 1
+        assert record([unread], conn_id=CONN).duplicates == 1
+        assert all_of(TransitionRow.kind) == ["status_change"]
+        assert events() == [("COMPLETED", "R-1", "R-1")]
+
+    def test_another_change_under_a_known_id_is_not_lost(self):
+        add_asset("COMPLETED")
+        for _ in range(2):
+            record([change(None, "RUNNING", "n-1")], conn_id=CONN)
+            record([change("RUNNING", "COMPLETED", "n-1", at=9)], conn_id=CONN)
+            record([change(None, "RUNNING", "n-1", session="R-2")], conn_id=CONN)
+        assert len(all_of(TransitionRow)) == 3
+        assert sorted(all_of(SessionRow.status)) == ["COMPLETED", "RUNNING"]
+        assert events() == [("COMPLETED", "R-1", "R-1")]
+
     def test_the_same_change_under_another_id_starts_nothing_again(self):
         add_asset("COMPLETED")
         for number in range(3):
