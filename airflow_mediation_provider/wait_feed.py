@@ -107,8 +107,9 @@ class WaitFeed:
         if self._spared_until is not None and now < self._spared_until:
             return False
         if polled_at is None:
-            # Of a meter of which callouts came nothing needs to be proven: neither its id nor the connection.
-            if not any(state.source is not Source.RUN for state in self._sessions):
+            # Of a session that is known, or a meter of which callouts came, nothing needs to be proven: neither the
+            # meter's id nor the connection.
+            if not wait.known.told and all(state.source is Source.RUN for state in self._sessions):
                 return True
             polled_at = wait.created_at
         return now - polled_at >= max(self._cross_check, timedelta(seconds=poke_interval))

@@ -11,6 +11,7 @@ from contextvars import copy_context
 from threading import Thread
 from typing import TYPE_CHECKING, Any, Final
 
+from airflow_mediation_provider.operators.live_sessions import live_sessions
 from airflow_mediation_provider.protocol.errors import MediationError, NotRunningError, StopInProgressError
 from airflow_mediation_provider.protocol.reading import IDLE
 from airflow_mediation_provider.protocol.status import RunType
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 
     from airflow_mediation_provider.hooks.mediation import MediationHook
     from airflow_mediation_provider.operators.run_state import RunState
+    from airflow_mediation_provider.watch.feed_caller import FeedCaller
 
     _Operator = BaseOperator
 else:
@@ -31,6 +33,7 @@ USERS_STATES: Final = frozenset({"success", "failed", "skipped", "restarting", "
 _ON_KILL_SECONDS: Final = 1.5
 """Airflow kills a process five seconds after it called ``on_kill``; what is left of them must do for the stop."""
 _UNTIL_KILLED: Final = 10.0
+_FEED_SECONDS: Final = 1.0
 _LOOKS: Final = 24
 _LOOK_SECONDS: Final = 5.0
 
@@ -50,6 +53,8 @@ class StopOnKillMixin(_Operator):
     if TYPE_CHECKING:
 
         def _make_hook(self, **options: Any) -> MediationHook: ...
+
+        def _feed_caller(self, **options: Any) -> FeedCaller: ...
 
     def on_kill(self) -> None:
         """Where a user, not Airflow itself, ended the task: stop the meter, if that was asked for, and do nothing more.
@@ -107,6 +112,10 @@ class StopOnKillMixin(_Operator):
         if self._state is None or other_session_lives(self._state):
             self.log.warning("Meter %s is not stopped: another session of it was live when it was run.", self.meter_id)
             return False
+        if others := self._newer_sessions(self._state):
+            names = ", ".join(others)
+            self.log.warning("Meter %s is not stopped: that would stop %s as well, begun since.", self.meter_id, names)
+            return False
         try:
             self._make_hook(attempts=attempts).stop_meter(str(self.meter_id), self.version)
         except NotRunningError:
@@ -120,6 +129,12 @@ class StopOnKillMixin(_Operator):
         else:
             self.log.info("Meter %s is being stopped, because %s.", self.meter_id, why)
         return True
+
+    def _newer_sessions(self, state: RunState) -> list[str]:
+        """Return the sessions that began after this one was called for; before, the meter's status told of others."""
+        caller = self._feed_caller(seconds=_FEED_SECONDS)
+        live = live_sessions(caller, str(self.meter_id), since=state.called_at)
+        return [session_id for session_id in live if session_id != state.session_id]
 
 
 def other_session_lives(state: RunState) -> bool:

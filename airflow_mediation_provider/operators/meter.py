@@ -237,6 +237,7 @@ class RunMeterOperator(SessionWaitMixin, RunStartMixin, StopOnKillMixin, BaseOpe
             self._say_started(state)
         self._state = state
         push_session_link(context, self.hook, str(self.meter_id), state.session_id, state.run_id)
+        self._report_run(state)
         if not self.wait_for_completion:
             return self._returned(context, state, self._reply(state))
         wait = SessionWait(
@@ -278,8 +279,8 @@ class RunMeterOperator(SessionWaitMixin, RunStartMixin, StopOnKillMixin, BaseOpe
         """Return the session, or raise why not; write down first what a retry has to know of it."""
         session = dict(result.session or {})
         if session and state is not None and state.session_id is None:
-            # Whatever polls may prove of a session: that it is the one whose reply was lost, they cannot.
-            session |= {"session_id": self._hint(state), "certain": False}
+            # Whatever is proven of a session: that it is the one whose reply was lost, is not.
+            session |= {"session_id": session.get("session_id") or self._hint(state), "certain": False}
             if self.require_certain and result.end in (WaitEnd.MET, WaitEnd.FAILED):
                 result = replace(result, end=WaitEnd.UNCERTAIN, message=f"{result.message} {_REPLY_LOST}")
         if result.end is WaitEnd.MET:

@@ -17,11 +17,13 @@ from airflow_mediation_provider.protocol.errors import (
     TransientError,
 )
 from airflow_mediation_provider.protocol.status import TERMINAL, RunType
+from airflow_mediation_provider.protocol.transition import SessionTransition, Source
 
 if TYPE_CHECKING:
     from airflow.sdk import BaseOperator, Context
 
     from airflow_mediation_provider.hooks.mediation import MediationHook
+    from airflow_mediation_provider.watch.feed_caller import FeedCaller
 
     _Operator = BaseOperator
 else:
@@ -53,6 +55,8 @@ class RunStartMixin(_Operator):
     if TYPE_CHECKING:
 
         def _make_hook(self, **options: Any) -> MediationHook: ...
+
+        def _feed_caller(self, **options: Any) -> FeedCaller: ...
 
     def _memory(self, context: Context) -> RunMemory:
         return RunMemory.of(context, self.timeout + self.capacity_timeout + self.max_unreachable)
@@ -112,6 +116,25 @@ class RunStartMixin(_Operator):
                     continue
                 return state
             self._pause_before_call(caller.state, memory, since, max(self._spread(pauses), retry_after))
+
+    def _report_run(self, state: RunState) -> None:
+        """Tell the journal which session was started, where that is known: before its first callout nobody else does.
+
+        Best effort, and told again by each try: the journal keeps it once.
+        """
+        if state.session is None or state.session_id is None:
+            return
+        from airflow_mediation_provider.protocol.entry import Entry, EntryKind
+
+        transition = SessionTransition.from_dict(state.session)
+        entry = Entry(
+            kind=EntryKind.STATUS_CHANGE,
+            observed_at=transition.observed_at,
+            source=Source.RUN,
+            transition=transition,
+            notification_id=f"run:{state.session_id}",
+        )
+        self._feed_caller().observe([entry])
 
     def _allow_pause(self, since: dict[str, str], kind: str, limit: float, error: MediationError) -> None:
         """Say once why the call has to wait, and end the try when that lasts too long."""

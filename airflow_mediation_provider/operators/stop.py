@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Final
 from airflow.sdk import BaseOperator, conf
 
 from airflow_mediation_provider.operators.arguments import check_flags, check_meter, check_text, seconds
+from airflow_mediation_provider.operators.live_sessions import live_sessions
 from airflow_mediation_provider.protocol.condition import SessionCondition
 from airflow_mediation_provider.protocol.errors import (
     MediationError,
@@ -128,6 +129,7 @@ class StopMeterOperator(SessionWaitMixin, BaseOperator):
     def _ask(self, *, force: bool) -> bool:
         """Ask for a stop; return whether there is one to wait for."""
         kind = "by force" if force else "gracefully"
+        live = ", ".join(live_sessions(self._feed_caller(), str(self.meter_id))) or "whatever runs of it"
         try:
             self.hook.stop_meter(str(self.meter_id), self.version, force=force)
         except NotRunningError:
@@ -136,7 +138,7 @@ class StopMeterOperator(SessionWaitMixin, BaseOperator):
             # Zuora takes no force while a stop is under way; what is under way ends as well.
             self.log.info("A stop of meter %s is under way already.", self.meter_id)
         else:
-            self.log.info("Zuora accepted to stop meter %s %s.", self.meter_id, kind)
+            self.log.info("Zuora accepted to stop meter %s %s: %s.", self.meter_id, kind, live)
         return True
 
     def _wait(self, context: Context, status: str, *, forced: bool) -> dict[str, Any]:

@@ -22,7 +22,7 @@ from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any, Final
 
 from airflow_mediation_provider.protocol.condition import Outcome
-from airflow_mediation_provider.protocol.neighbours import IDLE_FOR_GOOD, Awaited, who_explains, who_ran
+from airflow_mediation_provider.protocol.neighbours import IDLE_FOR_GOOD, Awaited, who_explains, who_lives, who_ran
 from airflow_mediation_provider.protocol.reading import FOREIGN, IDLE, LIVE, PollReading, PollVerdict
 from airflow_mediation_provider.protocol.status import ANY_TERMINAL, RunType, SessionStatus
 from airflow_mediation_provider.protocol.times import from_json, to_json, to_utc
@@ -74,12 +74,12 @@ class Attribution:
         "_live_seen",
         "_over",
         "_session_id",
-        "_settle",
         "_shown_since",
         "_since",
-        "_started_at",
         "_told_at",
         "_unbound",
+        "settle",
+        "started_at",
     )
 
     def __init__(
@@ -96,8 +96,8 @@ class Attribution:
         self._condition = condition
         self._session_id = condition.session_id
         self._since = to_utc("since", since)
-        self._started_at = started_at
-        self._settle = settle
+        self.started_at = started_at
+        self.settle = settle
         self._exclusive = exclusive
         self._baseline: str | None = None
         # Whether the session was still to be found when the wait began: then its start is known by a reading alone.
@@ -132,16 +132,6 @@ class Attribution:
         """What was seen of another session of the meter, in words; empty where nothing was."""
         return self._doubt
 
-    @property
-    def settle(self) -> timedelta:
-        """How long a reading may be stale."""
-        return self._settle
-
-    @property
-    def started_at(self) -> datetime | None:
-        """The session's start by Zuora's clock, where it is known."""
-        return self._started_at
-
     def of_session(self, session_id: str | None, heard_at: datetime) -> Attribution:
         """Return a memory for the session that callouts showed to be the awaited one, or for none again.
 
@@ -154,7 +144,7 @@ class Attribution:
             begun=session_id is not None,
             baseline=self._baseline,
             exclusive=self._exclusive,
-            settle=self._settle,
+            settle=self.settle,
         )
         new._session_id, new._doubt = session_id, self._doubt
         return new
@@ -173,7 +163,7 @@ class Attribution:
         """
         first, told = to_utc("observed_at", state.first_observed_at), to_utc("observed_at", state.last_observed_at)
         self._begun_at = first if self._begun_at is None else min(self._begun_at, first)
-        self._started_at = to_utc("begun_at", state.begun_at)
+        self.started_at = to_utc("begun_at", state.begun_at)
         self._session_id, self._unbound, self._shown_since = state.session_id, False, True
         self._told_at, self._over = told, state.terminal
         if not state.terminal:
@@ -192,7 +182,7 @@ class Attribution:
         if self._last_read_at is not None and at <= self._last_read_at:
             return _SILENT
         self._last_read_at = at
-        if self._over or (self._told_at is not None and at - self._told_at < self._settle):
+        if self._over or (self._told_at is not None and at - self._told_at < self.settle):
             # The session has ended by its own word, or has moved so lately that the reading may be of before.
             return _SILENT
         if at < self._since:
@@ -212,17 +202,24 @@ class Attribution:
 
     def other(self, others: Sequence[SessionState], status: str, at: datetime) -> str | None:
         """Return another session that a reading may be of, and note whoever breaks the promise of ``exclusive``."""
-        own = Awaited(
-            session_id=self._session_id,
-            begun_at=self._started_at or self._since,
-            live_at=self._live_at,
-            idle_at=self._idle_at,
-            idle_before=self._baseline in IDLE_FOR_GOOD,
-            settle=self._settle,
-        )
+        own = self._awaited()
         if not self._doubt and (ran := who_ran(own, others)):
             self.contradict(f"session {ran} of the same meter ran meanwhile")
         return who_explains(own, others, status, at)
+
+    def beside(self, others: Sequence[SessionState]) -> list[str]:
+        """Return the sessions that seem to be live beside the awaited one."""
+        return who_lives(self._awaited(), others)
+
+    def _awaited(self) -> Awaited:
+        return Awaited(
+            session_id=self._session_id,
+            begun_at=self.started_at or self._since,
+            live_at=self._live_at,
+            idle_at=self._idle_at,
+            idle_before=self._baseline in IDLE_FOR_GOOD,
+            settle=self.settle,
+        )
 
     def _weigh(self, status: str, at: datetime) -> PollVerdict:
         """Return the verdict on a reading that no other session is known to explain."""
@@ -237,7 +234,7 @@ class Attribution:
         elif self._live_seen:
             if self._settled(at):
                 self._furthest = 2 if status in ANY_TERMINAL else max(self._furthest, 1)
-        elif status == self._baseline and at - self._since >= self._settle:
+        elif status == self._baseline and at - self._since >= self.settle:
             # Still none: a session that shows from here on did not begin before ``since``.
             self._shown_since = True
         return self._conclude(status, at)
@@ -252,7 +249,7 @@ class Attribution:
             self._candidate = None
             return _WAITING if changed else self._unchanged(status)
         if status == self._candidate and self._candidate_since is not None:
-            agreed = at - self._candidate_since >= self._settle
+            agreed = at - self._candidate_since >= self.settle
         else:
             self._candidate, self._candidate_since, agreed = status, at, False
         if outcome is Outcome.MET and changed and status not in ANY_TERMINAL:
@@ -262,7 +259,7 @@ class Attribution:
         elif changed:
             enough = agreed
         else:
-            enough = agreed and self._begun_at is not None and at - self._begun_at >= 4 * self._settle
+            enough = agreed and self._begun_at is not None and at - self._begun_at >= 4 * self.settle
         if not enough:
             return _WAITING if changed else self._unchanged(status)
         if outcome is Outcome.FAILED and self._glimpsed:
@@ -286,7 +283,7 @@ class Attribution:
             self.contradict(NEWER_RUN)
             # Ours is known to have ended in a status that was not asked for; what follows is another session's.
             self._hidden = self._hidden or (self._furthest == 2 and initializing)
-        if not self._shown_since and at - self._since >= self._settle:
+        if not self._shown_since and at - self._since >= self.settle:
             # The first live reading that cannot be a stale one of a session before ``since``.
             self._shown_since = True
             self._begun_at = at
@@ -303,7 +300,7 @@ class Attribution:
             return self._unchanged(status)
         other = "DEBUG" if self._condition.run_type is RunType.NORMAL else "NORMAL"
         reason = f"a {other} run of the meter ({status}) hides the status of the session"
-        if at - self._since >= self._settle:
+        if at - self._since >= self.settle:
             self.contradict(f"a {other} run of the meter was seen meanwhile")
         return PollVerdict(Outcome.WAITING, speaks=False, reason=reason)
 
@@ -315,7 +312,7 @@ class Attribution:
         return PollVerdict(Outcome.WAITING, speaks=False, reason=reason)
 
     def _settled(self, at: datetime) -> bool:
-        return self._begun_at is not None and at - self._begun_at >= self._settle
+        return self._begun_at is not None and at - self._begun_at >= self.settle
 
     def _reason_to_doubt(self, status: str, *, changed: bool) -> str:
         """Return why a status that ends the wait may not be the session's own; empty where nothing says so."""
@@ -338,7 +335,7 @@ class Attribution:
             "begun": not self._unbound,
             "baseline": self._baseline,
             "exclusive": self._exclusive,
-            "settle": self._settle.total_seconds(),
+            "settle": self.settle.total_seconds(),
             "begun_at": to_json(self._begun_at),
             "live_seen": self._live_seen,
             "shown_since": self._shown_since,
@@ -349,7 +346,7 @@ class Attribution:
             "candidate": self._candidate,
             "candidate_since": to_json(self._candidate_since),
             "last_read_at": to_json(self._last_read_at),
-            "started_at": to_json(self._started_at),
+            "started_at": to_json(self.started_at),
             "session_id": self._session_id,
             "told_at": to_json(self._told_at),
             "over": self._over,
@@ -384,7 +381,7 @@ class Attribution:
         self._candidate = data.get("candidate")
         self._candidate_since = from_json(data.get("candidate_since"))
         self._last_read_at = from_json(data.get("last_read_at"))
-        self._started_at = from_json(data.get("started_at"))
+        self.started_at = from_json(data.get("started_at"))
         self._session_id = data.get("session_id") or self._session_id
         self._told_at = from_json(data.get("told_at"))
         self._over = bool(data.get("over", False))

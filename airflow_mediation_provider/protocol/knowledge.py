@@ -146,6 +146,13 @@ class SessionKnowledge:
         other = self._attribution.other(states, status, at)
         return of_another(other) if other else ""
 
+    def beside(self, states: Sequence[SessionState]) -> list[str]:
+        """Return the sessions that seem to be live beside the awaited one.
+
+        :param states: what callouts tell of the meter's sessions
+        """
+        return self._attribution.beside(states)
+
     def may_bind(self, told: Set[str], first: datetime, last: datetime) -> bool:
         """Say cheaply whether ``bind`` or ``hear`` may find anything new in some states.
 

@@ -73,6 +73,22 @@ def who_ran(own: Awaited, others: Iterable[SessionState]) -> str | None:
     return next((other.session_id for other in others if _ran_meanwhile(own, other)), None)
 
 
+def who_lives(own: Awaited, others: Iterable[SessionState]) -> list[str]:
+    """Return the NORMAL sessions that seem to be live beside the awaited one: a stop of the meter would hit them too.
+
+    :param own: the awaited session
+    :param others: what is known of the meter's sessions; the awaited one may be among them
+    """
+    return [
+        other.session_id
+        for other in others
+        if not other.terminal
+        and other.run_type is RunType.NORMAL
+        and other.source is not Source.RUN
+        and _ran_meanwhile(own, other)
+    ]
+
+
 def _ran_meanwhile(own: Awaited, other: SessionState) -> bool:
     if other.session_id == own.session_id or _was_over(own, other):
         return False

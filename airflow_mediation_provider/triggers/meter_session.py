@@ -113,7 +113,7 @@ class MeterSessionTrigger(BaseTrigger):
                     break
                 await memory.keep(wait)
         finally:
-            self._others = self._other_sessions(wait)
+            self._others = watch.other_sessions(self.mediation_conn_id, wait)
             waiter.close()
         await memory.forget()
         return await self._event(wait, news.result)
@@ -181,7 +181,7 @@ class MeterSessionTrigger(BaseTrigger):
             return wait.known.doubt
         if condition.run_type is not RunType.NORMAL:
             return f"Zuora stops NORMAL runs only, and this is a {condition.run_type} one"
-        others = self._others | self._other_sessions(wait)
+        others = self._others | watch.other_sessions(self.mediation_conn_id, wait)
         if others:
             return f"it would stop {', '.join(sorted(others))} as well, which seem to be live or are waited for"
         async with await watch.open_hook(self.mediation_conn_id, attempts=2) as hook:
@@ -194,14 +194,6 @@ class MeterSessionTrigger(BaseTrigger):
                 return f"the task is {state}: Airflow only moved the wait elsewhere, or has started the task anew"
             await hook.stop_meter(condition.meter_id, condition.version)
         return None
-
-    def _other_sessions(self, wait: SessionWait) -> set[str]:
-        from airflow_mediation_provider import watch
-
-        condition = wait.condition
-        return watch.other_sessions(
-            self.mediation_conn_id, condition.meter_id, condition.version, wait.known.session_id
-        )
 
     async def _task_state(self) -> str | None:
         """Return the task's state in Airflow, ``None`` after a Clear, and ``unknown`` where it cannot be told."""

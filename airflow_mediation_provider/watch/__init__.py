@@ -55,10 +55,10 @@ def look_on(mediation_conn_id: str, meter_id: str, version: str, *, poll_interva
     return _hub(mediation_conn_id).look_on(meter_id, version, poll_interval=poll_interval)
 
 
-def other_sessions(mediation_conn_id: str, meter_id: str, version: str, session_id: str | None) -> set[str]:
-    """Return the sessions of a meter version, other than the given one, that this loop's tasks wait for or saw live."""
+def other_sessions(mediation_conn_id: str, wait: SessionWait) -> set[str]:
+    """Return the sessions of a wait's meter, other than its own, that this loop's tasks wait for or that seem live."""
     hub = _hubs.get(asyncio.get_running_loop(), {}).get(mediation_conn_id)
-    return hub.other_sessions(meter_id, version, session_id) if hub is not None else set()
+    return hub.other_sessions(wait) if hub is not None else set()
 
 
 async def session_url(mediation_conn_id: str, meter_id: str, session_id: str) -> str | None:

@@ -303,11 +303,12 @@ def test_the_last_waiter_takes_everything_along(clock, zuora):
 
 def test_leaving_is_synchronous_and_idempotent(clock, zuora):
     async def main(hub, watch):
-        stays, _ = watch(wait_for(clock, "m", "S-1"))
+        ours = wait_for(clock, "m", "S-1")
+        stays, _ = watch(ours)
         waiter = hub.subscribe(wait_for(clock, "m", "S-2"), poll_interval=60)
-        assert hub.other_sessions("m", "0.0.1", "S-1") == {"S-2"}
+        assert hub.other_sessions(ours) == {"S-2"}
         waiter.close()
-        assert hub.other_sessions("m", "0.0.1", "S-1") == set()
+        assert hub.other_sessions(ours) == set()
         waiter.close()
         assert waiter.closed
         assert not stays.waiter.closed
