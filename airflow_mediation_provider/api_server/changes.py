@@ -21,7 +21,7 @@ from itertools import islice, takewhile
 from typing import TYPE_CHECKING, Final
 
 from airflow_mediation_provider.journal import queries
-from airflow_mediation_provider.journal.record import JournalUnavailable
+from airflow_mediation_provider.journal.transaction import JournalUnavailable, read
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterator, Mapping
@@ -254,9 +254,4 @@ class Changes:
 
 
 def _read_database(since: datetime, known: Mapping[int, int]) -> list[Change]:
-    from airflow import settings
-
-    if settings.NonScopedSession is None:
-        raise JournalUnavailable("Airflow's database is not set up in this process")
-    with settings.NonScopedSession() as session:
-        return queries.changed_since(session, since, known)
+    return read(lambda session: queries.changed_since(session, since, known))

@@ -20,7 +20,7 @@ from airflow_mediation_provider.api_server.replies import UNAVAILABLE, error_doc
 from airflow_mediation_provider.api_server.shutdown import on_shutdown
 from airflow_mediation_provider.api_server.signed import read_signed
 from airflow_mediation_provider.journal import queries
-from airflow_mediation_provider.journal.record import JournalUnavailable, unavailable
+from airflow_mediation_provider.journal.transaction import JournalUnavailable, read
 from airflow_mediation_provider.journal.waits import record_waits
 from airflow_mediation_provider.protocol.errors import MisconfigurationError
 from airflow_mediation_provider.protocol.feed import FEED_PATH, FeedReply, FeedRequest
@@ -28,6 +28,8 @@ from airflow_mediation_provider.protocol.feed import FEED_PATH, FeedReply, FeedR
 if TYPE_CHECKING:
     from collections.abc import Mapping
     from datetime import datetime
+
+    from sqlalchemy.orm import Session
 
     from airflow_mediation_provider.api_server.connections import MediationConnection
     from airflow_mediation_provider.protocol.feed import MeterQuestion
@@ -65,21 +67,16 @@ class Feed:
             self._writing.add(task)
             task.add_done_callback(self._writing.discard)
         callouts = _takes_callouts(connection)
-        try:
-            cursor = Cursor.parse(question.cursor) if question.cursor else None
-            if cursor is not None and not question.full:
-                seconds = question.wait if self.changes.waiting < MOST_WAITING else 0.0
-                told = await self.changes.since(cursor, connection.conn_id, question.meters.keys(), seconds=seconds)
-                if told is not None:
-                    states, after = told
-                    return FeedReply(cursor=str(after), callouts=callouts, sessions=tuple(states))
-            after = await self.changes.cursor()
-            look = partial(_look, connection.conn_id, question.meters, callouts=callouts)
-            states, last = await asyncio.get_running_loop().run_in_executor(self._looking, look)
-        except JournalUnavailable:
-            raise
-        except Exception as error:
-            raise unavailable(error) from error
+        cursor = Cursor.parse(question.cursor) if question.cursor else None
+        if cursor is not None and not question.full:
+            seconds = question.wait if self.changes.waiting < MOST_WAITING else 0.0
+            told = await self.changes.since(cursor, connection.conn_id, question.meters.keys(), seconds=seconds)
+            if told is not None:
+                states, after = told
+                return FeedReply(cursor=str(after), callouts=callouts, sessions=tuple(states))
+        after = await self.changes.cursor()
+        look = partial(_look, connection.conn_id, question.meters, callouts=callouts)
+        states, last = await asyncio.get_running_loop().run_in_executor(self._looking, look)
         return FeedReply(cursor=str(after), callouts=callouts, last_callout_at=last, sessions=tuple(states))
 
     async def _keep_waits(self, conn_id: str, question: FeedRequest) -> None:
@@ -139,10 +136,8 @@ def _takes_callouts(connection: MediationConnection) -> bool:
 def _look(
     conn_id: str, meters: Mapping[str, MeterQuestion], *, callouts: bool
 ) -> tuple[list[SessionState], datetime | None]:
-    from airflow import settings
-
-    if settings.NonScopedSession is None:
-        raise JournalUnavailable("Airflow's database is not set up in this process")
-    with settings.NonScopedSession() as session:
+    def work(session: Session) -> tuple[list[SessionState], datetime | None]:
         last = queries.last_callout_at(session, conn_id) if callouts else None
         return queries.answer(session, conn_id, meters), last
+
+    return read(work)

@@ -89,7 +89,14 @@ def read(work: Callable[[Session], T]) -> T:
 def unavailable(error: Exception) -> JournalUnavailable:
     """Return what a database error means for a reader or writer of the journal."""
     words = str(getattr(error, "orig", error)).lower()
-    missing = "no such table", "no such column", "does not exist", "doesn't exist", "unknown column"
+    missing = (
+        "no such table",
+        "no such column",
+        "has no column named",
+        "does not exist",
+        "doesn't exist",
+        "unknown column",
+    )
     if isinstance(error, (ProgrammingError, OperationalError)) and any(each in words for each in missing):
         return JournalMissing(f"the journal's tables are missing or old: run `{MIGRATE}` ({words.splitlines()[0]})")
     return JournalUnavailable(f"the journal's database gave an error: {words}")

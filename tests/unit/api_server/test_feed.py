@@ -6,7 +6,7 @@ import asyncio
 import signal
 import time
 from datetime import UTC, datetime
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import httpx
 import pytest
@@ -34,6 +34,9 @@ from airflow_mediation_provider.protocol.feed import (
 )
 from airflow_mediation_provider.protocol.transition import SessionTransition, Source
 from tests.unit.api_server.signed import until
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 SECRET = "client-secret"
 ASKED = {"1": MeterQuestion(sessions=frozenset({"R-1"}))}
@@ -77,8 +80,12 @@ class Caller:
 
 
 @pytest.fixture
-def app(airflow_database: str) -> Any:
-    return create_app(Connections(find))
+def app(airflow_database: str) -> Iterator[Any]:
+    made = create_app(Connections(find))
+    yield made
+    if feed := getattr(made.state, "feed", None):
+        # A last look that goes on must not meet the end of the database.
+        feed.changes._thread.shutdown()
 
 
 @pytest.fixture
