@@ -7,6 +7,7 @@ strands some of them; so the API server is told of each change, and emits what a
 from __future__ import annotations
 
 import asyncio
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Final
 
 from airflow.triggers.base import BaseEventTrigger, TriggerEvent
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
     from airflow_mediation_provider.protocol.reading import PollReading
+    from airflow_mediation_provider.watch.feed_client import FeedClient
+    from airflow_mediation_provider.watch.onlooker import Onlooker
 
 ARGUMENTS_VERSION: Final = 1
 RETRY_SECONDS: Final = 5.0
@@ -76,19 +79,14 @@ class MeterWatchTrigger(BaseEventTrigger):
 
         feed = watch.open_feed(self.mediation_conn_id)
         onlooker = watch.look_on(self.mediation_conn_id, self.meter_id, self.version, poll_interval=self.poll_interval)
-        seen: asyncio.Task[PollReading | MediationError] | None = None
         try:
             while True:
-                seen = seen or asyncio.create_task(onlooker.next())
-                await asyncio.wait([seen], timeout=RETRY_SECONDS if self._untold else None)
-                if seen.done():
-                    self._note(seen.result())
-                    seen = None
-                if self._untold:
-                    await self._tell(feed)
+                try:
+                    await self._step(onlooker, feed)
+                except Exception:  # there is no task whose failure anybody would see
+                    self.log.exception("Watching meter %s failed unexpectedly, and goes on", self.meter_id)
+                    await asyncio.sleep(RETRY_SECONDS)
         finally:
-            if seen is not None:
-                seen.cancel()
             onlooker.close()
             await feed.close()
         yield TriggerEvent(None)  # never reached: it makes a generator of this
@@ -98,6 +96,14 @@ class MeterWatchTrigger(BaseEventTrigger):
         from airflow_mediation_provider import watch
 
         await watch.settled()
+
+    async def _step(self, onlooker: Onlooker, feed: FeedClient) -> None:
+        """Take the next reading, or tell again what could not be told."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(RETRY_SECONDS if self._untold else None):
+                self._note(await onlooker.next())
+        if self._untold:
+            await self._tell(feed)
 
     def _note(self, seen: PollReading | MediationError) -> None:
         """Keep what is to be told: each change, and what was seen first, which the API server compares."""
@@ -124,7 +130,7 @@ class MeterWatchTrigger(BaseEventTrigger):
         )
         del self._untold[:-_MOST_UNTOLD]
 
-    async def _tell(self, feed: Any) -> None:
+    async def _tell(self, feed: FeedClient) -> None:
         """Tell the API server all that it does not know yet, or keep it."""
         from airflow_mediation_provider.watch.feed_client import FeedLostError
 

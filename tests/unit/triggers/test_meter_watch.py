@@ -146,6 +146,23 @@ def test_errors_end_nothing_and_are_said_once(monkeypatch: pytest.MonkeyPatch, f
     assert [line.split(":")[0] for line in said] == ["Meter m is not seen at the moment", "Meter m is seen again."]
 
 
+def test_a_bug_of_ours_ends_nothing(monkeypatch: pytest.MonkeyPatch):
+    world = World(monkeypatch)
+    world.zuora.script("m", *SESSION)
+    report, errors = world.server.report, [RuntimeError("a bug")]
+
+    async def fail_once(entries: Sequence[Entry]) -> None:
+        if errors:
+            raise errors.pop()
+        await report(entries)
+
+    monkeypatch.setattr(world.server, "report", fail_once)
+
+    world.play(trigger(), seconds=120)
+
+    assert world.server.changes() == [(None, "COMPLETED"), ("COMPLETED", "RUNNING"), ("RUNNING", "COMPLETED")]
+
+
 def test_it_is_made_anew_from_its_arguments():
     path, arguments = trigger().serialize()
 
