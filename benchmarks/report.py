@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import platform
 import time
 from dataclasses import dataclass
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -26,7 +27,10 @@ PACKAGES = (
 
 def environment() -> dict[str, str]:
     """Return what the numbers depend on: date, machine, versions."""
-    versions = {package: version(package) for package in PACKAGES}
+    versions = {}
+    for package in PACKAGES:
+        with contextlib.suppress(PackageNotFoundError):  # a program that measures nobody else's needs none of theirs
+            versions[package] = version(package)
     return {
         "date": time.strftime("%Y-%m-%d"),
         "cores": str(os.cpu_count()),
