@@ -156,8 +156,12 @@ class Connections:
         with self._lock:
             if isinstance(answer, LookupFailedError):
                 self._failed.add(conn_id, answer)
+            elif answer is None and conn_id in self._known:
+                del self._known[conn_id]
+                # Deleted to be made anew, perhaps; after a 404 Zuora would not call again.
+                answer = LookupFailedError("it was there a moment ago, and is not now")
+                self._failed.add(conn_id, answer)
             elif answer is None:
-                self._known.pop(conn_id, None)
                 self._unknown.add(conn_id, True)
             else:
                 self._known[conn_id] = (self._clock(), answer)

@@ -84,13 +84,28 @@ async def test_an_unknown_id_reaches_the_backends_once_within_minutes(connection
     assert await connections.get("invented")
 
 
-async def test_a_connection_that_is_deleted_is_unknown_at_the_next_look(connections, backends, ticks):
+async def test_a_connection_that_is_deleted_is_used_no_more_and_unknown_at_the_look_after(connections, backends, ticks):
     await connections.get("zuora")
     del backends.known["zuora"]
     ticks.now += module.KNOWN_SECONDS
 
+    with pytest.raises(LookupFailedError, match="is not now"):
+        await connections.get("zuora")
+    ticks.now += module.FAILED_SECONDS
     with pytest.raises(UnknownConnectionError):
         await connections.get("zuora")
+
+
+async def test_a_connection_that_is_deleted_and_made_anew_is_never_unknown(connections, backends, ticks):
+    await connections.get("zuora")
+    made = backends.known.pop("zuora")
+    ticks.now += module.KNOWN_SECONDS
+    with pytest.raises(LookupFailedError):
+        await connections.get("zuora")
+
+    backends.known["zuora"] = made
+    ticks.now += module.FAILED_SECONDS
+    assert await connections.get("zuora")
 
 
 @pytest.mark.parametrize("conn_id", ["", "a b", "a\n", "x" * 251, "%s", "a\0", "a'b", "{}", "\ufffd", "a?b"])
