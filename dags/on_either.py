@@ -1,4 +1,4 @@
-"""Load the sessions of two meters, whichever completes: one run of this DAG for each session of either.
+"""One DAG for two meters: a run for each session of either that completes.
 
 Schedules on sessions combine with ``|``, whatever their meters, statuses and connections.
 """
@@ -6,9 +6,7 @@ Schedules on sessions combine with ``|``, whatever their meters, statuses and co
 from __future__ import annotations
 
 from datetime import timedelta
-from typing import Any
 
-from airflow.providers.standard.operators.trigger_dagrun import TriggerDagRunOperator
 from airflow.sdk import dag, task
 
 from airflow_mediation_provider.assets import on_meter_session, triggering_session
@@ -21,19 +19,14 @@ from airflow_mediation_provider.assets import on_meter_session, triggering_sessi
     doc_md=__doc__,
 )
 def on_either() -> None:
-    """Ask which session it is, and load it."""
+    """Say which session of which meter it is."""
 
     @task
-    def session() -> dict[str, Any]:
-        return triggering_session()
+    def note() -> str:
+        session = triggering_session()
+        return f"session {session['session_id']} of meter {session['meter_id']} is {session['status']}"
 
-    TriggerDagRunOperator(
-        task_id="load_usage",
-        trigger_dag_id="usage_batch",
-        trigger_run_id="session-{{ dag_run.partition_key }}",
-        reset_dag_run=True,
-        conf=session(),
-    )
+    note()
 
 
 on_either()

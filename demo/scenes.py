@@ -169,8 +169,6 @@ SCENES = (
         shows="the second of two",
         scheduled_on="1016",
         meters={"1016": {"name": "Requests (started by Zuora's own schedule)", "script": _SHORT, "records": 20}},
-        rows=(
-            Row(meter="1016", status="COMPLETED", taken={"session": "success", "load_usage": "success"}, loaded=True),
-        ),
+        rows=(Row(meter="1016", status="COMPLETED", taken={"note": "success"}),),
     ),
 )
