@@ -78,9 +78,9 @@ def connect(stage: Stage, conn_id: str, extra: dict[str, str]) -> None:
 class Callouts:
     """Posts callouts as a user would who has nothing but a shell, and asks which runs came of them."""
 
-    def __init__(self, stage: Stage) -> None:
+    def __init__(self, stage: Stage, conn_id: str = CONN_ID) -> None:
         self.airflow = stage.airflow
-        self.url = f"{stage.airflow.url}/mediation/callouts/{CONN_ID}"
+        self.url = f"{stage.airflow.url}/mediation/callouts/{conn_id}"
 
     def post(self, meter_id: str, session_id: str, status: str, previous: str = "RUNNING") -> str:
         now = datetime.now(UTC).isoformat()
