@@ -74,7 +74,8 @@ def on_meter_session(
     While a DAG is paused, Airflow starts nothing for it: ``airflow mediation replay`` does that afterwards.
 
     :param meter_id: the meter, as in the address of its page in Zuora
-    :param status: the status, for example COMPLETED, FAILED or CANCELED; of DEBUG runs TESTING_PASSED, TESTING_FAILED
+    :param status: the status, for example COMPLETED, FAILED or CANCELED; of DEBUG runs TESTING_PASSED, TESTING_FAILED,
+        and whatever else they report starts nothing
     :param mediation_conn_id: Airflow connection of type ``mediation``; callouts go to the address with its name
     :param poll_interval: seconds between two looks at the meter, for an Airflow that gets no callouts; 5 at least
     :raises ValueError: an argument is wrong; names it and what is allowed

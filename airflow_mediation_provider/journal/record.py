@@ -30,7 +30,7 @@ from airflow_mediation_provider.journal.transaction import (
 )
 from airflow_mediation_provider.protocol.entry import Entry, EntryKind
 from airflow_mediation_provider.protocol.lifecycle import SessionState, departures, fold
-from airflow_mediation_provider.protocol.status import ANY_TERMINAL, TERMINAL, RunType
+from airflow_mediation_provider.protocol.status import ANY_TERMINAL, DEBUG_ONLY, TERMINAL, RunType
 from airflow_mediation_provider.protocol.transition import Source
 
 if TYPE_CHECKING:
@@ -226,7 +226,7 @@ class _Writer:
             # reports of it were shuffled and repeated; one that was left and reached again is news.
             arrival = departures(told)[state.status] + 1
             emitted = row.emitted if row else {}
-            news = not state.ambiguous and emitted.get(state.status, 0) < arrival
+            news = state.starts_dags and emitted.get(state.status, 0) < arrival
             values = {
                 **session_values(state),
                 "emitted": {**emitted, state.status: arrival} if news else emitted,
@@ -294,7 +294,8 @@ class _Writer:
         told = entry.transition
         if told is None:
             return
-        of_meter = select(SessionRow).filter_by(conn_id=self._conn_id, meter_id=told.meter_id)
+        run_type = RunType.DEBUG if told.status in DEBUG_ONLY else RunType.NORMAL
+        of_meter = select(SessionRow).filter_by(conn_id=self._conn_id, meter_id=told.meter_id, run_type=str(run_type))
         # A session that was live when a poll last showed an end has ended then, or nobody knows any more.
         ended = self._last_poll(
             told.meter_id, POLL_DRIVES, TransitionRow.status.in_(_ENDS), TransitionRow.id <= last.id

@@ -203,14 +203,14 @@ def _in_status(session: Session, asset_id: int, uri: str, asset: SessionAsset, s
             SessionRow.conn_id == asset.conn_id,
             SessionRow.meter_id == asset.meter_id,
             SessionRow.status == asset.status,
-            SessionRow.ambiguous.is_(False),
             SessionRow.last_observed_at >= since,
         )
     )
-    for row in rows:
-        state = state_of(row)
+    for state in map(state_of, rows):
+        if not state.starts_dags:
+            continue
         extra = {**state.transition.to_dict(), "evidence": str(state.source), "certain": not state.conflict}
-        yield _Candidate(key=row.session_id, asset_id=asset_id, uri=uri, at=state.observed_at, extra=extra)
+        yield _Candidate(key=state.session_id, asset_id=asset_id, uri=uri, at=state.observed_at, extra=extra)
 
 
 def _announced(session: Session, asset_id: int, uri: str, asset: SessionAsset, since: datetime) -> Iterator[_Candidate]:

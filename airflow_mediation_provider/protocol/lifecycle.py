@@ -86,6 +86,11 @@ class SessionState:
         return self.status in ANY_TERMINAL and not self.ambiguous
 
     @property
+    def starts_dags(self) -> bool:
+        """Whether its status is news for DAGs: a DEBUG run's only where no live run has it, whatever it reports."""
+        return not self.ambiguous and (self.run_type is RunType.NORMAL or self.status in DEBUG_ONLY)
+
+    @property
     def begun_at(self) -> datetime:
         """When the session started: by Zuora's clock, else when it was first heard of."""
         return self.started_at or self.first_observed_at

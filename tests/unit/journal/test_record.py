@@ -16,17 +16,27 @@ from airflow_mediation_provider.journal.record import record
 from airflow_mediation_provider.journal.tables import SessionRow, TransitionRow
 from airflow_mediation_provider.protocol.asset_uri import asset_uri
 from airflow_mediation_provider.protocol.entry import Entry, EntryKind
+from airflow_mediation_provider.protocol.status import RunType
 from airflow_mediation_provider.protocol.transition import SessionTransition, Source
 
 NOW = datetime(2026, 3, 31, 12, tzinfo=UTC)
 CONN = "mediation_default"
 
 
-def change(before: str | None, status: str, notification_id: str | None, *, at: int = 0, session: str = "R-1") -> Entry:
+def change(
+    before: str | None,
+    status: str,
+    notification_id: str | None,
+    *,
+    at: int = 0,
+    session: str = "R-1",
+    run_type: RunType = RunType.NORMAL,
+) -> Entry:
     observed_at = NOW + timedelta(seconds=at)
     transition = SessionTransition(
         meter_id="1",
         session_id=session,
+        run_type=run_type,
         status=status,
         previous_status=before,
         observed_at=observed_at,
@@ -94,6 +104,22 @@ class TestRecord:
         assert record([change("RUNNING", "COMPLETED", "n-1", at=10)], conn_id=CONN).duplicates == 1
         assert record([unread], conn_id=CONN).duplicates == 1
         assert all_of(TransitionRow.kind) == ["status_change"]
+        assert events() == [("COMPLETED", "R-1", "R-1")]
+
+    @pytest.mark.parametrize("status", ["RUNNING", "CANCELED", "FAILED", "COMPLETED"])
+    def test_a_debug_run_starts_no_dag_that_is_for_live_runs(self, status: str):
+        add_asset(status)
+        add_asset("TESTING_PASSED")
+        record([change("TESTING", status, "n-1", run_type=RunType.DEBUG)], conn_id=CONN)
+        record([change("TESTING", "TESTING_PASSED", "n-2", session="R-2", run_type=RunType.DEBUG)], conn_id=CONN)
+        assert all_of(SessionRow.status) == [status, "TESTING_PASSED"]
+        assert events() == [("TESTING_PASSED", "R-2", "R-2")]
+
+    def test_what_a_poll_shows_of_a_live_run_is_not_taken_for_a_debug_runs(self):
+        add_asset("COMPLETED")
+        record([change(None, "RUNNING", "n-1"), poll("RUNNING", at=0)], conn_id=CONN)
+        record([change(None, "TESTING", "n-2", session="R-2", run_type=RunType.DEBUG)], conn_id=CONN)
+        record([poll("COMPLETED", at=9)], conn_id=CONN)
         assert events() == [("COMPLETED", "R-1", "R-1")]
 
     def test_another_change_under_a_known_id_is_not_lost(self):
