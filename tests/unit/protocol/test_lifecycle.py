@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import itertools
+import json
+from collections import Counter
 from dataclasses import replace
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from airflow_mediation_provider.protocol.lifecycle import PRECEDENCE, SessionState, fold
+from airflow_mediation_provider.protocol.lifecycle import PRECEDENCE, SessionState, departures, fold
 from airflow_mediation_provider.protocol.status import ANY_TERMINAL, RunType
 from airflow_mediation_provider.protocol.transition import SessionTransition, Source
 from tests.unit.protocol.tenant import at
@@ -236,6 +238,44 @@ class TestState:
     def test_it_is_of_one_session(self, reports: list[SessionTransition]) -> None:
         with pytest.raises(ValueError, match="session"):
             fold(reports)
+
+
+class TestArrivals:
+    """How often a status was left says how the manieth arrival at it the present one is."""
+
+    @OFTEN
+    @given(st.data(), cyclic())
+    def test_a_status_is_announced_at_its_last_arrival_and_never_more_often_than_it_was_reached(
+        self, data: st.DataObject, path: list[str]
+    ) -> None:
+        reports = walk(*path)
+        arrived = Counter(path)
+        announced: Counter[str] = Counter()
+        known: Counter[str] = Counter()
+        told = []
+        for one in data.draw(deliveries(reports)):
+            told.append(one)
+            state = fold(told)
+            arrival = departures(told)[state.status] + 1
+            if not state.ambiguous and known[state.status] < arrival:
+                known[state.status] = arrival
+                announced[state.status] += 1
+        assert known[path[-1]] == arrived[path[-1]]
+        assert announced <= arrived
+
+    def test_without_ids_copies_count_once(self) -> None:
+        reports = [*walk("RUNNING", "COMPLETED", "RUNNING", ids=False)] * 3
+        assert departures(reports) == {"RUNNING": 1, "COMPLETED": 1}
+
+    def test_what_was_never_left_was_reached_once(self) -> None:
+        reports = [report("RUNNING", "COMPLETED", notification_id=str(number)) for number in range(3)]
+        assert departures(reports)["COMPLETED"] == 0
+
+
+@given(st.data(), cyclic())
+def test_a_state_survives_json(data: st.DataObject, path: list[str]) -> None:
+    state = fold(data.draw(deliveries(walk(*path))))
+    assert SessionState.from_dict(json.loads(json.dumps({**state.to_dict(), "later": 1}))) == state
 
 
 def test_every_terminal_status_has_its_place() -> None:
