@@ -19,7 +19,9 @@ _COMMANDS: Final = "airflow_mediation_provider.commands"
 CONN_ID: Final = Arg(
     ("--conn-id",), help="the connection, of type mediation (default: %(default)s)", default="mediation_default"
 )
-URL: Final = Arg(("--url",), help="the public address of Airflow, or of the callouts in full (default: [api] base_url)")
+URL: Final = Arg(
+    ("--url",), help="the public address of Airflow, or of the callouts in full (default: base_url in section api)"
+)
 SINCE: Final = Arg(
     ("--since",),
     default="24h",

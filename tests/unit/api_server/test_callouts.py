@@ -9,9 +9,9 @@ import json
 import logging
 
 import pytest
-from airflow_mediation_provider.journal.record import JournalMissing, JournalUnavailable
 
 from airflow_mediation_provider.api_server import callouts, recorder
+from airflow_mediation_provider.journal.record import JournalMissing, JournalUnavailable
 from airflow_mediation_provider.protocol.entry import EntryKind
 from tests.unit.api_server.signed import BODY, CHANGE, signature, until
 
@@ -71,6 +71,14 @@ async def test_what_is_proven_but_cannot_be_read_is_kept_whole(client, journal, 
     assert error in entry.body["error"]
     kept = entry.body["text"].encode() if "text" in entry.body else base64.b64decode(entry.body["base64"])
     assert kept == body
+
+
+async def test_what_airflow_adds_where_everybody_is_an_admin_hides_no_credentials(client, directory):
+    directory["zuora"] = {"callout_username": "zuora", "callout_password": "hush"}
+    sent = list(basic("zuora", "hush").items())
+
+    assert (await post(client, headers=[*sent, ("Authorization", "Bearer airflow")])).status_code == 200
+    assert (await post(client, headers=[("Authorization", "Bearer airflow"), *sent])).status_code == 401
 
 
 async def test_a_body_in_pieces_without_a_length(client, journal):
