@@ -9,7 +9,10 @@ them take a minute or two.
 from __future__ import annotations
 
 import argparse
+import csv
+import io
 import itertools
+import json
 import time
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any, Final
@@ -24,6 +27,8 @@ from airflow_mediation_provider.protocol.transition import SessionTransition, So
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
+
+    from sqlalchemy import Connection
 
 CONN_ID: Final = "bench"
 METERS: Final = 200
@@ -57,15 +62,28 @@ def seed(address: str, rows: int = ROWS) -> int:
         assert not connection.scalar(select(func.count()).select_from(SessionRow)), "the journal is not empty"
         for numbers in _chunks(range(sessions), _CHUNK // len(WALK)):
             told = [_told(number, sessions, now) for number in numbers]
-            changes = [_change(transition) for transitions in told for transition in transitions]
-            connection.execute(insert(TransitionRow.__table__), changes)  # type: ignore[arg-type]
-            connection.execute(insert(SessionRow.__table__), [_session(each) for each in told])  # type: ignore[arg-type]
+            _load(connection, TransitionRow.__table__, [_change(each) for transitions in told for each in transitions])
+            _load(connection, SessionRow.__table__, [_session(each) for each in told])
     if engine.dialect.name == "postgresql":  # what its autovacuum does sooner or later
         with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
             for table in (TransitionRow, SessionRow):
                 connection.execute(text(f"VACUUM ANALYZE {table.__tablename__}"))
     engine.dispose()
     return sessions
+
+
+def _load(connection: Connection, table: Any, rows: list[dict[str, Any]]) -> None:
+    """Insert rows that all have the same columns; PostgreSQL has a way that is several times faster."""
+    if connection.dialect.name != "postgresql":
+        connection.execute(insert(table), rows)
+        return
+    lines = io.StringIO()
+    csv.writer(lines).writerows(
+        [json.dumps(value) if isinstance(value, dict) else value for value in row.values()] for row in rows
+    )
+    lines.seek(0)
+    copy = f"COPY {table.name} ({', '.join(rows[0])}) FROM STDIN WITH CSV"
+    connection.connection.cursor().copy_expert(copy, lines)  # type: ignore[attr-defined]
 
 
 def _told(number: int, sessions: int, now: datetime) -> list[SessionTransition]:
