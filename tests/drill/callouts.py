@@ -16,6 +16,7 @@ from contextlib import nullcontext
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 from airflow_mediation_provider.protocol.status import SUCCESS, TERMINAL, RunType
 from airflow_mediation_provider.simulator import DeliverySettings
@@ -64,7 +65,7 @@ def wait_for(stage: Stage, each: tenant.Play, session_id: str, since: datetime, 
     run_type = RunType(each.run_type)
     success, failures = SUCCESS[run_type], tuple(sorted(TERMINAL[run_type] - {SUCCESS[run_type]}))
     wait = Wait(f"{each.sort.name} {session_id}", each.meter_id, session_id, (success,), failures, "waiting")
-    condition = {"meter_id": each.meter_id, "run_type": each.run_type, "session_id": session_id}
+    condition: dict[str, Any] = {"meter_id": each.meter_id, "run_type": each.run_type, "session_id": session_id}
     if run_type is RunType.NORMAL and number % 4 == 0:
         wait = replace(wait, previous=("PUSH_COMPLETED",))
         condition["previous_statuses"] = ["PUSH_COMPLETED"]

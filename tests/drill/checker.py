@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from tests.drill.history import History, Wait, Walk
 
 OK: Final = 200
+Edge = tuple[str | None, str | None, str | None, str | None]  # meter, session, previous status, status
 FEED_SECONDS: Final = 2.0  # from what is answered 200 to what the waits know
 
 
@@ -111,8 +112,8 @@ def accepted_is_kept(history: History, _: Bounds) -> Result:
 def every_change_is_known(history: History, bounds: Bounds) -> Result:
     """Every change reached the journal, though servers died."""
     accepted = {attempt.change for attempt in history.attempts if attempt.code == OK}
-    kept = Counter((row.meter_id, row.session_id, row.previous, row.status) for row in history.rows)
-    true = Counter((c.meter_id, c.session_id, c.previous, c.status) for c in history.changes)
+    kept: Counter[Edge] = Counter((row.meter_id, row.session_id, row.previous, row.status) for row in history.rows)
+    true: Counter[Edge] = Counter((c.meter_id, c.session_id, c.previous, c.status) for c in history.changes)
     violations = [
         Violation("missing", f"{_name(meter, session)} {previous} -> {status}", f"was {times} times, in {found} rows")
         for (meter, session, previous, status), times in true.items()

@@ -9,7 +9,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Collection
     from pathlib import Path
 
 Subject = tuple[str, str]  # meter and session
@@ -203,7 +203,7 @@ class Walk:
         """Return how often the session came to a status."""
         return self.statuses.count(status)
 
-    def came(self, status: str, previous: Iterable[str] = ()) -> bool:
+    def came(self, status: str, previous: Collection[str | None] = ()) -> bool:
         """Return whether the session ever came to a status, from one of the given where any are."""
         return any(c.status == status and (not previous or c.previous in previous) for c in self.changes)
 

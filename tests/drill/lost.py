@@ -43,7 +43,7 @@ POLL, CROSS_CHECK, SETTLE = 60 * SCALE, 300 * SCALE, 30 * SCALE
 ALONE = tuple(str(number) for number in range(201, 225))
 SHARED = ("301", "302", "303")
 LOSSY = Bounds(lossy=True)
-PATHS = (
+PATHS: tuple[tuple[str, ...], ...] = (
     ("INITIALIZING", "RUNNING", "COMPLETED"),
     ("INITIALIZING", "RUNNING", "FAILED"),
     ("INITIALIZING", "RUNNING", "USAGE_PUSHING", "PUSH_COMPLETED", "COMPLETED"),

@@ -112,7 +112,7 @@ class Stage:
 
     def wait_runs(self) -> None:
         """Wait until no DAG run comes or ends any more."""
-        seen: list[tuple[float, set[tuple[object, ...]]]] = []
+        seen: list[tuple[float, set[tuple[str, str | None, str]]]] = []
 
         def quiet() -> bool:
             runs = {(run.dag_id, run.key, run.state) for run in self.database.runs()}

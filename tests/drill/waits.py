@@ -99,7 +99,9 @@ async def _follow(conn_id: str, asked: dict[str, Any], ends: TextIO) -> None:
 
     name, poll_interval = asked.pop("id"), asked.pop("poll_interval")
     condition = SessionCondition.from_dict(asked.pop("condition"))
-    options = {key: timedelta(seconds=asked.pop(key)) for key in ("settle", "max_unreachable") if key in asked}
+    options: dict[str, Any] = {
+        key: timedelta(seconds=asked.pop(key)) for key in ("settle", "max_unreachable") if key in asked
+    }
     if "started_at" in asked:
         asked["started_at"] = datetime.fromisoformat(asked["started_at"])
     wait = SessionWait(condition, created_at=datetime.now(UTC), **options, **asked)
