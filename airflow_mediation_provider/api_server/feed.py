@@ -9,8 +9,9 @@ from __future__ import annotations
 import asyncio
 import logging
 from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime, timedelta
 from functools import partial
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from fastapi import APIRouter, Request, Response
 from starlette.exceptions import HTTPException
@@ -26,8 +27,7 @@ from airflow_mediation_provider.protocol.errors import MisconfigurationError
 from airflow_mediation_provider.protocol.feed import FEED_PATH, FeedReply, FeedRequest
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-    from datetime import datetime
+    from collections.abc import Callable, Mapping
 
     from sqlalchemy.orm import Session
 
@@ -35,12 +35,17 @@ if TYPE_CHECKING:
     from airflow_mediation_provider.protocol.feed import MeterQuestion
     from airflow_mediation_provider.protocol.lifecycle import SessionState
 
+T = TypeVar("T")
 log = logging.getLogger(__name__)
 router = APIRouter()
 
 MOST_WAITING: Final = 1000
 """So many requests wait for news at a time; one more is answered at once."""
+LAST_CALLOUT: Final = timedelta(days=7)
+"""Nobody looks further back for the last callout: the other reports since then may be many."""
 _LOOKS: Final = 2
+_LARGE_BYTES: Final = 32 * 1024
+_MANY_SESSIONS: Final = 20
 _MOST_REPORTS: Final = 50
 """Reports of waits that stand in line; what comes on top is left out, and is reported again in a minute."""
 
@@ -92,7 +97,7 @@ async def ask_feed(request: Request) -> Response:
     """Tell what is known of the sessions asked for, or wait for a change."""
     connection, body = await read_signed(request, FEED_PATH)
     try:
-        question = FeedRequest.from_bytes(body)
+        question = await _apart(FeedRequest.from_bytes, body, large=len(body) > _LARGE_BYTES)
     except ValueError as error:
         raise HTTPException(400, str(error)) from None
     answering = asyncio.ensure_future(feed_of(request.app).answer(connection, question))
@@ -108,7 +113,8 @@ async def ask_feed(request: Request) -> Response:
     finally:
         leaving.cancel()
         answering.cancel()
-    return Response(reply.to_bytes(), media_type="application/json")
+    data = await _apart(reply.to_bytes, large=len(reply.sessions) > _MANY_SESSIONS)
+    return Response(data, media_type="application/json")
 
 
 def feed_of(app: Any) -> Feed:
@@ -118,6 +124,11 @@ def feed_of(app: Any) -> Feed:
         feed = app.state.feed = Feed()
         app.state.recorder.after.append(lambda recorded: feed.changes.nudge() if recorded.changed else None)
     return feed
+
+
+async def _apart(call: Callable[..., T], *arguments: Any, large: bool) -> T:
+    """Read or write a message; a large one in a thread: a thousand waits take tens of milliseconds."""
+    return await asyncio.to_thread(call, *arguments) if large else call(*arguments)
 
 
 async def _gone(request: Request) -> None:
@@ -137,7 +148,7 @@ def _look(
     conn_id: str, meters: Mapping[str, MeterQuestion], *, callouts: bool
 ) -> tuple[list[SessionState], datetime | None]:
     def work(session: Session) -> tuple[list[SessionState], datetime | None]:
-        last = queries.last_callout_at(session, conn_id) if callouts else None
+        last = queries.last_callout_at(session, conn_id, datetime.now(UTC) - LAST_CALLOUT) if callouts else None
         return queries.answer(session, conn_id, meters), last
 
     return read(work)

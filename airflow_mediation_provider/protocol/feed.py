@@ -200,7 +200,7 @@ class FeedReply:
 
     :param cursor: for the next request
     :param callouts: whether the connection takes callouts at all
-    :param last_callout_at: when the last one came
+    :param last_callout_at: when the last one came; told by full looks, ``None`` where none came for a week
     :param sessions: states, in any order; the same one may come again
     """
 

@@ -107,10 +107,11 @@ class TestQueries:
     def test_the_last_callout_is_known(self):
         before = datetime.now(UTC)
         with settings.NonScopedSession() as session:
-            assert queries.last_callout_at(session, CONN) is None
+            assert queries.last_callout_at(session, CONN, before) is None
         told("R-1", "RUNNING")
         with settings.NonScopedSession() as session:
-            assert (queries.last_callout_at(session, CONN) or NOW) >= before
+            assert (queries.last_callout_at(session, CONN, before) or NOW) >= before
+            assert queries.last_callout_at(session, CONN, datetime.now(UTC) + timedelta(minutes=1)) is None
 
     def test_waits_are_kept_as_last_reported(self):
         record_waits(conn_id=CONN, open=[wait(), wait(id="v", task_id="u")])
@@ -155,7 +156,7 @@ def test_each_query_of_the_feed_uses_an_index_and_its_order(airflow_on, sqlite_d
     with explained() as plans, settings.NonScopedSession() as session:
         queries.answer(session, CONN, {"1": MeterQuestion(sessions=frozenset({"R-1"}), since=frozenset({NOW}))})
         queries.changed_since(session, NOW, {})
-        queries.last_callout_at(session, CONN)
+        queries.last_callout_at(session, CONN, NOW)
         queries.transitions(session, CONN, [("1", "R-1")])
         queries.silent_sessions(session, CONN, NOW)
     assert len(plans) == 7
