@@ -66,7 +66,9 @@ def write(work: Callable[[Session], T], *, deadline_seconds: float) -> T:
     try:
         return retrying(attempt)
     except RetryError as error:
-        raise JournalUnavailable(f"the journal could not be written: {error.last_attempt.exception()}") from error
+        # The driver's words alone: SQLAlchemy's hold the statement's values, which are the sender's.
+        last = error.last_attempt.exception()
+        raise JournalUnavailable(f"the journal could not be written: {getattr(last, 'orig', last)}") from error
     except TimeoutError as error:
         raise JournalUnavailable(f"the journal could not be written: {error}") from error
     except (DBAPIError, PoolTimeoutError) as error:

@@ -216,6 +216,15 @@ class TestBreakingOff:
         assert record([change("RUNNING", "COMPLETED", "n-1")], conn_id=CONN).new == 1
         assert failed
 
+    def test_an_error_that_is_tried_again_in_vain_is_told_without_what_was_to_be_written(
+        self, monkeypatch: pytest.MonkeyPatch
+    ):
+        locked = OperationalError("INSERT", {"body": "the sender's"}, Exception("database is locked"))
+        monkeypatch.setattr(module, "emit", partial(_raise, locked))
+        with pytest.raises(JournalUnavailable, match="database is locked") as raised:
+            record([change("RUNNING", "COMPLETED", "n-1")], conn_id=CONN, deadline_seconds=0.1)
+        assert "sender" not in str(raised.value)
+
     def test_an_error_that_stays_is_said_at_once_and_leaves_nothing(self, monkeypatch: pytest.MonkeyPatch):
         broken = OperationalError("SELECT", {}, Exception("the disk is full"))
         with monkeypatch.context() as breaking:
