@@ -11,8 +11,9 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
-from airflow_mediation_provider.protocol.errors import MediationError
+from airflow_mediation_provider.protocol.errors import MediationError, MisconfigurationError
 from airflow_mediation_provider.protocol.history import History, read_history
+from airflow_mediation_provider.protocol.pruning import SHORTEST_DAYS
 from airflow_mediation_provider.protocol.reconcile import (
     FAR,
     ReconcileReply,
@@ -33,6 +34,8 @@ if TYPE_CHECKING:
 
 # Records lie around the span that is asked for: their attempts, and the clocks.
 _MARGIN: Final = timedelta(hours=1)
+# What is younger, with the margin around it, no prune has deleted.
+_FURTHEST: Final = timedelta(days=SHORTEST_DAYS - 1)
 # Entries of one request, unless one session has more: its changes are held against each other.
 _BATCH: Final = 100
 _SECONDS_BETWEEN_LINES: Final = 5.0
@@ -78,8 +81,14 @@ def reconcile(
     :param settings: of the connection's callouts; they need not be enabled
     :param journal: knows what came
     :param tell: takes lines for the user: progress, what was missing, what never ends
-    :raises MediationError: Zuora could not be asked
+    :raises MediationError: Zuora could not be asked, or the span is so old that the journal may have been pruned
     """
+    begin = to_utc("since", task.since)
+    if not task.dry_run and datetime.now(UTC) - begin > _FURTHEST:
+        raise MisconfigurationError(
+            f"The span begins at {in_words(begin)}, and {_FURTHEST.days} days back is the furthest: what was pruned "
+            "from the journal would be taken for missing, and start DAGs once more. A dry run may go back further."
+        )
     history = _read(hook, settings, task, tell)
     found = Reconciliation(
         dry_run=task.dry_run,

@@ -121,6 +121,17 @@ def test_a_dry_run_says_so_to_the_journal() -> None:
     assert sum(line.startswith("Missing: ") for line in lines) == 3
 
 
+def test_what_may_have_been_pruned_is_not_put_in_again() -> None:
+    zuora, old = Zuora(records(1)), NOW - timedelta(days=13, minutes=1)
+
+    with pytest.raises(MisconfigurationError, match="13 days back is the furthest"):
+        run(zuora, Journal(), since=old)
+
+    assert zuora.asked == []
+    assert run(zuora, Journal(), since=old, dry_run=True, open_for=None)[0].told == 3
+    assert run(zuora, Journal(), since=old + timedelta(minutes=2), open_for=None)[0].told == 3
+
+
 def test_a_meter_that_cannot_be_asked_keeps_nobody_from_the_rest() -> None:
     zuora = Zuora([], {"2": "COMPLETED"})
 

@@ -11,6 +11,7 @@ import pytest
 from airflow import settings
 from sqlalchemy import select
 
+from airflow_mediation_provider import reconciliation
 from airflow_mediation_provider.api_server import callouts
 from airflow_mediation_provider.api_server.app import create_app
 from airflow_mediation_provider.api_server.connections import Connections, MediationConnection
@@ -59,6 +60,12 @@ def lossy(sim: Simulator, mediation: str, monkeypatch: pytest.MonkeyPatch) -> Si
         sim.wait_delivered()
         sim.advance(600)
     return sim
+
+
+@pytest.fixture(autouse=True)
+def long_ago(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The simulator's clock stands months back, where a prune of today would have been."""
+    monkeypatch.setattr(reconciliation, "_FURTHEST", timedelta(days=99_999))
 
 
 def now(sim: Simulator) -> datetime:
