@@ -159,7 +159,10 @@ class FeedRequest:
     def to_bytes(self) -> bytes:
         """Return the request as JSON."""
         meters = {
-            meter_id: {"sessions": sorted(question.sessions), "since": [to_json(each) for each in sorted(question.since)]}
+            meter_id: {
+                "sessions": sorted(question.sessions),
+                "since": [to_json(each) for each in sorted(question.since)],
+            }
             for meter_id, question in self.meters.items()
         }
         waits = {

@@ -8,12 +8,12 @@ from typing import Any
 
 import httpx
 import pytest
-from airflow_mediation_provider.journal.record import Recorded
 
 from airflow_mediation_provider.api_server import LazyApp
 from airflow_mediation_provider.api_server.app import create_app
 from airflow_mediation_provider.api_server.connections import Connections, LookupFailedError, MediationConnection
 from airflow_mediation_provider.api_server.recorder import Recorder
+from airflow_mediation_provider.journal.record import Recorded
 
 
 class Directory(dict[str, dict[str, Any]]):
