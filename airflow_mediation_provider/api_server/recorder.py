@@ -49,12 +49,19 @@ class Recorder:
                 raise JournalUnavailable("too many writes wait for their turn")
             return self._write(entries, conn_id=conn_id, team=team, deadline_seconds=min(left, LONGEST))
 
-        writing = self._threads.submit(write)
-        done, _ = await asyncio.wait([asyncio.wrap_future(writing)], timeout=seconds)
+        writing = asyncio.wrap_future(self._threads.submit(write))
+        writing.add_done_callback(_look_at)
+        done, _ = await asyncio.wait([writing], timeout=seconds)
         if not done:
-            writing.cancel()
+            writing.cancel()  # unless it has begun
             raise JournalUnavailable("the database takes too long")
-        recorded = done.pop().result()
+        recorded = writing.result()
         for call in self.after:
             call(recorded)
         return recorded
+
+
+def _look_at(writing: asyncio.Future[Recorded]) -> None:
+    """Keep asyncio from complaining about an error that nobody waits for any more: its caller was answered 503."""
+    if not writing.cancelled():
+        writing.exception()

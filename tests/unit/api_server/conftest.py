@@ -37,11 +37,12 @@ class Journal:
         self.trouble: Exception | None = None
         self.gate = threading.Event()
         self.gate.set()
-        self.writing = 0
+        self.writing = self.written = 0
 
     def record(self, entries: Any, **arguments: Any) -> Recorded:
         self.writing += 1
         assert self.gate.wait(10)
+        self.written += 1
         if self.trouble:
             raise self.trouble
         self.entries += entries

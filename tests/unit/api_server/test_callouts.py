@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import gc
 import gzip
 import json
 import logging
@@ -323,6 +324,22 @@ async def test_a_write_that_hangs_is_answered_in_time_and_goes_on(client, journa
 
     journal.gate.set()
     await until(lambda: journal.entries)
+
+
+async def test_a_write_that_fails_when_nobody_waits_any_more_makes_no_noise(client, journal, monkeypatch, caplog):
+    monkeypatch.setattr(callouts, "ANSWER_SECONDS", 0.05)
+    monkeypatch.setattr(recorder, "SHORTEST", 0.0)
+    journal.gate.clear()
+    assert (await post(client)).status_code == 503
+
+    journal.trouble = JournalUnavailable("database is locked")
+    journal.gate.set()
+    await until(lambda: journal.written)
+    assert (await post(client)).status_code == 503
+    caplog.clear()
+    gc.collect()
+
+    assert caplog.records == []
 
 
 async def test_a_caller_that_goes_away_does_not_undo_what_it_told(client, journal):
