@@ -50,18 +50,11 @@ class Recorder:
             return self._write(entries, conn_id=conn_id, team=team, deadline_seconds=min(left, LONGEST))
 
         writing = asyncio.wrap_future(self._threads.submit(write))
-        writing.add_done_callback(_look_at)
         done, _ = await asyncio.wait([writing], timeout=seconds)
         if not done:
-            writing.cancel()  # unless it has begun
+            writing.cancel()  # which stops it only if it has not begun
             raise JournalUnavailable("the database takes too long")
         recorded = writing.result()
         for call in self.after:
             call(recorded)
         return recorded
-
-
-def _look_at(writing: asyncio.Future[Recorded]) -> None:
-    """Keep asyncio from complaining about an error that nobody waits for any more: its caller was answered 503."""
-    if not writing.cancelled():
-        writing.exception()

@@ -34,7 +34,7 @@ class Journal:
     def __init__(self) -> None:
         self.entries: list[Any] = []
         self.calls: list[dict[str, Any]] = []
-        self.trouble: Exception | None = None
+        self.trouble: Exception | type[Exception] | None = None
         self.gate = threading.Event()
         self.gate.set()
         self.writing = self.written = 0
