@@ -52,6 +52,7 @@ bench:  ## measure what waiting costs and survives, and what callouts bear (half
 	@$(BIN)/python -m benchmarks.waiting_cost --check --markdown docs/benchmarks.md
 	@$(BIN)/python -m benchmarks.fault_survival --check --markdown docs/benchmarks.md
 	@$(BIN)/python -m benchmarks.callout_throughput --check --markdown docs/benchmarks.md
+	@$(BIN)/python -m benchmarks.callout_lag --check --markdown docs/benchmarks.md
 
 format: setup  ## write the code in ruff's format
 	@$(BIN)/ruff check --quiet --fix .
