@@ -126,7 +126,7 @@ def _quantiles(found: list[float]) -> tuple[float, float, float]:
     if not found:
         return (math.inf,) * 3
     ordered = sorted(found)
-    return ordered[len(ordered) // 2], ordered[min(int(len(ordered) * 0.99), len(ordered) - 1)], ordered[-1]
+    return (*(ordered[math.ceil(len(ordered) * share) - 1] for share in (0.5, 0.99)), ordered[-1])
 
 
 def _text(seconds: float) -> str:
