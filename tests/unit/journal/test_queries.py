@@ -83,6 +83,20 @@ class TestQueries:
         assert self.ask(since=frozenset({later})) == [f"R-{number}" for number in range(55, 60)]
         assert self.ask(since=frozenset({NOW})) == [f"R-{number:02}" for number in range(20)]
 
+    def test_of_many_instants_each_is_told_its_own_first_sessions_by_few_questions(self):
+        begins = [*range(60), *range(200, 210)]
+        for number in begins:
+            told(f"R-{number:03}", "COMPLETED", start=number)
+        instants = [-5.0, *(number / 2 for number in range(140)), 100, 205, 500]
+        asked: list[str] = []
+        assert settings.engine is not None
+        event.listen(settings.engine, "before_cursor_execute", lambda *arguments: asked.append(arguments[2]))
+        answered = self.ask(since=frozenset(NOW + timedelta(minutes=instant) for instant in instants))
+        for instant in instants:
+            first = [f"R-{number:03}" for number in begins if number >= instant][:20]
+            assert set(first) <= set(answered)
+        assert sum("begun_at >=" in statement for statement in asked) <= 5
+
     def test_a_change_is_new_by_its_revision(self):
         told("R-1", "RUNNING")
         since = datetime.now(UTC) - timedelta(minutes=1)
