@@ -94,8 +94,8 @@ def get_cli_commands() -> list[CLICommand]:
                 ActionCommand(
                     name="reparse",
                     help="Read callouts again that could not be read when they came",
-                    description="Read callouts again that could not be read when they came, after a change of the "
-                    "connection or of this package. What they say counts from then on.",
+                    description="Read callouts again that could not be read when they came: a later version of this "
+                    "package may know more. What they say counts from then on.",
                     func=lazy_load_command(f"{_COMMANDS}.reparse.reparse"),
                     args=(CONN_ID, DRY_RUN),
                 ),

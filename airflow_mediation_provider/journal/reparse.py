@@ -1,4 +1,4 @@
-"""Read callouts again that could not be read when they came: the settings were wrong, or this package knew too little.
+"""Read callouts again that could not be read when they came: this package knew too little.
 
 What they say takes the place of what could not be read, in one transaction with all that follows from it. The row
 stays, with its notification id: what Zuora sends once more does not count twice.
