@@ -64,7 +64,7 @@ def test_loading_a_session_again_leaves_the_same_rows(stage: Stage, played: dict
 
 
 def test_the_dag_of_the_readme(stage: Stage, meter: Callable[..., str], add_dag: Callable[[str, str], None]) -> None:
-    (source,) = re.findall(r"```python\n(.*?)```", (PROJECT / "README.md").read_text(), re.DOTALL)
+    source, _ = re.findall(r"```python\n(.*?)```", (PROJECT / "README.md").read_text(), re.DOTALL)
     meter_id = meter(script=[["RUNNING", 4], ["COMPLETED", 0]], records=8)
     shown = '@dag(schedule="@hourly")\ndef hourly_usage():'
     assert shown in source
