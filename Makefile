@@ -36,7 +36,7 @@ lint: setup  ## ruff (rules and format) and mypy
 	@$(BIN)/ruff format --quiet --check .
 	@$(BIN)/mypy --no-error-summary
 
-unit: setup  ## unit tests, less than a minute
+unit: setup  ## unit tests, a few minutes
 	@$(PYTEST) tests/unit
 
 integration: setup  ## tests on a real Airflow
