@@ -12,15 +12,15 @@ from starlette.requests import ClientDisconnect
 from airflow_mediation_provider.api_server.body import BodyTooLargeError, BodyTooSlowError, read_body
 from airflow_mediation_provider.api_server.connections import LookupFailedError, UnknownConnectionError
 from airflow_mediation_provider.api_server.replies import UNAVAILABLE
-from airflow_mediation_provider.protocol.feed import CONNECTION_HEADER, NotProvenError, derive_key, verify
+from airflow_mediation_provider.protocol.feed import NotProvenError, derive_key, signed_connection, verify
 
 if TYPE_CHECKING:
     from starlette.requests import Request
 
     from airflow_mediation_provider.api_server.connections import MediationConnection
 
-# A thousand waits of one triggerer, with their conditions, take about one megabyte.
-BODY_LIMIT: Final = 16 * 1024 * 1024
+# Two thousand waits of one triggerer, with their conditions, take one megabyte or two.
+BODY_LIMIT: Final = 8 * 1024 * 1024
 BODY_SECONDS: Final = 10.0
 # One text for whatever is not proven: a stranger learns nothing about which connections there are.
 NOT_PROVEN: Final = "not authenticated"
@@ -32,10 +32,11 @@ async def read_signed(request: Request, path: str) -> tuple[MediationConnection,
     :param path: the path that is signed
     :raises HTTPException: 401 not proven, 408 and 413 by its body, 503 where the connection cannot be looked up
     """
-    conn_id = request.headers.get(CONNECTION_HEADER, "")
+    conn_id = signed_connection(request.headers)
     try:
-        body = await read_body(request, limit=BODY_LIMIT, seconds=BODY_SECONDS)
+        # Before the body: nobody fills the memory who does not even know a connection's id.
         connection: MediationConnection = await request.app.state.connections.get(conn_id)
+        body = await read_body(request, limit=BODY_LIMIT, seconds=BODY_SECONDS)
         if not connection.client_secret:
             raise NotProvenError("the connection has no client secret")
         key = derive_key(connection.client_secret)

@@ -13,6 +13,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final
+from urllib.parse import quote, unquote
 
 from airflow_mediation_provider.protocol.entry import Entry
 from airflow_mediation_provider.protocol.lifecycle import SessionState
@@ -38,6 +39,8 @@ CLOCKS_SECONDS: Final = 300
 """How far the clocks of both sides may differ."""
 _KEY_OF: Final = b"airflow-mediation-provider feed v1"
 _VERSION: Final = "v1"
+# What a connection's id may have, as Airflow has it, of what a header takes as it is; letters may be of any language.
+_PLAIN: Final = "#!()-.:/\\"
 
 
 class NotProvenError(Exception):
@@ -59,10 +62,18 @@ def signed_headers(key: bytes, *, path: str, conn_id: str, body: bytes, timestam
     :param timestamp: the time now, in whole seconds since 1970
     """
     return {
-        CONNECTION_HEADER: conn_id,
+        CONNECTION_HEADER: quote(conn_id, safe=_PLAIN),
         TIMESTAMP_HEADER: str(timestamp),
         SIGNATURE_HEADER: f"{_VERSION}={_signature(key, path, conn_id, body, str(timestamp))}",
     }
+
+
+def signed_connection(headers: Mapping[str, str]) -> str:
+    """Return the connection that a request names, proven or not.
+
+    :param headers: the request's headers, names in lower case
+    """
+    return unquote(headers.get(CONNECTION_HEADER.lower(), ""))
 
 
 def verify(key: bytes, *, path: str, conn_id: str, body: bytes, headers: Mapping[str, str], now: float) -> None:
@@ -189,7 +200,8 @@ class FeedRequest:
                     )
                     for meter_id, question in (values.get("meters") or {}).items()
                 },
-                wait=min(max(float(values.get("wait") or 0), 0.0), LONGEST_WAIT_SECONDS),
+                # In this order NaN, which JSON may hold, is a number afterwards.
+                wait=max(0.0, min(LONGEST_WAIT_SECONDS, float(values.get("wait") or 0))),
                 cursor=None if cursor is None else str(cursor),
                 full=bool(values.get("full")),
                 open=tuple(_wait_report(each) for each in waits.get("open") or ()),

@@ -53,6 +53,8 @@ BACKOFF_SECONDS: Final = (1.0, 2.0, 5.0, 10.0, 20.0)
 ANSWER_SECONDS: Final = 10.0
 """What a request may take beyond the seconds that it waits."""
 HANDSHAKE_SECONDS: Final = 3.0
+MOST_REPORTS: Final = 2000
+"""Waits that one request reports; more would come near what the server takes, and they are for people to look at."""
 LEAVE_SECONDS: Final = 2.0
 """What the last report may take."""
 
@@ -178,7 +180,7 @@ class FeedClient:
         :param whole: of everything asked for, with all waits reported; else of some meters and with new waits alone,
             which leaves the cursor as it is
         """
-        waits = [report for report in view.open_waits() if whole or report.id not in self._reported]
+        waits = [report for report in view.open_waits() if whole or report.id not in self._reported][:MOST_REPORTS]
         reply = await self._ask(FeedRequest(meters=questions, full=True, open=tuple(waits), ended=tuple(self._ended)))
         self._ended.clear()
         if whole:
