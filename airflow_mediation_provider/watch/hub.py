@@ -212,8 +212,11 @@ class Hub:
 
     async def learn(self, states: Sequence[SessionState]) -> None:
         """Tell the waits what is known exactly of sessions: each wait what may concern it, and nothing twice."""
-        for meter in list(self._meters.values()):
-            new = meter.take(states)
+        by_meter: dict[str, list[SessionState]] = {}
+        for state in states:
+            by_meter.setdefault(state.meter_id, []).append(state)
+        for meter in [meter for meter in self._meters.values() if meter.key[0] in by_meter]:
+            new = meter.take(by_meter[meter.key[0]])
             if new:
                 known = meter.sessions
                 # Who waits for no session by name chooses among all that are known.

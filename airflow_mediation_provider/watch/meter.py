@@ -138,11 +138,8 @@ class WatchedMeter:
 
     def take(self, states: Iterable[SessionState]) -> list[SessionState]:
         """Keep what callouts tell of the meter's sessions, and return what is new of it."""
-        new = []
-        for state in states:
-            if state.meter_id == self.key[0] and self._sessions.get(state.session_id) != state:
-                self._sessions[state.session_id] = state
-                new.append(state)
+        new = [state for state in states if self._sessions.get(state.session_id) != state]
+        self._sessions.update((state.session_id, state) for state in new)
         if len(self._sessions) > self._tidy_at:
             self._tidy()
         return new

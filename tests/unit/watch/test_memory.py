@@ -14,6 +14,7 @@ from airflow_mediation_provider.protocol.condition import SessionCondition
 from airflow_mediation_provider.protocol.wait import SessionWait
 from airflow_mediation_provider.triggers.meter_session import MeterSessionTrigger
 from tests.unit.virtual import EPOCH, run, through_json
+from tests.unit.virtual_feed import Journal
 
 if TYPE_CHECKING:
     from tests.unit.task_stage import Stage
@@ -63,3 +64,12 @@ def test_a_wait_takes_less_than_8_kilobytes_on_top_of_an_empty_trigger(stage: St
     empty = bytes_each(stage, lambda _: Empty())
     ours = bytes_each(stage, deferred)
     assert ours - empty < 8 * 1024
+
+
+def test_what_callouts_tell_of_its_session_is_within_the_same_8_kilobytes(stage: Stage):
+    journal = stage.journal = Journal(stage.clock)
+    for number in range(WAITS):
+        journal.session(f"S-{number}", (0, "INITIALIZING"), (5, "RUNNING"), meter=str(number % 10))
+    empty = bytes_each(stage, lambda _: Empty())
+    stage.clock.seconds = 0
+    assert bytes_each(stage, deferred) - empty < 8 * 1024
