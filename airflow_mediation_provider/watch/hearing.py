@@ -116,7 +116,7 @@ class Hearing:
 
     def disconnected(self, reason: str) -> None:
         """Take note that the feed does not answer."""
-        if self._silent is not None or self._callouts in (Callouts.LOST, Callouts.UNFOUND):
+        if self._silent is not None or self._callouts not in (None, Callouts.READ):
             return
         after, become = LOST_SECONDS, Callouts.LOST
         if self._callouts is None:

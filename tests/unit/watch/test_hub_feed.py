@@ -132,6 +132,20 @@ def test_a_connection_that_takes_no_callouts_is_polled_as_before(clock, zuora, j
     play(clock, zuora, journal, main)
 
 
+def test_an_outage_of_a_feed_that_had_no_callouts_changes_nothing(clock, zuora, journal):
+    journal.callouts = False
+    journal.down = [(100, 400)]
+    zuora.script("m", (0, "RUNNING"), (300, "COMPLETED"))
+
+    async def main(hub, watch):
+        watcher, task = watch(wait_for(clock, "m", require_certain=True), 20)
+        await task
+        assert watcher.result.end is WaitEnd.UNCERTAIN  # there is no callout to wait for
+        assert not any("cannot be read" in line for line in watcher.said)
+
+    play(clock, zuora, journal, main)
+
+
 def test_polls_come_back_to_their_pace_when_the_feed_is_lost_and_leave_it_when_it_is_there_again(clock, zuora, journal):
     journal.session("S-1", *RUN)
     journal.down = [(1000, 2000)]
