@@ -102,7 +102,7 @@ class Lag:
         """Return the rows of the table."""
         what = {
             "its trigger's verdict": self.to_event,
-            "the task's end there, with its XCom": self.to_end,
+            "the task's end, with its XCom": self.to_end,
             "the start of the task after": self.to_start,
         }
         return [
@@ -191,7 +191,7 @@ class Bench:
         client.post("/mediation/callouts/bench", json=event, headers=headers).raise_for_status()
 
     def ended(self, timeout: float) -> dict[tuple[int, int], float]:
-        """Return when each wait ended, as the triggerer logged it; waits for all of them, but not for ever."""
+        """Return when each task had its result; waits for all of them, but not for ever."""
         deadline = time.monotonic() + timeout
         while len(ends := self._said(ENDED)) < self.waits and time.monotonic() < deadline:
             time.sleep(1)
@@ -215,9 +215,9 @@ class Bench:
         return starts
 
     def _said(self, words: str) -> dict[tuple[int, int], float]:
-        """Return when the triggerer first logged some words for each wait."""
+        """Return when each task's log first said some words, in the triggerer or, where that had to be, on a worker."""
         found: dict[tuple[int, int], float] = {}
-        for file in self._logs.glob("run_id=*/task_id=wait_*/*.trigger.*.log"):
+        for file in self._logs.glob("run_id=*/task_id=wait_*/*.log"):
             for line in file.read_text().splitlines():
                 if words in line:
                     run, number = (part.rpartition("_")[2] for part in (file.parent.parent.name, file.parent.name))
