@@ -1,1 +1,1 @@
-"""The journal: all that was learned of sessions, in three tables of Airflow's metadata database."""
+"""The journal: all that was learned of sessions, in four tables of Airflow's metadata database."""

@@ -24,7 +24,7 @@ class MediationDBManager(BaseDBManager):
     # `airflow db reset` removes the asset events that the journal says were sent: it must not outlive them.
     supports_table_dropping = True
     # The last revision of each version that brought one: what `airflow db-manager ... --to-version` takes.
-    revision_heads_map = {"0.1.0": "0001"}  # noqa: RUF012  # as Airflow declares it
+    revision_heads_map = {"0.1.0": "0002"}  # noqa: RUF012  # as Airflow declares it
 
     def create_db_from_orm(self) -> None:
         """Make the first tables by the migrations too: there is one way, and the tests go it."""

@@ -1,4 +1,4 @@
-"""The journal's tables: what was told (transition), what follows from it (session), and who waits for it (wait).
+"""The journal's tables: what was told (transition), what follows (session), who waits (wait), what it cost (calls).
 
 They live in Airflow's metadata database with a metadata and an Alembic version of their own. Types and indexes are such
 that SQLite, PostgreSQL and MySQL all take them.
@@ -103,6 +103,11 @@ class SessionRow(Base):
         Index("ix_mediation_session_live", "conn_id", "meter_id", "terminal", "begun_at"),
         Index("ix_mediation_session_terminal", "terminal", "last_observed_at"),
         Index("ix_mediation_session_begun_at", "begun_at"),
+        # The pages list the newest sessions first, all of them or those that one of these names.
+        Index("ix_mediation_session_conn_id_begun_at", "conn_id", "begun_at"),
+        Index("ix_mediation_session_meter_id_begun_at", "meter_id", "begun_at"),
+        Index("ix_mediation_session_status_begun_at", "status", "begun_at"),
+        Index("ix_mediation_session_run_type_begun_at", "run_type", "begun_at"),
     )
 
 
@@ -135,3 +140,18 @@ class WaitRow(Base):
         # MySQL allows 3,072 bytes for an index: three of these texts and no more.
         Index("ix_mediation_wait_task", "dag_id", "run_id", "task_id"),
     )
+
+
+class CallsRow(Base):
+    """What was asked of Zuora over one connection within one hour, and what Zuora said last of what is left."""
+
+    __tablename__ = "mediation_calls"
+
+    conn_id: Mapped[str] = mapped_column(_name(250), primary_key=True)
+    hour: Mapped[datetime] = mapped_column(primary_key=True)
+    calls: Mapped[int] = mapped_column(Integer)
+    limited: Mapped[int] = mapped_column(Integer)
+    limits: Mapped[str | None] = mapped_column(String(250))
+    remaining: Mapped[int | None] = mapped_column(BigInteger)
+    reset_at: Mapped[datetime | None]
+    told_at: Mapped[datetime]

@@ -16,7 +16,7 @@ from sqlalchemy import func, inspect, select
 from sqlalchemy.orm import Session
 
 from airflow_mediation_provider.journal.manager import MediationDBManager
-from airflow_mediation_provider.journal.tables import VERSION_TABLE, Base, SessionRow, TransitionRow, WaitRow
+from airflow_mediation_provider.journal.tables import VERSION_TABLE, Base, CallsRow, SessionRow, TransitionRow, WaitRow
 from tests.journal_schema import schema, schema_of_models
 
 if TYPE_CHECKING:
@@ -76,12 +76,13 @@ def fill() -> None:
             )
         )
         session.add(WaitRow(**SESSION, **WAIT, id="w1", condition={}, mode="worker", created_at=NOW, seen_at=NOW))
+        session.add(CallsRow(conn_id="zuora", hour=NOW, calls=1, limited=0, told_at=NOW))
         session.commit()
 
 
 def counts() -> list[int]:
     with Session(settings.get_engine()) as session:
-        rows = (TransitionRow, SessionRow, WaitRow)
+        rows = (TransitionRow, SessionRow, WaitRow, CallsRow)
         return [session.scalar(select(func.count()).select_from(row)) or 0 for row in rows]
 
 
@@ -112,7 +113,7 @@ def test_airflow_db_migrate_makes_the_tables() -> None:
     RunDBManager().upgradedb(settings.Session())
     check_migrations(timeout=0)
 
-    assert counts() == [1, 1, 1]
+    assert counts() == [1, 1, 1, 1]
 
 
 @pytest.mark.usefixtures("airflow_database")
@@ -136,7 +137,7 @@ def test_a_downgrade_removes_ours_alone_and_an_upgrade_brings_it_back() -> None:
     with pytest.raises(TimeoutError):
         check_migrations(timeout=0)
     manager().upgradedb()
-    assert counts() == [0, 0, 0]
+    assert counts() == [0, 0, 0, 0]
     check_migrations(timeout=0)
 
 

@@ -4,21 +4,13 @@ from __future__ import annotations
 
 import sqlalchemy as sa
 from alembic import op
-from sqlalchemy.dialects import mysql
+
+from airflow_mediation_provider.journal.migrations.types import NUMBER, TIME, name
 
 revision = "0001"
 down_revision = None
 branch_labels = None
 depends_on = None
-
-NUMBER = sa.BigInteger().with_variant(sa.Integer, "sqlite")
-TIME = sa.TIMESTAMP(timezone=True).with_variant(mysql.TIMESTAMP(fsp=6), "mysql", "mariadb")
-
-
-def name(length: int) -> sa.String:
-    """Return the type of what names something: MySQL would take ``a`` for ``A``."""
-    binary = mysql.VARCHAR(length, charset="utf8mb4", collation="utf8mb4_bin")
-    return sa.String(length).with_variant(binary, "mysql", "mariadb")
 
 
 def upgrade() -> None:
