@@ -11,6 +11,7 @@ from sqlalchemy import and_, select
 from airflow_mediation_provider.journal.rows import TOLD, state_of, transition_of
 from airflow_mediation_provider.journal.tables import SessionRow, TransitionRow
 from airflow_mediation_provider.protocol.entry import EntryKind
+from airflow_mediation_provider.protocol.status import RunType
 from airflow_mediation_provider.protocol.transition import Source
 
 if TYPE_CHECKING:
@@ -25,7 +26,8 @@ if TYPE_CHECKING:
 
 # SQLite takes 32,766 values in a statement, and PostgreSQL plans long lists slowly.
 _CHUNK: Final = 500
-# A wait without a session id is about the first session of its run type after ``since``: these, not all of years.
+# A wait without a session id is about the first session of its run type after ``since``: these, not all of years. Of
+# each run type, for of tests there may be any number before the first live run.
 _FIRST_SESSIONS: Final = 20
 # Zuora runs at most five meters at once; what is live for longer than this was lost sight of.
 _LIVE_AT_MOST: Final = 50
@@ -50,7 +52,9 @@ def answer(session: Session, conn_id: str, meters: Mapping[str, MeterQuestion]) 
             _collect(rows, session, select(SessionRow).where(of_meter, SessionRow.session_id.in_(chunk)))
         live = select(SessionRow).where(of_meter, SessionRow.terminal.is_(False))
         _collect(rows, session, live.order_by(SessionRow.begun_at.desc()).limit(_LIVE_AT_MOST))
-        _collect_first(rows, session, select(SessionRow).where(of_meter), question.since)
+        for run_type in RunType:
+            of_type = select(SessionRow).where(of_meter, SessionRow.run_type == str(run_type))
+            _collect_first(rows, session, of_type, question.since)
     return [state_of(row) for row in rows.values()]
 
 
@@ -116,7 +120,7 @@ def silent_sessions(session: Session, conn_id: str, before: datetime) -> list[Se
     ]
 
 
-def _collect_first(rows: dict[int, SessionRow], session: Session, of_meter: Any, instants: Iterable[datetime]) -> None:
+def _collect_first(rows: dict[int, SessionRow], session: Session, of_type: Any, instants: Iterable[datetime]) -> None:
     """Collect the first sessions after each instant; of a thousand instants, most are served by another one's page."""
     ordered = sorted(instants)
     page = _FIRST_SESSIONS if len(ordered) == 1 else 2 * _FIRST_SESSIONS
@@ -124,7 +128,7 @@ def _collect_first(rows: dict[int, SessionRow], session: Session, of_meter: Any,
     for since in ordered:
         if begun is not None and (len(begun) < page or len(begun) - bisect_left(begun, since) >= _FIRST_SESSIONS):
             continue
-        later = of_meter.where(SessionRow.begun_at >= since).order_by(SessionRow.begun_at, SessionRow.session_id)
+        later = of_type.where(SessionRow.begun_at >= since).order_by(SessionRow.begun_at, SessionRow.session_id)
         found = list(session.scalars(later.limit(page)))
         rows.update((row.id, row) for row in found)
         begun = [row.begun_at for row in found]

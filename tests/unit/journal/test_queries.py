@@ -83,6 +83,13 @@ class TestQueries:
         assert self.ask(since=frozenset({later})) == [f"R-{number}" for number in range(55, 60)]
         assert self.ask(since=frozenset({NOW})) == [f"R-{number:02}" for number in range(20)]
 
+    def test_any_number_of_tests_hides_no_live_run(self):
+        for number in range(30):
+            told(f"R-{number:02}", "TESTING_PASSED", start=number)
+        told("R-30", "COMPLETED", start=30)
+        answered = self.ask(since=frozenset({NOW}))
+        assert answered == [*(f"R-{number:02}" for number in range(20)), "R-30"]
+
     def test_of_many_instants_each_is_told_its_own_first_sessions_by_few_questions(self):
         begins = [*range(60), *range(200, 210)]
         for number in begins:
@@ -173,7 +180,7 @@ def test_each_query_of_the_feed_uses_an_index_and_its_order(airflow_on, sqlite_d
         queries.last_callout_at(session, CONN, NOW)
         queries.transitions(session, CONN, [("1", "R-1")])
         queries.silent_sessions(session, CONN, NOW)
-    assert len(plans) == 7
+    assert len(plans) == 8
     assert [each for each in plans if not uses_an_index(each[1]) or len(each[1]) > 1] == []
 
 
