@@ -154,4 +154,4 @@ class CallsRow(Base):
     limits: Mapped[str | None] = mapped_column(String(250))
     remaining: Mapped[int | None] = mapped_column(BigInteger)
     reset_at: Mapped[datetime | None]
-    told_at: Mapped[datetime]
+    told_at: Mapped[datetime | None]

@@ -37,8 +37,11 @@ def tables() -> set[str]:
     return {each for each in inspect(settings.get_engine()).get_table_names() if each.startswith("mediation_")}
 
 
-def fill() -> None:
-    """One row in each table, and with a text in each field that takes one."""
+def fill(*, calls: bool = True) -> None:
+    """One row in each table, and with a text in each field that takes one.
+
+    :param calls: the table of the second revision as well
+    """
     with Session(settings.get_engine()) as session:
         session.add(
             TransitionRow(
@@ -76,7 +79,8 @@ def fill() -> None:
             )
         )
         session.add(WaitRow(**SESSION, **WAIT, id="w1", condition={}, mode="worker", created_at=NOW, seen_at=NOW))
-        session.add(CallsRow(conn_id="zuora", hour=NOW, calls=1, limited=0, told_at=NOW))
+        if calls:
+            session.add(CallsRow(conn_id="zuora", hour=NOW, calls=1, limited=0))
         session.commit()
 
 
@@ -84,6 +88,13 @@ def counts() -> list[int]:
     with Session(settings.get_engine()) as session:
         rows = (TransitionRow, SessionRow, WaitRow, CallsRow)
         return [session.scalar(select(func.count()).select_from(row)) or 0 for row in rows]
+
+
+def first_tables() -> list[dict[str, object]]:
+    """All that the tables of the first revision hold."""
+    with settings.get_engine().connect() as connection:
+        tables = [row.__table__ for row in (TransitionRow, SessionRow, WaitRow)]
+        return [dict(row) for table in tables for row in connection.execute(select(table)).mappings()]
 
 
 @pytest.fixture
@@ -151,6 +162,25 @@ def test_each_revision_can_be_left_and_reached_again() -> None:
         assert manager().get_current_revision() == revision
     assert manager().check_migration()
     assert set(revisions) >= set(MediationDBManager.revision_heads_map.values())
+
+
+@pytest.mark.usefixtures("empty")
+def test_the_second_revision_leaves_the_rows_of_the_first_as_they_are() -> None:
+    manager().upgradedb(to_revision="0001")
+    fill(calls=False)
+    before = first_tables()
+    assert [row["conn_id"] for row in before] == ["zuora"] * 3
+
+    manager().upgradedb(to_revision="0002")
+
+    assert first_tables() == before
+    assert counts() == [1, 1, 1, 0]
+    with Session(settings.get_engine()) as session:
+        session.add(CallsRow(conn_id="zuora", hour=NOW, calls=1, limited=0))
+        session.commit()
+    manager().downgrade("0001")
+    assert first_tables() == before
+    assert tables() == {VERSION_TABLE, *Base.metadata.tables} - {CallsRow.__tablename__}
 
 
 @pytest.mark.usefixtures("empty")

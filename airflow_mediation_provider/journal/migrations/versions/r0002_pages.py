@@ -28,7 +28,7 @@ def upgrade() -> None:
         sa.Column("limits", sa.String(250), nullable=True),
         sa.Column("remaining", sa.BigInteger, nullable=True),
         sa.Column("reset_at", TIME, nullable=True),
-        sa.Column("told_at", TIME, nullable=False),
+        sa.Column("told_at", TIME, nullable=True),
         sa.PrimaryKeyConstraint("conn_id", "hour", name="pk_mediation_calls"),
     )
 
