@@ -22,13 +22,15 @@ TASK_ENDS = frozenset({"success", "failed", "skipped", "upstream_failed", "remov
 
 
 class AirflowClient:
-    """Talks to one Airflow whose auth manager lets everybody in.
+    """Talks to one Airflow.
 
     :param url: address of the API server, without a slash at the end
+    :param login: name and password of a user; without them, Airflow's auth manager must let everybody in
     """
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, login: tuple[str, str] | None = None) -> None:
         self.url = url
+        self._login = login
         self._http = httpx.Client(base_url=url, timeout=30, trust_env=False)
 
     def disconnect(self) -> None:
@@ -44,8 +46,7 @@ class AirflowClient:
         :raises httpx.HTTPStatusError: the reply is an error; its message holds the body
         """
         if "Authorization" not in self._http.headers:
-            token = self._http.get("/auth/token").raise_for_status().json()["access_token"]
-            self._http.headers["Authorization"] = f"Bearer {token}"
+            self._http.headers["Authorization"] = f"Bearer {self.token(self._login)}"
         for _ in range(DATABASE_RETRIES):
             reply = self._http.request(method, f"/api/v2{path}", **request)
             if reply.status_code != httpx.codes.INTERNAL_SERVER_ERROR or "Database error" not in reply.text:
@@ -55,6 +56,19 @@ class AirflowClient:
                 f"{method} {path}: {reply.status_code} {reply.text[:500]}", request=reply.request, response=reply
             )
         return reply.json() if reply.content else None
+
+    def token(self, login: tuple[str, str] | None) -> str:
+        """Return what proves to Airflow that a user is logged in, for a header or the browser's cookie.
+
+        :param login: name and password of the user; ``None`` for the one who is everybody
+        :raises httpx.HTTPStatusError: there is no such user, or nobody gets in without a name
+        """
+        if login is None:
+            reply = self._http.get("/auth/token")
+        else:
+            username, password = login
+            reply = self._http.post("/auth/token", json={"username": username, "password": password})
+        return str(reply.raise_for_status().json()["access_token"])
 
     def health(self) -> dict[str, str]:
         """Return the health of each component by name; empty as long as the API server does not answer."""

@@ -9,6 +9,7 @@ import signal
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
+from urllib.parse import urlsplit
 
 import httpx
 
@@ -34,6 +35,8 @@ class AirflowStack(AirflowClient):
         Airflow runs on SQLite in ``root``
     :param components: those to run, by the names of :meth:`start`; all by default
     :param api_servers: how many of the user's API servers run; the second one is ``api-server-2``
+    :param base_path: path below which Airflow lives, as behind a proxy, beginning with a slash
+    :param login: name and password of a user who may do everything; without one, everybody may
     """
 
     def __init__(
@@ -45,11 +48,13 @@ class AirflowStack(AirflowClient):
         database: str | None = None,
         components: Collection[str] = COMPONENTS,
         api_servers: int = 1,
+        base_path: str = "",
+        login: tuple[str, str] | None = None,
     ) -> None:
         execution_port, port, *others = free_ports(1 + api_servers)
-        super().__init__(f"http://127.0.0.1:{port}")
+        super().__init__(f"http://127.0.0.1:{port}{base_path}", login)
         self.root = root.resolve()
-        self._execution_url = f"http://127.0.0.1:{execution_port}"
+        self._execution_url = f"http://127.0.0.1:{execution_port}{base_path}"
         # The user's API writes its audit log on its event loop, and the tasks' API holds SQLite's only write lock until
         # its event loop goes on: in one process they stop each other. So each is a server of its own.
         commands = {
@@ -63,12 +68,13 @@ class AirflowStack(AirflowClient):
         self._commands = {name: command for name, command in commands.items() if name in components}
         for number, other in enumerate(others, start=2):
             self._commands[f"api-server-{number}"] = ["api-server", "--apps", "core", "--port", str(other)]
-        self.api_urls = [f"http://127.0.0.1:{each}" for each in (port, *others)]
+        self.api_urls = [f"http://127.0.0.1:{each}{base_path}" for each in (port, *others)]
         self.home = self.root / "airflow"
         # SQLite lets one write at a time, and on a busy machine more than its five seconds can pass until it is one's
         # turn: Airflow's triggerer would end.
         database = database or f"sqlite:///{self.home / 'airflow.db'}?timeout=60"
-        settings = _environment(self.root, dags.resolve(), port, self._execution_url, database)
+        settings = _environment(self.root, dags.resolve(), self.url, self._execution_url, database)
+        settings["AIRFLOW__CORE__SIMPLE_AUTH_MANAGER_ALL_ADMINS"] = str(login is None)
         self.processes = Processes(self.root, {**settings, **(env or {})})
 
     def __enter__(self) -> Self:
@@ -150,7 +156,7 @@ class AirflowStack(AirflowClient):
         self.processes.close()
 
 
-def _environment(root: Path, dags: Path, port: int, execution_url: str, database: str) -> dict[str, str]:
+def _environment(root: Path, dags: Path, url: str, execution_url: str, database: str) -> dict[str, str]:
     """Return the environment of all components: the user's without any Airflow setting, plus the private ones."""
     inherited = {
         name: value
@@ -158,7 +164,6 @@ def _environment(root: Path, dags: Path, port: int, execution_url: str, database
         # PYTHONDONTWRITEBYTECODE doubles the time each process takes to start.
         if not name.startswith(("AIRFLOW", "_AIRFLOW", "PYTHONDONTWRITEBYTECODE"))
     }
-    url = f"http://127.0.0.1:{port}"
     settings: dict[str, dict[str, object]] = {
         "core": {
             "dags_folder": dags,
@@ -166,7 +171,6 @@ def _environment(root: Path, dags: Path, port: int, execution_url: str, database
             "executor": "LocalExecutor",
             "parallelism": 5,
             "dags_are_paused_at_creation": False,
-            "simple_auth_manager_all_admins": True,
             "execution_api_server_url": f"{execution_url}/execution/",
             "fernet_key": base64.urlsafe_b64encode(secrets.token_bytes(32)).decode(),
             # The default asks the name server, which a machine without network waits for.
@@ -176,7 +180,7 @@ def _environment(root: Path, dags: Path, port: int, execution_url: str, database
         "database": {"sql_alchemy_conn": database},
         "api": {
             "host": "127.0.0.1",
-            "port": port,
+            "port": urlsplit(url).port,
             "base_url": url,
             "secret_key": secrets.token_hex(16),
         },

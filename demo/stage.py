@@ -37,6 +37,7 @@ class Stage:
     :param time_scale: how many seconds a second of the meters' scripts takes
     :param calling_out: meters whose sessions the simulator sends callouts of; all by default
     :param env: further environment variables of Airflow's components
+    :param login: name and password of a user who may do everything; without one, everybody may
     """
 
     def __init__(
@@ -47,6 +48,7 @@ class Stage:
         time_scale: float = 1.0,
         calling_out: Collection[str] = (),
         env: Mapping[str, str] | None = None,
+        login: tuple[str, str] | None = None,
     ) -> None:
         (port,) = free_ports(1)
         self.root = root.resolve()
@@ -60,7 +62,7 @@ class Stage:
             "AIRFLOW_CONN_MEDIATION_DEFAULT": connection(self.simulator.url, callout_secret=self._callout_secret),
             "AIRFLOW_CONN_USAGE_DB": json.dumps({"conn_type": "sqlite", "host": str(self.usage_db)}),
         }
-        self.airflow = AirflowStack(self.root / "stack", dags, {**connections, **(env or {})})
+        self.airflow = AirflowStack(self.root / "stack", dags, {**connections, **(env or {})}, login=login)
         self._processes = Processes(self.root / "simulator", self.airflow.processes.env)
         self._owner = self.root / "owner"
         self._owned = False
