@@ -2,19 +2,62 @@
 
 from __future__ import annotations
 
+from urllib.parse import urlsplit
+
+from airflow.configuration import conf
 from airflow.plugins_manager import AirflowPlugin
 
 from airflow_mediation_provider.api_server import LazyApp
 from airflow_mediation_provider.assets import MeterSessionTimetable
+from airflow_mediation_provider.protocol.pages import MOUNT, NAV_ROUTE
+
+
+def _views() -> list[dict[str, str]]:
+    """Return the pages that Airflow's UI shows in frames: the list in its navigation, and a tab of tasks and of runs.
+
+    A frame's address begins with the path that Airflow has behind a proxy; Airflow does not put it there itself.
+    """
+    mount = urlsplit(conf.get("api", "base_url", fallback=None) or "").path.rstrip("/") + MOUNT
+    run = "dag_id={DAG_ID}&run_id={RUN_ID}"
+    icon = f"{mount}/static/icon.svg"
+    dark = f"{mount}/static/icon-dark.svg"
+    return [
+        {
+            "name": "Meter sessions",
+            "href": f"{mount}/sessions",
+            "destination": "nav",
+            "category": "browse",
+            "url_route": NAV_ROUTE,
+            "icon": icon,
+            "icon_dark_mode": dark,
+        },
+        {
+            "name": "Meter session",
+            "href": f"{mount}/task?{run}&task_id={{TASK_ID}}&map_index={{MAP_INDEX}}",
+            "destination": "task_instance",
+            "url_route": "meter-session",
+            "icon": icon,
+            "icon_dark_mode": dark,
+        },
+        {
+            "name": "Meter sessions",
+            "href": f"{mount}/run?{run}",
+            "destination": "dag_run",
+            "url_route": "meter-sessions",
+            "icon": icon,
+            "icon_dark_mode": dark,
+        },
+    ]
 
 
 class MediationPlugin(AirflowPlugin):
-    """What this provider adds to Airflow beside operators and the like: a schedule, and the paths under ``/mediation``.
+    """What this provider adds to Airflow beside operators and the like: a schedule, pages, and paths for machines.
 
     Found by the entry point group ``airflow.plugins`` alone. Airflow reads the plugins of a provider's info only where
     ``[core] lazy_discover_providers`` is off, and would then report this one as registered twice.
     """
 
     name = "mediation"
-    fastapi_apps = [{"app": LazyApp(), "url_prefix": "/mediation", "name": "Zuora Mediation"}]  # noqa: RUF012  # Airflow's way
+    fastapi_apps = [{"app": LazyApp(), "url_prefix": MOUNT, "name": "Zuora Mediation"}]  # noqa: RUF012  # Airflow's way
+    external_views = _views()
     timetables = [MeterSessionTimetable]  # noqa: RUF012

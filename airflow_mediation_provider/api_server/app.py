@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING, Any
 from fastapi import FastAPI, Request
 from starlette.exceptions import HTTPException
 
-from airflow_mediation_provider import __version__
+from airflow_mediation_provider import __version__, metrics
 from airflow_mediation_provider.api_server import callouts, feed, observations, prune, reconcile
 from airflow_mediation_provider.api_server.complaints import Complaints
 from airflow_mediation_provider.api_server.connections import Connections
+from airflow_mediation_provider.api_server.pages import add_pages
 from airflow_mediation_provider.api_server.recorder import Recorder
 from airflow_mediation_provider.api_server.replies import UNAVAILABLE, error_docs, refused
 from airflow_mediation_provider.protocol.feed import HANDSHAKE_PATH, PROTOCOL, SERVICE
@@ -37,11 +38,13 @@ def create_app(connections: Connections | None = None, recorder: Recorder | None
         openapi_url=None,
         redirect_slashes=False,
     )
+    metrics.in_api_server()
     app.state.connections = connections or Connections()
     app.state.recorder = recorder or Recorder()
     app.state.complaints = Complaints()
     for part in (callouts, observations, feed, reconcile, prune):
         app.include_router(part.router)
+    add_pages(app)
     app.add_exception_handler(HTTPException, _http_error)
     app.add_exception_handler(Exception, _server_error)
 

@@ -19,12 +19,16 @@ from inspect import signature
 from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 from airflow_mediation_provider.api_server.recent import Recent
+from airflow_mediation_provider.hooks.settings import settings_of
 from airflow_mediation_provider.protocol.callout_settings import CalloutSettings, callout_settings
+from airflow_mediation_provider.protocol.errors import MisconfigurationError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
     from airflow.models.connection import Connection
+
+    from airflow_mediation_provider.hooks.settings import Settings
 
 log = logging.getLogger(__name__)
 
@@ -61,12 +65,14 @@ class MediationConnection:
     :param team: the team that it belongs to, in an Airflow of several
     :param client_secret: of the OAuth client
     :param extra: further settings; secrets are among them
+    :param settings: how Zuora is called; ``None`` where that is set up wrongly, which callouts do not mind
     """
 
     conn_id: str
     team: str | None = None
     client_secret: str | None = field(default=None, repr=False)
     extra: Mapping[str, Any] = field(default_factory=dict, repr=False)
+    settings: Settings | None = field(default=None, repr=False)
 
     @cached_property
     def callouts(self) -> CalloutSettings:
@@ -224,7 +230,11 @@ def _reduced(connection: Connection, conn_id: str, team: str | None) -> Mediatio
     except Exception as error:
         raise LookupFailedError(f"its password or extra cannot be read ({type(error).__name__})") from None
     owner = getattr(connection, "team_name", None) or team
-    return MediationConnection(conn_id=conn_id, team=owner, client_secret=secret, extra=extra)
+    try:
+        settings = settings_of(conn_id, connection)
+    except MisconfigurationError:
+        settings = None
+    return MediationConnection(conn_id=conn_id, team=owner, client_secret=secret, extra=extra, settings=settings)
 
 
 def _teams() -> list[str]:

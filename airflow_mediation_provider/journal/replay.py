@@ -17,7 +17,7 @@ from airflow.models.dag import DagModel
 from airflow.models.dagrun import DagRun
 from airflow.models.serialized_dag import SerializedDagModel
 from airflow.partition_mappers.identity import IdentityMapper
-from sqlalchemy import select
+from sqlalchemy import select, update
 
 from airflow_mediation_provider.journal.emission import lock_assets, queue_run
 from airflow_mediation_provider.journal.rows import state_of
@@ -82,6 +82,7 @@ def replay(
     uri: str | None = None,
     since: datetime,
     until: datetime | None = None,
+    key: str | None = None,
     dry_run: bool = False,
 ) -> Iterator[Replayed]:
     """Start the missing runs of one DAG, or of all DAGs on one asset; yields what became of each.
@@ -92,6 +93,7 @@ def replay(
     :param uri: or the asset: ``mediation://CONNECTION/meters/METER/STATUS``
     :param since: sessions whose status was learned then or later
     :param until: and before then
+    :param key: of one session alone: its id
     :param dry_run: start nothing
     :raises ValueError: there is no such DAG or asset, or it has nothing to do with sessions
     :raises JournalMissing: the journal's tables are not there
@@ -102,7 +104,7 @@ def replay(
     if since >= until:
         raise ValueError(f"since ({since.isoformat()}) must be before until ({until.isoformat()})")
     for consumer in read(lambda session: _consumers(session, dag_id, uri)):
-        yield _of_one_dag(consumer, since, until, dry_run=dry_run)
+        yield _of_one_dag(consumer, since, until, key, dry_run=dry_run)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -163,10 +165,11 @@ def _why_not(session: Session, dag: DagModel, assets: Sequence[AssetModel]) -> s
     return ""
 
 
-def _of_one_dag(consumer: _Consumer, since: datetime, until: datetime, *, dry_run: bool) -> Replayed:
+def _of_one_dag(consumer: _Consumer, since: datetime, until: datetime, key: str | None, *, dry_run: bool) -> Replayed:
     if consumer.refused:
         return Replayed(dag_id=consumer.dag_id, refused=consumer.refused)
     found = read(lambda session: _candidates(session, consumer.assets, since, until))
+    found = [each for each in found if key in (None, each.key)]
     missed: list[_Candidate] = []
     for at in range(0, len(found), _BATCH):
         batch = found[at : at + _BATCH]
@@ -271,6 +274,10 @@ def _start(session: Session, consumer: _Consumer, batch: Sequence[_Candidate]) -
             event = AssetEvent(asset_id=each.asset_id, extra=each.extra, partition_key=each.key)
             session.add(event)
             session.flush()
+            # Whoever looks for the event of a session looks around the time of its row.
+            asset = read_asset_uri(each.uri)
+            of_session = {"conn_id": asset.conn_id, "meter_id": asset.meter_id, "session_id": each.key}
+            session.execute(update(SessionRow).filter_by(**of_session).values(updated_at=datetime.now(UTC)))
         queue_run(dag, event, session=session)
     return missing
 

@@ -26,7 +26,13 @@ from airflow_mediation_provider.operators.arguments import (
 )
 from airflow_mediation_provider.protocol.api import DEFAULT_VERSION
 from airflow_mediation_provider.protocol.arguments import one_of
-from airflow_mediation_provider.protocol.audit import EXPORT_COMPRESSIONS, EXPORT_FORMATS, EXPORT_TYPES
+from airflow_mediation_provider.protocol.audit import (
+    EXPORT_COMPRESSIONS,
+    EXPORT_FORMATS,
+    EXPORT_TYPES,
+    counts_of,
+    span_of_session,
+)
 from airflow_mediation_provider.protocol.errors import MediationError, MisconfigurationError, TransientError
 from airflow_mediation_provider.protocol.status import RunType, SessionStatus
 
@@ -40,8 +46,6 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 _MOST_ERRORS: Final = 1000
-# Zuora's clock and the times of records may lie around a session's own; its id keeps the others out.
-_MARGIN: Final = timedelta(hours=1)
 _STATE_KEY: Final = "mediation_export"
 
 
@@ -119,9 +123,8 @@ class _AuditOperator(BaseOperator):
                 session_id = session_id_of(self.session_id, given=self._named)
                 begun = context.get("data_interval_start") or context["dag_run"].run_after
                 ended = None
-            margin = _MARGIN if session_id else timedelta()
-            query_from = query_from or (begun or now) - margin
-            query_to = query_to or (ended or now) + margin
+            span = span_of_session(begun, ended, now=now) if session_id else (begun or now, ended or now)
+            query_from, query_to = query_from or span[0], query_to or span[1]
             if query_to <= query_from:
                 raise ValueError(
                     f"query_to ({query_to.isoformat()}) must be after query_from ({query_from.isoformat()})"
@@ -199,14 +202,7 @@ class MeterSummaryOperator(_AuditOperator):
                 **span,
             )
         )
-        groups: list[dict[str, Any]] = [
-            {
-                "dimensions": row.get("dimensions") or {},
-                "output": int(row.get("output") or 0),
-                "errors": int(row.get("totalErrorCount") or 0),
-            }
-            for row in summary.get("output") or []
-        ]
+        groups = counts_of(summary)
         errors: list[dict[str, Any]] = []
         if self.error_records:
             entries = hook.audit_trail_entries(

@@ -5,7 +5,8 @@ Source: https://developer.zuora.com/v1-api-reference/api/audit-trail/
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any
 
 from airflow_mediation_provider.protocol.api import Call
 from airflow_mediation_provider.protocol.arguments import (
@@ -30,10 +31,13 @@ from airflow_mediation_provider.protocol.replies import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Generator, Iterable
+    from collections.abc import Generator, Iterable, Mapping
     from datetime import datetime
 
     from airflow_mediation_provider.protocol.status import RunType
+
+# Zuora's clock and the times of records may lie around a session's own; its id keeps the others out.
+_MARGIN = timedelta(hours=1)
 
 EXPORT_TYPES = ("SAMPLE", "ERROR")
 EXPORT_FORMATS = ("csv", "parquet", "avro")
@@ -75,6 +79,28 @@ def meter_summary(
         ),
         read=envelope,
     )
+
+
+def counts_of(summary: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Return the groups of a summary: ``[{"dimensions": ..., "output": n, "errors": n}]``."""
+    return [
+        {
+            "dimensions": row.get("dimensions") or {},
+            "output": int(row.get("output") or 0),
+            "errors": int(row.get("totalErrorCount") or 0),
+        }
+        for row in summary.get("output") or []
+    ]
+
+
+def span_of_session(begun: datetime | None, ended: datetime | None, *, now: datetime) -> tuple[datetime, datetime]:
+    """Return the time window in which a session's records are.
+
+    :param begun: its start, where it is known
+    :param ended: its end, where it is known
+    :param now: the time now
+    """
+    return (begun or now) - _MARGIN, (ended or now) + _MARGIN
 
 
 def audit_trail_entries(

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Final
 from urllib.parse import urlsplit, urlunsplit
 
-MOUNT: Final = "/mediation"
+from airflow_mediation_provider.protocol.pages import MOUNT
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,70 @@
+"""What all pages have in common: an error is a page too, and nothing from elsewhere is loaded or may frame them."""
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING, Any, Final
+
+from fastapi.exceptions import RequestValidationError
+from fastapi.routing import APIRoute
+from starlette.exceptions import HTTPException
+
+from airflow_mediation_provider.api_server.pages.rendering import page
+from airflow_mediation_provider.journal.transaction import JournalMissing, JournalUnavailable
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Coroutine
+
+    from fastapi import Request, Response
+
+_HEADERS: Final = {
+    "Cache-Control": "no-store",
+    "Content-Security-Policy": (
+        "default-src 'none'; style-src 'self'; script-src 'self'; img-src 'self' data:; font-src 'self'; "
+        "connect-src 'self'; form-action 'self'; frame-ancestors 'self'; base-uri 'none'"
+    ),
+    "Referrer-Policy": "same-origin",
+    "X-Content-Type-Options": "nosniff",
+}
+_TITLES: Final = {
+    400: "This address cannot be read",
+    401: "Your login has expired",
+    403: "You may not see this",
+    404: "Nothing is known of this",
+    503: "The journal cannot be read",
+}
+
+
+class PageRoute(APIRoute):
+    """A route whose answer is HTML, whatever happens."""
+
+    def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
+        """Return the handler, with errors made into pages."""
+        handle = super().get_route_handler()
+
+        async def handle_page(request: Request) -> Response:
+            try:
+                response = await handle(request)
+            except HTTPException as error:
+                response = _error_page(request, error.status_code, str(error.detail))
+            except RequestValidationError as error:
+                wrong = ", ".join(str(each["loc"][-1]) for each in error.errors())
+                response = _error_page(request, 400, f"These parts of it are missing or wrong: {wrong}.")
+            except JournalUnavailable as error:
+                request.app.state.complaints.say(logging.ERROR, "A page was answered 503", request.url.path, str(error))
+                detail = str(error) if isinstance(error, JournalMissing) else "The API server's log says why."
+                response = _error_page(request, 503, detail)
+            response.headers.update(_HEADERS)
+            return response
+
+        return handle_page
+
+
+def _error_page(request: Request, status: int, detail: str) -> Response:
+    # Airflow's own words for these say nothing to a person.
+    detail = {
+        401: "Log in again to go on; nothing is shown until then.",
+        403: "It needs a permission that your role in Airflow does not have." if detail == "Forbidden" else detail,
+    }.get(status, detail)
+    title = _TITLES.get(status, "That did not work")
+    return page(request, "error.html", status=status, title=title, heading=title, detail=detail)

@@ -1,0 +1,213 @@
+"""The page of one session: what was told of it, what came of it in Airflow, and on demand what Zuora counted."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from itertools import islice
+from typing import TYPE_CHECKING, Annotated, Any, Final
+from urllib.parse import urlsplit
+
+from anyio import from_thread
+from fastapi import APIRouter, Form, Request, Response
+from starlette.exceptions import HTTPException
+
+from airflow_mediation_provider.api_server.auth import Reader, ReaderDep, same_origin
+from airflow_mediation_provider.api_server.connections import LookupFailedError, UnknownConnectionError
+from airflow_mediation_provider.api_server.pages.rendering import page
+from airflow_mediation_provider.api_server.pages.route import PageRoute
+from airflow_mediation_provider.api_server.pages.sessions import Row, rows_of
+from airflow_mediation_provider.hooks.mediation import MediationHook
+from airflow_mediation_provider.journal import consequences
+from airflow_mediation_provider.journal.emission import UnknownAirflowError
+from airflow_mediation_provider.journal.listing import SessionKey, find_session
+from airflow_mediation_provider.journal.replay import replay
+from airflow_mediation_provider.journal.timeline import timeline
+from airflow_mediation_provider.journal.transaction import read
+from airflow_mediation_provider.protocol.asset_uri import asset_uri
+from airflow_mediation_provider.protocol.audit import counts_of, span_of_session
+from airflow_mediation_provider.protocol.errors import MediationError
+
+if TYPE_CHECKING:
+    from sqlalchemy.orm import Session
+
+    from airflow_mediation_provider.journal.consequences import Consumer
+    from airflow_mediation_provider.journal.listing import Listed
+    from airflow_mediation_provider.journal.timeline import Told
+
+router = APIRouter(route_class=PageRoute)
+
+_ERROR_RECORDS: Final = 20
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Story:
+    """What the journal and Airflow know of a session, as far as the user may see it.
+
+    :param told: the timeline, the last first
+    :param cut: whether it is not all of it
+    :param consumers: the DAGs that are scheduled on it
+    :param startable: of these, those of which the user may start runs
+    """
+
+    row: Row
+    told: list[Told]
+    cut: bool
+    consumers: list[Consumer]
+    startable: set[str]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Summary:
+    """What Zuora counted for a session, or why it did not say.
+
+    :param error: one sentence; empty where there is an answer
+    """
+
+    output: int = 0
+    errors: int = 0
+    records: tuple[dict[str, Any], ...] = ()
+    error: str = ""
+
+
+@router.get("/session")
+def session(request: Request, reader: ReaderDep, conn: str, meter: str, session: str) -> Response:
+    """Show a session."""
+    return _shown(request, reader, SessionKey(conn, meter, session))
+
+
+@router.post("/session/summary", dependencies=[same_origin])
+def session_summary(
+    request: Request,
+    reader: ReaderDep,
+    conn: Annotated[str, Form()],
+    meter: Annotated[str, Form()],
+    session: Annotated[str, Form()],
+) -> Response:
+    """Ask Zuora for the counts and the first error records: two calls, and customers' data."""
+    if not reader.reads_connection(conn):
+        raise HTTPException(403, "Error records are customers' data: only who may read the connection may see them.")
+    key = SessionKey(conn, meter, session)
+    return _shown(request, reader, key, summary=_summary(_story(reader, key).row.session))
+
+
+@router.post("/session/replay", dependencies=[same_origin])
+def session_replay(
+    request: Request,
+    reader: ReaderDep,
+    conn: Annotated[str, Form()],
+    meter: Annotated[str, Form()],
+    session: Annotated[str, Form()],
+    dag_id: Annotated[str, Form()],
+) -> Response:
+    """Start the run that a DAG missed."""
+    if dag_id not in reader.starts_runs([dag_id]):
+        raise HTTPException(403, f"You may not start runs of the DAG {dag_id}.")
+    key = SessionKey(conn, meter, session)
+    listed = _story(reader, key).row.session
+    try:
+        outcomes = list(
+            replay(
+                dag_id=dag_id,
+                uri=asset_uri(conn, meter, listed.status),
+                since=listed.first_observed_at,
+                key=listed.session_id,
+            )
+        )
+    except (ValueError, UnknownAirflowError) as error:
+        return _shown(request, reader, key, notice=f"Nothing was started: {error}.", failed=True)
+    refused = next((each.refused for each in outcomes if each.refused), "")
+    if refused:
+        return _shown(request, reader, key, notice=f"Nothing was started for {dag_id}: {refused}.", failed=True)
+    started = sum(len(each.missed) for each in outcomes)
+    notice = f"A run of {dag_id} is queued for this session." if started else f"{dag_id} has a run of it already."
+    return _shown(request, reader, key, notice=notice)
+
+
+def _shown(
+    request: Request,
+    reader: Reader,
+    key: SessionKey,
+    *,
+    summary: Summary | None = None,
+    notice: str = "",
+    failed: bool = False,
+) -> Response:
+    story = _story(reader, key)
+    return page(
+        request,
+        "session.html",
+        story=story,
+        row=story.row,
+        session=story.row.session,
+        zuora=_zuora_url(request, key),
+        may_summarize=reader.reads_connection(key.conn_id),
+        summary=summary,
+        notice=notice,
+        failed=failed,
+    )
+
+
+def _story(reader: Reader, key: SessionKey) -> Story:
+    """Return what is known.
+
+    :raises HTTPException: the journal does not know the session
+    """
+
+    def work(session: Session) -> Story | None:
+        listed = find_session(session, key)
+        if listed is None:
+            return None
+        (row,) = rows_of(session, (listed,), reader, datetime.now(UTC))
+        told, cut = timeline(session, listed)
+        scheduled = consequences.scheduled(session, [listed.meter]).get(listed.meter, [])
+        seen = reader.sees_runs({each.dag_id for each in scheduled})
+        runs = consequences.runs_started(session, [listed]).get(key, [])
+        consumers = [each for each in consequences.consumers(listed, scheduled, runs) if each.dag_id in seen]
+        startable = reader.starts_runs({each.dag_id for each in consumers if each.missed})
+        return Story(row=row, told=told, cut=cut, consumers=consumers, startable=startable)
+
+    story = read(work)
+    if story is None:
+        raise HTTPException(
+            404,
+            f"The journal does not know session {key.session_id} of meter {key.meter_id} over connection {key.conn_id}."
+            " It was never told of, or it was pruned.",
+        )
+    return story
+
+
+def _summary(listed: Listed) -> Summary:
+    span = span_of_session(listed.begun_at, listed.over_at, now=datetime.now(UTC))
+    options = {"run_type": listed.run_type, "query_from": span[0], "query_to": span[1]}
+    try:
+        with MediationHook(listed.conn_id, attempts=1) as hook:
+            counted = counts_of(
+                hook.meter_summary(listed.meter_id, session_ids=[listed.session_id], **options)  # type: ignore[arg-type]
+            )
+            entries = hook.audit_trail_entries(
+                listed.meter_id,
+                export_type="ERROR",
+                session_id=listed.session_id,
+                page_size=_ERROR_RECORDS,
+                **options,  # type: ignore[arg-type]
+            )
+            records = tuple(islice(entries, _ERROR_RECORDS)) if any(each["errors"] for each in counted) else ()
+    except (MediationError, ValueError) as error:
+        return Summary(error=str(error))
+    return Summary(
+        output=sum(each["output"] for each in counted), errors=sum(each["errors"] for each in counted), records=records
+    )
+
+
+def _zuora_url(request: Request, key: SessionKey) -> str | None:
+    """Return the address of the session in Zuora's UI, where the connection has a template for one."""
+    try:
+        connection = from_thread.run(request.app.state.connections.get, key.conn_id)
+    except (UnknownConnectionError, LookupFailedError):
+        return None
+    try:
+        url = connection.settings.session_url(key.meter_id, key.session_id, None) if connection.settings else None
+    except (ValueError, IndexError):  # a template that is none
+        return None
+    return url if url and urlsplit(url).scheme in ("http", "https") else None

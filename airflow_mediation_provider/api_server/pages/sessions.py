@@ -1,0 +1,216 @@
+"""The list of all sessions, newest first, by filters that stand in its address; and their numbers over time."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING, Any, Final
+from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
+
+from fastapi import APIRouter, Request, Response
+from starlette.exceptions import HTTPException
+
+from airflow_mediation_provider.api_server.auth import ReaderDep  # noqa: TC001  # FastAPI reads it
+from airflow_mediation_provider.api_server.pages.chart import Chart, bars
+from airflow_mediation_provider.api_server.pages.rendering import page
+from airflow_mediation_provider.api_server.pages.route import PageRoute
+from airflow_mediation_provider.journal import consequences
+from airflow_mediation_provider.journal.health import SILENT
+from airflow_mediation_provider.journal.listing import (
+    Filters,
+    Listed,
+    Place,
+    count_by_status,
+    known_connections,
+    list_sessions,
+)
+from airflow_mediation_provider.journal.transaction import read
+from airflow_mediation_provider.protocol.status import RunType, SessionStatus
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from sqlalchemy.orm import Session
+
+    from airflow_mediation_provider.api_server.auth import Reader
+    from airflow_mediation_provider.journal.consequences import Scheduled, StartedRun, Wait
+    from airflow_mediation_provider.journal.listing import Listing
+
+router = APIRouter(route_class=PageRoute)
+
+PAGE: Final = 50
+SPANS: Final = {"1h": "last hour", "24h": "last 24 hours", "7d": "last 7 days", "30d": "last 30 days"}
+_UNITS: Final = {"h": "hours", "d": "days"}
+_BARS: Final = 24
+# A run is made by the scheduler some seconds after the event; until then none is missing.
+_MISSED_AFTER: Final = timedelta(minutes=1)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Search:
+    """What an address asks for, as it stands there.
+
+    :param since: ISO 8601, in the zone ``tz`` where it names none; or one of ``SPANS``
+    :param tz: the user's time zone
+    """
+
+    conn: str = ""
+    meter: str = ""
+    status: str = ""
+    run_type: str = ""
+    since: str = ""
+    until: str = ""
+    tz: str = ""
+
+    def filters(self, now: datetime) -> Filters:
+        """Return the filters.
+
+        :raises HTTPException: a part cannot be read; says which
+        """
+        return Filters(
+            conn_id=self.conn.strip() or None,
+            meter_id=self.meter.strip() or None,
+            status=self.status.strip().upper() or None,
+            run_type=self.run_type.strip().upper() or None,
+            since=self._instant("since", now),
+            until=self._instant("until", now),
+        )
+
+    def parameters(self) -> dict[str, str]:
+        """Return what makes the same address again."""
+        return {name: getattr(self, name) for name in self.__slots__}
+
+    @property
+    def filtered(self) -> bool:
+        """Whether anything is left out."""
+        return any(value for name, value in self.parameters().items() if name != "tz")
+
+    def _instant(self, name: str, now: datetime) -> datetime | None:
+        text = getattr(self, name).strip()
+        if not text:
+            return None
+        if text in SPANS:
+            return now - timedelta(**{_UNITS[text[-1]]: int(text[:-1])})
+        try:
+            instant = datetime.fromisoformat(text)
+            return (instant if instant.tzinfo else instant.replace(tzinfo=ZoneInfo(self.tz or "UTC"))).astimezone(UTC)
+        except (ValueError, OverflowError, ZoneInfoNotFoundError, IsADirectoryError):
+            raise HTTPException(
+                400, f"{name}={text} is no time: write 2026-03-31T09:00, or one of {', '.join(SPANS)}."
+            ) from None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Row:
+    """One line of the list.
+
+    :param waits: of tasks that the user may see, those that go on first
+    :param runs: of DAGs that the user may see
+    :param missed: DAGs that should have been started, and were not
+    :param silent: whether it goes on, and nothing was told of it for hours
+    """
+
+    session: Listed
+    waits: tuple[Wait, ...]
+    runs: tuple[StartedRun, ...]
+    missed: tuple[str, ...]
+    silent: bool
+
+
+@router.get("/sessions")
+def sessions(
+    request: Request,
+    reader: ReaderDep,
+    conn: str = "",
+    meter: str = "",
+    status: str = "",
+    run_type: str = "",
+    since: str = "",
+    until: str = "",
+    tz: str = "",
+    before: str = "",
+    after: str = "",
+) -> Response:
+    """Show the list."""
+    now = datetime.now(UTC)
+    search = Search(conn=conn, meter=meter, status=status, run_type=run_type, since=since, until=until, tz=tz)
+    filters = search.filters(now)
+    try:
+        places = {"before": Place.parse(before) if before else None, "after": Place.parse(after) if after else None}
+    except ValueError as error:
+        raise HTTPException(400, f"{error}: go back to the newest sessions.") from None
+
+    def work(session: Session) -> tuple[Listing, list[Row], list[str]]:
+        listing = list_sessions(session, filters, limit=PAGE, **places)
+        return listing, rows_of(session, listing.sessions, reader, now), known_connections(session)
+
+    listing, rows, connections = read(work)
+    listed = listing.sessions
+    return page(
+        request,
+        "sessions.html",
+        search=search,
+        rows=rows,
+        connections=connections,
+        statuses=[str(each) for each in SessionStatus if each is not SessionStatus.NEVER_RUN],
+        run_types=[str(each) for each in RunType],
+        spans=SPANS,
+        newer=listed[0].place if listing.newer and listed else None,
+        older=listed[-1].place if listing.older and listed else None,
+        paged=bool(before or after),
+    )
+
+
+@router.get("/sessions/chart")
+def sessions_chart(
+    request: Request,
+    conn: str = "",
+    meter: str = "",
+    status: str = "",
+    run_type: str = "",
+    since: str = "",
+    until: str = "",
+    tz: str = "",
+) -> Response:
+    """Show how many sessions began when, by their status: of the time that is asked for, else of the last day."""
+    now = datetime.now(UTC)
+    search = Search(conn=conn, meter=meter, status=status, run_type=run_type, since=since, until=until, tz=tz)
+    filters = search.filters(now)
+    end = filters.until or now
+    begin = filters.since or end - timedelta(days=1)
+    chart: Chart | None = None
+    if begin < end:
+        counts = read(lambda session: count_by_status(session, filters, since=begin, until=end, bars=_BARS))
+        chart = bars(counts, since=begin, until=end)
+    return page(request, "chart.html", chart=chart)
+
+
+def rows_of(session: Session, listed: tuple[Listed, ...], reader: Reader, now: datetime) -> list[Row]:
+    """Return sessions with what waits for them and what they started, as far as the user may see that."""
+    waits = consequences.waits_of(session, [each.key for each in listed])
+    runs = consequences.runs_started(session, listed)
+    scheduled = consequences.scheduled(session, {each.meter for each in listed})
+    seen_tasks = reader.sees_tasks({wait.dag_id for each in waits.values() for wait in each})
+    seen_runs = reader.sees_runs(_dags(runs) | _dags(scheduled))
+    return [
+        Row(
+            session=each,
+            waits=tuple(
+                sorted(
+                    (w for w in waits.get(each.key, ()) if w.dag_id in seen_tasks), key=lambda w: w.ended_at is not None
+                )
+            ),
+            runs=tuple(run for run in runs.get(each.key, ()) if run.dag_id in seen_runs),
+            missed=tuple(
+                consumer.dag_id
+                for consumer in consequences.consumers(each, scheduled.get(each.meter, ()), runs.get(each.key, ()))
+                if consumer.missed and consumer.dag_id in seen_runs and now - each.last_observed_at > _MISSED_AFTER
+            ),
+            silent=not each.terminal and now - each.last_observed_at > SILENT,
+        )
+        for each in listed
+    ]
+
+
+def _dags(found: Mapping[Any, list[StartedRun]] | Mapping[Any, list[Scheduled]]) -> set[str]:
+    return {item.dag_id for items in found.values() for item in items}

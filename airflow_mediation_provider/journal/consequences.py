@@ -1,0 +1,251 @@
+"""What came of sessions in Airflow: the DAG runs that they started, the DAGs that missed them, the tasks that waited.
+
+Airflow's own tables tell the runs: an asset event names a session by its partition key, and a run names its events.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
+
+from airflow.models.asset import AssetEvent, AssetModel, DagScheduleAssetReference, association_table
+from airflow.models.dag import DagModel
+from airflow.models.dagrun import DagRun
+from sqlalchemy import and_, or_, select, true
+
+from airflow_mediation_provider.journal.listing import SessionKey, of_sessions
+from airflow_mediation_provider.journal.tables import WaitRow
+from airflow_mediation_provider.protocol.asset_uri import asset_uri, read_asset_uri
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Iterable, Mapping, Sequence
+    from datetime import datetime
+
+    from sqlalchemy import ColumnElement
+    from sqlalchemy.orm import Session
+
+    from airflow_mediation_provider.journal.listing import Listed
+
+# Of a session that started more, the page shows the first ones.
+_MOST: Final = 500
+_CLOCKS: Final = timedelta(minutes=5)
+
+
+class StartedRun(NamedTuple):
+    """A DAG run that a session started."""
+
+    dag_id: str
+    run_id: str
+    state: str
+    start_date: datetime | None
+    end_date: datetime | None
+    status: str
+
+
+class Scheduled(NamedTuple):
+    """A DAG that is scheduled on a status of a meter's sessions.
+
+    :param since: when Airflow came to know the asset of that status; before, no session could start anything
+    """
+
+    dag_id: str
+    status: str
+    paused: bool
+    since: datetime
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Consumer:
+    """A DAG that is scheduled on a status of a session.
+
+    :param dag_id: the DAG
+    :param status: the status
+    :param paused: whether it is paused now; then it is started by nothing
+    :param missed: whether the session came to the status after the DAG's asset was known, and the DAG has no run of it
+    """
+
+    dag_id: str
+    status: str
+    paused: bool
+    missed: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Wait:
+    """A task's wait, by the columns of its row."""
+
+    conn_id: str
+    meter_id: str
+    session_id: str | None
+    condition: dict[str, Any]
+    dag_id: str
+    run_id: str
+    task_id: str
+    map_index: int
+    try_number: int
+    mode: str
+    created_at: datetime
+    until: datetime | None
+    seen_at: datetime
+    ended_at: datetime | None
+    outcome: str | None
+
+
+_WAIT_COLUMNS: Final = tuple(getattr(WaitRow, name) for name in Wait.__slots__)
+
+
+def waits_of(session: Session, keys: Collection[SessionKey]) -> dict[SessionKey, list[Wait]]:
+    """Return who waits or waited for some sessions, the last that began first."""
+    waits: dict[SessionKey, list[Wait]] = defaultdict(list)
+    if keys:
+        for wait in _waits(session, of_sessions(WaitRow, keys)):
+            waits[SessionKey(wait.conn_id, wait.meter_id, str(wait.session_id))].append(wait)
+    return waits
+
+
+def waits_of_run(session: Session, dag_id: str, run_id: str) -> list[Wait]:
+    """Return the waits of a DAG run's tasks, the last that began first."""
+    return _waits(session, and_(WaitRow.dag_id == dag_id, WaitRow.run_id == run_id))
+
+
+def wait_of_task(session: Session, dag_id: str, run_id: str, task_id: str, map_index: int) -> Wait | None:
+    """Return the wait of one task instance, the last one of several connections."""
+    task = and_(WaitRow.dag_id == dag_id, WaitRow.run_id == run_id, WaitRow.task_id == task_id)
+    return next(iter(_waits(session, and_(task, WaitRow.map_index == map_index))), None)
+
+
+def waits_for_unnamed(session: Session, conn_id: str, meter_id: str) -> list[Wait]:
+    """Return the waits that go on, for a session of the meter that is not there yet."""
+    unnamed = and_(WaitRow.conn_id == conn_id, WaitRow.meter_id == meter_id, WaitRow.session_id.is_(None))
+    return _waits(session, and_(unnamed, WaitRow.ended_at.is_(None)))
+
+
+def _waits(session: Session, which: ColumnElement[bool]) -> list[Wait]:
+    query = select(*_WAIT_COLUMNS).where(which).order_by(WaitRow.created_at.desc(), WaitRow.id).limit(_MOST)
+    return [Wait(**row._mapping) for row in session.execute(query)]
+
+
+def runs_started(session: Session, sessions: Sequence[Listed]) -> dict[SessionKey, list[StartedRun]]:
+    """Return the DAG runs that some sessions started, the first first."""
+    assets = _assets(session, {each.meter for each in sessions})
+    events = [
+        and_(
+            AssetEvent.asset_id.in_(of_meter),
+            # The index goes by time. An event is written with the session's row, by the clock of another process.
+            AssetEvent.timestamp >= each.first_observed_at - _CLOCKS,
+            AssetEvent.timestamp <= each.updated_at + _CLOCKS if each.terminal else true(),
+            AssetEvent.partition_key == each.session_id,
+        )
+        for each in sessions
+        if (of_meter := assets.get(each.meter))
+    ]
+    if not events:
+        return {}
+    query = (
+        select(
+            AssetEvent.asset_id,
+            AssetEvent.partition_key,
+            DagRun.dag_id,
+            DagRun.run_id,
+            DagRun.state,
+            DagRun.start_date,
+            DagRun.end_date,
+        )
+        .join(association_table, association_table.c.event_id == AssetEvent.id)
+        .join(DagRun, DagRun.id == association_table.c.dag_run_id)
+        .where(or_(*events))
+        .order_by(DagRun.id)
+        .limit(_MOST)
+    )
+    runs: dict[SessionKey, list[StartedRun]] = defaultdict(list)
+    places = {asset_id: (*meter, status) for meter, of in assets.items() for asset_id, status in of.items()}
+    for asset_id, session_id, dag_id, run_id, state, start, end in session.execute(query):
+        conn_id, meter_id, status = places[asset_id]
+        run = StartedRun(dag_id, run_id, str(state), start, end, status)
+        runs[SessionKey(conn_id, meter_id, session_id)].append(run)
+    return runs
+
+
+def scheduled(session: Session, meters: Collection[tuple[str, str]]) -> dict[tuple[str, str], list[Scheduled]]:
+    """Return the DAGs that are scheduled on the sessions of some meters.
+
+    :param meters: connection and meter
+    """
+    assets = _assets(session, meters)
+    places = {asset_id: (meter, status) for meter, of in assets.items() for asset_id, status in of.items()}
+    found: dict[tuple[str, str], list[Scheduled]] = defaultdict(list)
+    if places:
+        reference = DagScheduleAssetReference
+        query = (
+            select(reference.asset_id, DagModel.dag_id, DagModel.is_paused, reference.created_at)
+            .join(DagModel, DagModel.dag_id == reference.dag_id)
+            .where(reference.asset_id.in_(places), DagModel.is_stale.is_(False))
+            .order_by(DagModel.dag_id)
+        )
+        for asset_id, dag_id, paused, since in session.execute(query):
+            meter, status = places[asset_id]
+            found[meter].append(Scheduled(dag_id, status, bool(paused), since))
+    return found
+
+
+def consumers(listed: Listed, scheduled: Iterable[Scheduled], runs: Iterable[StartedRun]) -> list[Consumer]:
+    """Return what became of a session at each DAG that is scheduled on its meter.
+
+    :param scheduled: of the function of that name
+    :param runs: of ``runs_started``
+    """
+    has_run = {(run.dag_id, run.status) for run in runs}
+    return [
+        Consumer(
+            dag_id=each.dag_id,
+            status=each.status,
+            paused=each.paused,
+            missed=(
+                each.status == listed.status
+                and not listed.ambiguous
+                and listed.last_observed_at > each.since
+                and (each.dag_id, each.status) not in has_run
+            ),
+        )
+        for each in scheduled
+    ]
+
+
+def sessions_of_run(session: Session, dag_id: str, run_id: str) -> list[SessionKey]:
+    """Return the sessions that started a DAG run."""
+    query = (
+        select(AssetModel.uri, AssetEvent.partition_key)
+        .join(AssetEvent, AssetEvent.asset_id == AssetModel.id)
+        .join(association_table, association_table.c.event_id == AssetEvent.id)
+        .join(DagRun, DagRun.id == association_table.c.dag_run_id)
+        .where(DagRun.dag_id == dag_id, DagRun.run_id == run_id, AssetEvent.partition_key.is_not(None))
+        .order_by(AssetEvent.id)
+        .limit(_MOST)
+    )
+    keys: dict[SessionKey, None] = {}
+    for uri, partition_key in session.execute(query):
+        try:
+            asset = read_asset_uri(uri)
+        except ValueError:  # of somebody else
+            continue
+        keys[SessionKey(asset.conn_id, asset.meter_id, str(partition_key))] = None
+    return list(keys)
+
+
+def _assets(session: Session, meters: Collection[tuple[str, str]]) -> Mapping[tuple[str, str], dict[int, str]]:
+    """Return the assets of some meters' statuses, as far as a DAG names them: asset id -> status."""
+    found: dict[tuple[str, str], dict[int, str]] = defaultdict(dict)
+    if not meters:
+        return found
+    prefixes = [asset_uri(conn_id, meter_id, "") for conn_id, meter_id in meters]
+    query = select(AssetModel.id, AssetModel.uri)
+    query = query.where(or_(*(AssetModel.uri.startswith(prefix, autoescape=True) for prefix in prefixes)))
+    for asset_id, uri in session.execute(query):
+        try:
+            asset = read_asset_uri(uri)
+        except ValueError:  # the one that has a meter watched stands for no status
+            continue
+        found[asset.conn_id, asset.meter_id][asset_id] = asset.status
+    return found

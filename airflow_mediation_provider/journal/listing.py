@@ -1,0 +1,279 @@
+"""The sessions as the pages list them: the newest first, a page at a time, by filters; and counted over time.
+
+A page is found by its place, not by its number, so the last one of a million sessions costs as much as the first.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
+
+from sqlalchemy import and_, case, func, or_, select, true
+
+from airflow_mediation_provider.journal.tables import CallsRow, SessionRow, TransitionRow
+from airflow_mediation_provider.protocol.entry import EntryKind
+from airflow_mediation_provider.protocol.phases import Phase, phases
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Sequence
+
+    from sqlalchemy import ColumnElement, Row
+    from sqlalchemy.orm import InstrumentedAttribute, Session
+
+# Of a session that loops for ever the newest changes are drawn.
+_CHANGES_DRAWN: Final = 40
+_EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
+_FIELDS: Final = (
+    "id",
+    "conn_id",
+    "meter_id",
+    "session_id",
+    "meter_name",
+    "run_type",
+    "status",
+    "started_at",
+    "ended_at",
+    "begun_at",
+    "first_observed_at",
+    "last_observed_at",
+    "updated_at",
+    "conflict",
+    "ambiguous",
+    "terminal",
+)
+# Without the transition and what was emitted: JSON that no list shows.
+_COLUMNS: Final = tuple(getattr(SessionRow, name) for name in _FIELDS)
+
+
+class SessionKey(NamedTuple):
+    """What names a session."""
+
+    conn_id: str
+    meter_id: str
+    session_id: str
+
+
+class Place(NamedTuple):
+    """Where in the list a session stands: what comes later in it began earlier."""
+
+    begun_at: datetime
+    id: int
+
+    def __str__(self) -> str:
+        """Return the place as it stands in an address."""
+        return f"{(self.begun_at - _EPOCH) // timedelta(microseconds=1)}-{self.id}"
+
+    @classmethod
+    def parse(cls, text: str) -> Place:
+        """Read a place.
+
+        :raises ValueError: it is none
+        """
+        at, _, number = text.partition("-")
+        try:
+            return cls(_EPOCH + timedelta(microseconds=int(at)), int(number))
+        except (ValueError, OverflowError):
+            raise ValueError(f"{text!r} is no place in the list") from None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Filters:
+    """Which sessions; what is ``None`` is no matter.
+
+    :param since: that began then or later
+    :param until: and before then
+    """
+
+    conn_id: str | None = None
+    meter_id: str | None = None
+    status: str | None = None
+    run_type: str | None = None
+    since: datetime | None = None
+    until: datetime | None = None
+
+    def where(self) -> ColumnElement[bool]:
+        """Return the condition."""
+        names = ("conn_id", "meter_id", "status", "run_type")
+        same = [getattr(SessionRow, name) == value for name in names if (value := getattr(self, name)) is not None]
+        if self.since is not None:
+            same.append(SessionRow.begun_at >= self.since)
+        if self.until is not None:
+            same.append(SessionRow.begun_at < self.until)
+        return and_(true(), *same)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Listed:
+    """One session of the list, by the columns of its row, and its phases."""
+
+    id: int
+    conn_id: str
+    meter_id: str
+    session_id: str
+    meter_name: str | None
+    run_type: str
+    status: str
+    started_at: datetime | None
+    ended_at: datetime | None
+    begun_at: datetime
+    first_observed_at: datetime
+    last_observed_at: datetime
+    updated_at: datetime
+    conflict: bool
+    ambiguous: bool
+    terminal: bool
+    phases: tuple[Phase, ...] = ()
+
+    @property
+    def key(self) -> SessionKey:
+        """What names it."""
+        return SessionKey(self.conn_id, self.meter_id, self.session_id)
+
+    @property
+    def meter(self) -> tuple[str, str]:
+        """Its connection and meter."""
+        return self.conn_id, self.meter_id
+
+    @property
+    def place(self) -> Place:
+        """Where it stands in the list."""
+        return Place(self.begun_at, self.id)
+
+    @property
+    def over_at(self) -> datetime | None:
+        """When it ended, by Zuora's clock or else when that was learned; ``None`` while it goes on."""
+        return (self.ended_at or self.last_observed_at) if self.terminal else None
+
+
+@dataclass(frozen=True, slots=True)
+class Listing:
+    """One page of the list.
+
+    :param sessions: the newest first
+    :param newer: whether there are newer ones than these
+    :param older: whether there are older ones than these
+    """
+
+    sessions: tuple[Listed, ...]
+    newer: bool
+    older: bool
+
+
+def list_sessions(
+    session: Session, filters: Filters, *, limit: int, before: Place | None = None, after: Place | None = None
+) -> Listing:
+    """Return the newest sessions, or those next to a place.
+
+    :param limit: how many at most
+    :param before: those that come right after this place in the list: older ones
+    :param after: those that come right before it: newer ones
+    """
+    query = select(*_COLUMNS).where(filters.where())
+    begun, number = SessionRow.begun_at, SessionRow.id
+    if after is not None:
+        # The first half of the condition is what an index can use.
+        query = query.where(begun >= after.begun_at, or_(begun > after.begun_at, number > after.id))
+        query = query.order_by(begun, number)
+    else:
+        if before is not None:
+            query = query.where(begun <= before.begun_at, or_(begun < before.begun_at, number < before.id))
+        query = query.order_by(begun.desc(), number.desc())
+    rows = session.execute(query.limit(limit + 1)).all()
+    more, rows = len(rows) > limit, rows[:limit]
+    if after is not None:
+        rows = rows[::-1]
+    drawn = _phases(session, rows)
+    listed = tuple(_listed(row, drawn.get(SessionKey(*row[1:4]), ())) for row in rows)
+    if after is not None:
+        return Listing(listed, newer=more, older=True)
+    return Listing(listed, newer=before is not None, older=more)
+
+
+def find_session(session: Session, key: SessionKey) -> Listed | None:
+    """Return one session as the list has it, ``None`` where the journal does not know it."""
+    row = session.execute(select(*_COLUMNS).where(*_is(SessionRow, key))).one_or_none()
+    return None if row is None else _listed(row, _phases(session, [row]).get(key, ()))
+
+
+def count_by_status(
+    session: Session, filters: Filters, *, since: datetime, until: datetime, bars: int
+) -> list[dict[str, int]]:
+    """Return how many sessions began in each of some equal spans of time, by their present status.
+
+    :param filters: its own times are left aside
+    :param since: where the first span begins
+    :param until: where the last one ends
+    :param bars: how many spans
+    """
+    begun = SessionRow.begun_at
+    step = (until - since) / bars
+    span = case(*((begun < since + step * (number + 1), number) for number in range(bars - 1)), else_=bars - 1)
+    query = (
+        select(span, SessionRow.status, func.count())
+        .where(filters.where(), begun >= since, begun < until)
+        .group_by(span, SessionRow.status)
+    )
+    counts: list[dict[str, int]] = [{} for _ in range(bars)]
+    for number, status, count in session.execute(query):
+        counts[number][status] = count
+    return counts
+
+
+def known_connections(session: Session) -> list[str]:
+    """Return the connections that the journal has heard of."""
+    columns = (SessionRow.conn_id, TransitionRow.conn_id, CallsRow.conn_id)
+    return sorted({name for column in columns for name in _distinct(session, column)})
+
+
+def _distinct(session: Session, column: InstrumentedAttribute[str]) -> Iterator[str]:
+    """Step through the values of a column that an index begins with: a million rows have a handful of them."""
+    last = session.scalar(select(func.min(column)))
+    while last is not None:
+        yield last
+        last = session.scalar(select(func.min(column)).where(column > last))
+
+
+def _listed(row: Row[Any], drawn: tuple[Phase, ...]) -> Listed:
+    return Listed(**dict(zip(_FIELDS, row, strict=True)), phases=drawn)
+
+
+class _Report(NamedTuple):
+    status: str
+    previous_status: str | None
+    observed_at: datetime
+    notification_id: str | None
+
+
+def _phases(session: Session, rows: Sequence[Row[Any]]) -> dict[SessionKey, tuple[Phase, ...]]:
+    """Return the phases of some sessions by one question."""
+    if not rows:
+        return {}
+    keys = (TransitionRow.conn_id, TransitionRow.meter_id, TransitionRow.session_id)
+    newest = func.row_number().over(partition_by=keys, order_by=TransitionRow.id.desc()).label("newest")
+    names = [getattr(TransitionRow, name) for name in _Report._fields]
+    numbered = (
+        select(*keys, *names, newest)
+        .where(of_sessions(TransitionRow, [SessionKey(*row[1:4]) for row in rows]))
+        .where(TransitionRow.kind == EntryKind.STATUS_CHANGE)
+        .subquery()
+    )
+    told: dict[SessionKey, list[_Report]] = {}
+    for row in session.execute(select(numbered).where(numbered.c.newest <= _CHANGES_DRAWN)):
+        told.setdefault(SessionKey(row[0], row[1], row[2]), []).append(_Report(*row[3:7]))
+    return {
+        each.key: phases(told.get(each.key, ()), begun_at=each.begun_at, ended_at=each.over_at, present=each.status)
+        for each in (_listed(row, ()) for row in rows)
+    }
+
+
+def of_sessions(table: Any, keys: Iterable[SessionKey]) -> ColumnElement[bool]:
+    """Return the condition that a row is of one of some sessions; each part of it is found by an index.
+
+    :param table: with the columns of a ``SessionKey``
+    """
+    return or_(*(and_(*_is(table, key)) for key in keys))
+
+
+def _is(table: Any, key: SessionKey) -> list[ColumnElement[bool]]:
+    return [getattr(table, name) == getattr(key, name) for name in key._fields]
