@@ -41,7 +41,7 @@ def get_provider_info() -> dict[str, Any]:
                 "python-modules": [f"{package}.triggers.meter_session", f"{package}.triggers.meter_watch"],
             }
         ],
-        "extra-links": [f"{package}.links.MeterSessionLink"],
+        "extra-links": [f"{package}.links.MeterSessionPageLink", f"{package}.links.MeterSessionLink"],
         "connection-types": [connection_type()],
         "asset-uris": [
             {

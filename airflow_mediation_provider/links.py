@@ -1,7 +1,7 @@
-"""Links from a task in Airflow's UI to its session at Zuora; there from the first second, not only when the task ends.
+"""Links from a task in Airflow's UI, from the first second on: to its session's page there, and to Zuora's own.
 
-Airflow stores a link as an XCom, and by itself only when the task's process ends. So whoever learns the address calls
-``push_session_link`` before it waits; Airflow's own push at the end then finds that XCom and repeats it.
+Airflow stores a link as an XCom, and by itself only when the task's process ends. So whoever learns the addresses calls
+``push_session_links`` before it waits; Airflow's own push at the end then finds those XComs and repeats them.
 """
 
 from __future__ import annotations
@@ -9,26 +9,28 @@ from __future__ import annotations
 from contextlib import suppress
 from typing import TYPE_CHECKING, ClassVar
 
-from airflow.sdk import BaseOperatorLink
+from airflow.sdk import BaseOperatorLink, conf
 
 from airflow_mediation_provider.protocol.errors import MediationError
+from airflow_mediation_provider.protocol.pages import framed, session_page, task_page
 
 if TYPE_CHECKING:
+    from typing import Any
+
     from airflow.sdk import BaseOperator, Context
     from airflow.sdk.types import TaskInstanceKey
 
     from airflow_mediation_provider.hooks.mediation import MediationHook
 
 
-class MeterSessionLink(BaseOperatorLink):
-    """The button *Zuora session*: the session in Zuora's UI, by the connection's link template."""
+class _PushedLink(BaseOperatorLink):
+    """A link whose address was pushed as an XCom."""
 
-    name: ClassVar[str] = "Zuora session"
-    key: ClassVar[str] = "mediation_session_link"
+    key: ClassVar[str]
 
     @property
     def xcom_key(self) -> str:
-        """The XCom that holds the address: the very one that ``push_session_link`` writes."""
+        """The XCom that holds the address: the very one that was pushed."""
         return self.key
 
     def get_link(self, operator: BaseOperator, *, ti_key: TaskInstanceKey) -> str:  # noqa: ARG002
@@ -38,10 +40,28 @@ class MeterSessionLink(BaseOperatorLink):
         return XCom.get_value(ti_key=ti_key, key=self.key) or ""
 
 
-def push_session_link(
+class MeterSessionLink(_PushedLink):
+    """The button *Zuora session*: the session in Zuora's UI, by the connection's link template."""
+
+    name: ClassVar[str] = "Zuora session"
+    key: ClassVar[str] = "mediation_session_link"
+
+
+class MeterSessionPageLink(_PushedLink):
+    """The button *Meter session*: the session's page in Airflow, or what the task waits for while its id is unknown."""
+
+    name: ClassVar[str] = "Meter session"
+    key: ClassVar[str] = "mediation_session_page"
+
+
+SESSION_LINKS = (MeterSessionPageLink(), MeterSessionLink())
+"""The links of an operator that knows, or waits for, one session."""
+
+
+def push_session_links(
     context: Context, hook: MediationHook, meter_id: str, session_id: str | None, run_id: str | None = None
 ) -> None:
-    """Show a session's address in Airflow's UI from now on, where it is known and the connection has a template for it.
+    """Show a session's addresses in Airflow's UI from now on; at Zuora where the connection has a template for it.
 
     Where there is none, an empty text says so: Airflow looks for the link when the process ends, and logs an error
     where it finds nothing at all.
@@ -56,4 +76,21 @@ def push_session_link(
     if session_id is not None:
         with suppress(MediationError):
             url = hook.session_url(meter_id, session_id, run_id)
-    context["ti"].xcom_push(key=MeterSessionLink.key, value=url or "")
+    ti = context["ti"]
+    ti.xcom_push(key=MeterSessionLink.key, value=url or "")
+    ti.xcom_push(
+        key=MeterSessionPageLink.key, value=session_page_in_airflow(ti, hook.mediation_conn_id, meter_id, session_id)
+    )
+
+
+def session_page_in_airflow(ti: Any, conn_id: str, meter_id: str, session_id: str | None) -> str:
+    """Return the address of a session's page in Airflow; without a session, of what the task waits for.
+
+    :param ti: the task instance
+    :param conn_id: the Airflow connection
+    """
+    base = (conf.get("api", "base_url", fallback=None) or "").rstrip("/")
+    if session_id is not None:
+        return framed(base, session_page(base, conn_id, meter_id, session_id))
+    map_index = -1 if ti.map_index is None else int(ti.map_index)
+    return framed(base, task_page(base, ti.dag_id, ti.run_id, ti.task_id, map_index))

@@ -93,22 +93,31 @@ def signs(session: Session, conn_id: str, now: datetime) -> Signs:
 def _unheard_ends(session: Session, conn_id: str, now: datetime) -> tuple[str, ...]:
     """Return the meters at which a poll showed an end, and no session came to it since the poll before."""
     told, known = TransitionRow, SessionRow
-    ended = exists().where(
-        known.conn_id == told.conn_id,
-        known.meter_id == told.meter_id,
-        known.status == told.status,
-        known.last_observed_at >= told.observed_at - SILENT,
-    )
-    polls = (
-        select(told.meter_id)
+    polls = session.execute(
+        select(told.meter_id, told.status, told.observed_at)
         .where(told.conn_id == conn_id, told.kind == EntryKind.POLL)
         .where(told.created_at >= now - LOOKED_BACK, told.created_at < now - OVERDUE)
         # The first poll of a meter may show an end of long ago.
-        .where(told.status.in_(ANY_TERMINAL), told.previous_status.is_not(None), ~ended)
-        .distinct()
+        .where(told.status.in_(ANY_TERMINAL), told.previous_status.is_not(None))
+        .order_by(told.created_at.desc())
         .limit(MOST)
+    ).all()
+    # Of each meter the last one: what an earlier one missed, reconcile repairs as well.
+    last = {poll.meter_id: poll for poll in reversed(polls)}
+    return tuple(
+        meter_id
+        for meter_id, poll in sorted(last.items())
+        if not session.scalar(
+            select(
+                exists().where(
+                    known.conn_id == conn_id,
+                    known.meter_id == meter_id,
+                    known.status == poll.status,
+                    known.last_observed_at >= poll.observed_at - SILENT,
+                )
+            )
+        )
     )
-    return tuple(sorted(str(each) for each in session.scalars(polls)))
 
 
 def _count(session: Session, rows: Select[Any]) -> int:

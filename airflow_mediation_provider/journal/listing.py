@@ -259,8 +259,10 @@ def _phases(session: Session, rows: Sequence[Row[Any]]) -> dict[SessionKey, tupl
         .subquery()
     )
     told: dict[SessionKey, list[_Report]] = {}
-    for row in session.execute(select(numbered).where(numbered.c.newest <= _CHANGES_DRAWN)):
-        told.setdefault(SessionKey(row[0], row[1], row[2]), []).append(_Report(*row[3:7]))
+    for conn_id, meter_id, session_id, *report, _ in session.execute(
+        select(numbered).where(numbered.c.newest <= _CHANGES_DRAWN)
+    ):
+        told.setdefault(SessionKey(conn_id, meter_id, session_id), []).append(_Report(*report))
     return {
         each.key: phases(told.get(each.key, ()), begun_at=each.begun_at, ended_at=each.over_at, present=each.status)
         for each in (_listed(row, ()) for row in rows)

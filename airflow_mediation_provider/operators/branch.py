@@ -10,7 +10,7 @@ from airflow.sdk import conf
 from airflow.sdk.bases.branch import BaseBranchOperator
 from airflow.sdk.exceptions import DownstreamTasksSkipped
 
-from airflow_mediation_provider.links import MeterSessionLink, push_session_link
+from airflow_mediation_provider.links import SESSION_LINKS, push_session_links
 from airflow_mediation_provider.operators.arguments import (
     check_flags,
     check_instant,
@@ -70,7 +70,7 @@ class MeterSessionBranchOperator(SessionWaitMixin, BaseBranchOperator):
     """
 
     template_fields: Sequence[str] = ("session", "meter_id", "version", "session_id", "since", "mediation_conn_id")
-    operator_extra_links = (MeterSessionLink(),)
+    operator_extra_links = SESSION_LINKS
     ui_color = "#e0e4f5"
 
     def __init__(
@@ -159,9 +159,9 @@ class MeterSessionBranchOperator(SessionWaitMixin, BaseBranchOperator):
         except ValueError as error:
             raise MediationMisconfigured(str(error)) from error
         if condition is None:
-            push_session_link(context, self.hook, str(session["meter_id"]), session.get("session_id"))
+            push_session_links(context, self.hook, str(session["meter_id"]), session.get("session_id"))
             return self._branch(context, session)
-        push_session_link(context, self.hook, condition.meter_id, condition.session_id)
+        push_session_links(context, self.hook, condition.meter_id, condition.session_id)
         wait = SessionWait(
             condition,
             started_at=_started_at(session, condition),

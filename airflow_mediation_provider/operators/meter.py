@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Final
 
 from airflow.sdk import BaseOperator, conf
 
-from airflow_mediation_provider.links import MeterSessionLink, push_session_link
+from airflow_mediation_provider.links import SESSION_LINKS, push_session_links
 from airflow_mediation_provider.operators.arguments import (
     check_flags,
     check_meter,
@@ -99,7 +99,7 @@ class RunMeterOperator(SessionWaitMixin, RunStartMixin, StopOnKillMixin, BaseOpe
         "source_options": "json",
         "event_store_source_options": "json",
     }
-    operator_extra_links = (MeterSessionLink(),)
+    operator_extra_links = SESSION_LINKS
     ui_color = "#d7efe4"
 
     def __init__(
@@ -197,7 +197,7 @@ class RunMeterOperator(SessionWaitMixin, RunStartMixin, StopOnKillMixin, BaseOpe
             return self._go_on(context, memory.save(self._begin(context, request)), {})
         if kept.phase is Phase.DONE:
             self.log.info("An earlier try has the result already: session %s.", kept.session_id or "(unknown)")
-            push_session_link(context, self.hook, str(self.meter_id), kept.session_id, kept.run_id)
+            push_session_links(context, self.hook, str(self.meter_id), kept.session_id, kept.run_id)
             return kept.result
         if kept.phase is Phase.CALLING:
             self.log.info("Going on with the start of an earlier try, which got no answer.")
@@ -236,7 +236,7 @@ class RunMeterOperator(SessionWaitMixin, RunStartMixin, StopOnKillMixin, BaseOpe
             state = self._start(context, state, since)
             self._say_started(state)
         self._state = state
-        push_session_link(context, self.hook, str(self.meter_id), state.session_id, state.run_id)
+        push_session_links(context, self.hook, str(self.meter_id), state.session_id, state.run_id)
         self._report_run(state)
         if not self.wait_for_completion:
             return self._returned(context, state, self._reply(state))

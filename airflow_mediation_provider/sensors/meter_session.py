@@ -10,7 +10,7 @@ from airflow.sdk import BaseSensorOperator, conf
 from airflow.sdk.exceptions import AirflowSkipException
 
 from airflow_mediation_provider.end_in_triggerer import has_hooks
-from airflow_mediation_provider.links import MeterSessionLink, push_session_link
+from airflow_mediation_provider.links import SESSION_LINKS, push_session_links
 from airflow_mediation_provider.operators.arguments import (
     check_flags,
     check_instant,
@@ -112,7 +112,7 @@ class MeterSessionSensor(SessionWaitMixin, BaseSensorOperator):
         "since",
         "mediation_conn_id",
     )
-    operator_extra_links = (MeterSessionLink(),)
+    operator_extra_links = SESSION_LINKS
     ui_color = "#d7efe4"
 
     def __init__(
@@ -246,7 +246,7 @@ class MeterSessionSensor(SessionWaitMixin, BaseSensorOperator):
             wait = self.new_wait(context)
         except ValueError as error:
             return self._finish(WaitResult(end=WaitEnd.MISCONFIGURED, message=str(error)))
-        push_session_link(context, self.hook, str(self.meter_id), wait.condition.session_id)
+        push_session_links(context, self.hook, str(self.meter_id), wait.condition.session_id)
         return self._finish(self._await_session(context, wait, may_end_in_trigger=True))
 
     def new_wait(self, context: Context) -> SessionWait:

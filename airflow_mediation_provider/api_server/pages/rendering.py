@@ -17,6 +17,7 @@ from airflow_mediation_provider import __version__
 from airflow_mediation_provider.protocol.pages import MOUNT, address, framed, session_page
 from airflow_mediation_provider.protocol.status import SessionStatus
 from airflow_mediation_provider.protocol.times import humanize, in_words
+from airflow_mediation_provider.protocol.wait_result import WaitEnd
 
 if TYPE_CHECKING:
     from fastapi import Request, Response
@@ -44,6 +45,16 @@ SOURCES: Final = {
     "history": "callout history",
     "poll": "poll",
     "run": "reply to the run call",
+}
+
+OUTCOMES: Final = {
+    WaitEnd.MET: "met",
+    WaitEnd.FAILED: "session failed",
+    WaitEnd.TIMED_OUT: "timed out",
+    WaitEnd.UNREACHABLE: "Zuora unreachable",
+    WaitEnd.MISCONFIGURED: "misconfigured",
+    WaitEnd.UNCERTAIN: "not certain",
+    "left": "left",
 }
 
 
@@ -103,7 +114,9 @@ def _templates() -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    templates.filters.update(time=_time, lasted=humanize, tone=tone, learned=_learned, pretty=_pretty)
+    templates.filters.update(
+        time=_time, lasted=humanize, tone=tone, learned=_learned, outcome=_outcome, pretty=_pretty
+    )
     templates.globals.update(version=__version__)
     return templates
 
@@ -115,6 +128,10 @@ def tone(status: str | None) -> str:
 
 def _learned(source: str) -> str:
     return SOURCES.get(source, source)
+
+
+def _outcome(end: str | None) -> str:
+    return OUTCOMES.get(end, end) if end else "ended"
 
 
 def _pretty(value: Any) -> str:
