@@ -184,7 +184,7 @@ def list_sessions(
     if after is not None:
         rows = rows[::-1]
     drawn = _phases(session, rows)
-    listed = tuple(_listed(row, drawn.get(SessionKey(*row[1:4]), ())) for row in rows)
+    listed = tuple(_listed(row, drawn.get(_key(row), ())) for row in rows)
     if after is not None:
         return Listing(listed, newer=more, older=True)
     return Listing(listed, newer=before is not None, older=more)
@@ -234,6 +234,10 @@ def _distinct(session: Session, column: InstrumentedAttribute[str]) -> Iterator[
         last = session.scalar(select(func.min(column)).where(column > last))
 
 
+def _key(row: Row[Any]) -> SessionKey:
+    return SessionKey(row.conn_id, row.meter_id, row.session_id)
+
+
 def _listed(row: Row[Any], drawn: tuple[Phase, ...]) -> Listed:
     return Listed(**dict(zip(_FIELDS, row, strict=True)), phases=drawn)
 
@@ -254,7 +258,7 @@ def _phases(session: Session, rows: Sequence[Row[Any]]) -> dict[SessionKey, tupl
     names = [getattr(TransitionRow, name) for name in _Report._fields]
     numbered = (
         select(*keys, *names, newest)
-        .where(of_sessions(TransitionRow, [SessionKey(*row[1:4]) for row in rows]))
+        .where(of_sessions(TransitionRow, [_key(row) for row in rows]))
         .where(TransitionRow.kind == EntryKind.STATUS_CHANGE)
         .subquery()
     )
