@@ -12,11 +12,13 @@ import time
 from collections.abc import Generator
 from contextlib import closing
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING, Self, TypeVar
 
 from airflow.sdk import BaseHook
 from airflow.sdk.exceptions import AirflowNotFoundException
 
+from airflow_mediation_provider.hooks import calls
 from airflow_mediation_provider.hooks.methods import async_entries, async_method, entries, method
 from airflow_mediation_provider.hooks.settings import Settings, settings_of
 from airflow_mediation_provider.hooks.tokens import TenantTokens, TokenFlight, tokens_of
@@ -72,7 +74,8 @@ class _ConnectionHook(BaseHook):
         return settings.peer(self.track_id or _track_id_of_task())
 
     def _flow(self, call: Call[T], settings: Settings) -> Flow[T]:
-        return exchange(call, self._peer(settings), self._tokens(settings), attempts=self.attempts)
+        note = partial(calls.note, self.mediation_conn_id)
+        return exchange(call, self._peer(settings), self._tokens(settings), attempts=self.attempts, note=note)
 
     def _no_connection(self, error: Exception) -> MediationError:
         name = f"Connection {self.mediation_conn_id!r}"

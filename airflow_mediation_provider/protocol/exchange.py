@@ -141,10 +141,12 @@ def exchange(
     tokens: Tokens,
     *,
     attempts: int,
+    note: Callable[[Outcome], None],
     jitter: Callable[[], float] = random.random,
 ) -> Generator[Step, Outcome, T]:
     """Carry out a call until it succeeds, is refused for good, or was tried ``attempts`` times.
 
+    :param note: told of each request of the call that was sent, with what came of it; not of those for a token
     :param jitter: a number from 0 to 1, anew at each call
     :return: what ``call.read`` makes of the reply
     :raises MediationError: of the class that says what to do
@@ -155,14 +157,14 @@ def exchange(
         try:
             token = yield from obtain_token(peer, tokens)
             started = True
-            outcome = yield Send(_request(call, peer, token))
+            outcome = yield from _send(_request(call, peer, token), note)
             if isinstance(outcome, Reply) and outcome.status == 401:
                 # Expired or withdrawn; nothing was accepted, so even a start may be sent again, once.
                 started = False
                 tokens.discard(token)
                 token = yield from obtain_token(peer, tokens)
                 started = True
-                outcome = yield Send(_request(call, peer, token))
+                outcome = yield from _send(_request(call, peer, token), note)
                 if isinstance(outcome, Reply) and outcome.status == 401:
                     tokens.discard(token)
             return _result(call, peer, outcome)
@@ -174,6 +176,16 @@ def exchange(
             attempt += 1
             wait = backoff(attempt - 1, error.retry_after, jitter)
             yield Sleep(wait, f"{error} Asking again in {wait:.1f} s (attempt {attempt} of {attempts}).")
+
+
+def _send(request: Request, note: Callable[[Outcome], None]) -> Generator[Step, Outcome, Outcome]:
+    outcome: Outcome = None
+    try:
+        outcome = yield Send(request)
+    finally:
+        # Also when the driver was cancelled meanwhile: Zuora counts what it got.
+        note(outcome)
+    return outcome
 
 
 def obtain_token(peer: Peer, tokens: Tokens) -> Generator[Step, Outcome, str]:

@@ -223,9 +223,9 @@ def retry_after(headers: Mapping[str, str]) -> float | None:
     """
     for name in ("retry-after", "ratelimit-reset"):
         value = headers.get(name, "")
-        number = re.match(r"\s*(\d+(\.\d+)?)\s*(?=[,;]|$)", value)
-        if number:
-            return float(number.group(1))
+        number = first_number(value)
+        if number is not None:
+            return number
         if value:
             try:
                 wait = parsedate_to_datetime(value) - parsedate_to_datetime(headers.get("date", ""))
@@ -233,3 +233,9 @@ def retry_after(headers: Mapping[str, str]) -> float | None:
             except (TypeError, ValueError):
                 continue
     return None
+
+
+def first_number(value: str) -> float | None:
+    """Return the number that a header is, or begins with where it is a list (``12, 40;w=60``); ``None``: neither."""
+    number = re.match(r"\s*(\d+(\.\d+)?)\s*(?=[,;]|$)", value)
+    return float(number.group(1)) if number else None

@@ -91,10 +91,13 @@ def drive(flow, outcomes):
         flow.close()
 
 
-def ask(outcomes, call=None, tokens=None, attempts=5, jitter=lambda: 0.0):
-    return drive(
-        exchange(call or api.run_status(5), PEER, tokens or FakeTokens(), attempts=attempts, jitter=jitter), outcomes
-    )
+def unnoted(_outcome):
+    """Leave out what is not counted."""
+
+
+def ask(outcomes, call=None, tokens=None, attempts=5, jitter=lambda: 0.0, note=unnoted):
+    options = {"attempts": attempts, "jitter": jitter, "note": note}
+    return drive(exchange(call or api.run_status(5), PEER, tokens or FakeTokens(), **options), outcomes)
 
 
 class TestSending:
@@ -180,7 +183,7 @@ class TestToken:
 
     def test_given_up_by_whoever_stops_asking(self):
         tokens = FakeTokens(token=None)
-        flow = exchange(api.run_status(5), PEER, tokens, attempts=1)
+        flow = exchange(api.run_status(5), PEER, tokens, attempts=1, note=unnoted)
         assert isinstance(next(flow), Send)
 
         flow.close()
@@ -319,7 +322,7 @@ class TestRepeating:
         assert caught.value.slept == []
 
     def test_the_log_line_says_what_and_when(self):
-        flow = exchange(api.run_status(5), PEER, FakeTokens(), attempts=2, jitter=lambda: 0.0)
+        flow = exchange(api.run_status(5), PEER, FakeTokens(), attempts=2, note=unnoted, jitter=lambda: 0.0)
         next(flow)
 
         step = flow.send(FAULTS["html"])
@@ -329,6 +332,24 @@ class TestRepeating:
             "(text/html, 24 bytes, HTTP 200): maintenance, a proxy, or not the REST base URL. "
             "Asking again in 0.5 s (attempt 2 of 2)."
         )
+
+
+class TestNoting:
+    def test_each_request_of_the_call_is_told_of_with_its_outcome_and_none_for_a_token(self):
+        noted = []
+
+        ask([token(), UNAUTHORIZED, token("token-2"), BUSY, RUNNING], tokens=FakeTokens(token=None), note=noted.append)
+
+        assert noted == [UNAUTHORIZED, BUSY, RUNNING]
+
+    def test_one_whose_answer_nobody_waited_for_is_told_of_too(self):
+        noted = []
+        flow = exchange(api.run_status(5), PEER, FakeTokens(), attempts=1, note=noted.append)
+        next(flow)
+
+        flow.close()
+
+        assert noted == [None]
 
 
 class TestBackoff:
