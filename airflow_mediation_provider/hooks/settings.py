@@ -170,10 +170,10 @@ def _extra(conn_id: str, extra: str | None) -> dict[str, Any]:
 def _data_center(conn_id: str, value: object) -> DataCenter | None:
     if value is None or value == "":
         return None
-    name = str(value).strip().upper().replace("-", "_")
-    if name not in DataCenter.__members__:
+    center = DataCenter.named(value)
+    if center is None:
         raise _wrong(conn_id, f"data_center must be one of {', '.join(DataCenter.__members__)}, not {value!r}")
-    return DataCenter[name]
+    return center
 
 
 def _base_url(conn_id: str, connection: Connection) -> str:

@@ -23,6 +23,11 @@ class DataCenter(Enum):
     CSBX_AP = ("APAC Developer & Central Sandbox", "rest.test.ap.zuora.com", "test.ap.zuora.com")
     PROD_AP = ("APAC Production", "rest.ap.zuora.com", None)
 
+    @classmethod
+    def named(cls, name: object) -> DataCenter | None:
+        """Return the data center of this name, as a connection's extra spells it; ``None``: there is none."""
+        return cls.__members__.get(str(name).strip().upper().replace("-", "_"))
+
     @property
     def label(self) -> str:
         """The name that people know, with the host."""
