@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Final
 from sqlalchemy import and_, delete, func, or_, select, true, tuple_
 
 from airflow_mediation_provider.journal.rows import POLL_DRIVES
-from airflow_mediation_provider.journal.tables import SessionRow, TransitionRow, WaitRow
+from airflow_mediation_provider.journal.tables import CallsRow, SessionRow, TransitionRow, WaitRow
 from airflow_mediation_provider.journal.transaction import read, write
 from airflow_mediation_provider.protocol.entry import EntryKind
 from airflow_mediation_provider.protocol.pruning import Pruned, check_days
@@ -72,7 +72,7 @@ def prune(before: datetime, *, conn_id: str | None = None, dry_run: bool = False
     :raises JournalUnavailable: the database is away, or others lock it all the time
     """
     pass_ = _Pass(before, conn_id, dry_run)
-    for step in (pass_.waits, pass_.sessions, pass_.others):
+    for step in (pass_.waits, pass_.sessions, pass_.others, pass_.calls):
         last: _Last | None = ()
         while last is not None:
             pruned, last = pass_.in_transaction(step, last)
@@ -83,7 +83,7 @@ _IS_CHANGE: Final = TransitionRow.kind == EntryKind.STATUS_CHANGE
 # The last row that a batch looked at, where the next one goes on: what stays is passed over once.
 _Last = tuple[Any, ...]
 _Step = Callable[["Session", _Last], tuple[Pruned, "_Last | None"]]
-_Row = type[TransitionRow] | type[SessionRow] | type[WaitRow]
+_Row = type[TransitionRow] | type[SessionRow] | type[WaitRow] | type[CallsRow]
 
 
 @dataclass(frozen=True)
@@ -154,6 +154,13 @@ class _Pass:
         ids = [row.id for row in rows if row.id not in last_polls]
         pruned = Pruned(others=self._delete(session, TransitionRow, TransitionRow.id.in_(ids)))
         return pruned, (rows[-1].created_at, rows[-1].id) if len(rows) == BATCH else None
+
+    def calls(self, session: Session, last: _Last) -> tuple[Pruned, _Last | None]:
+        place = (CallsRow.hour, CallsRow.conn_id)
+        page = select(*place).where(CallsRow.hour < self.before, self._of(CallsRow), _behind(last, *place))
+        rows = session.execute(page.order_by(*place).limit(BATCH)).all()
+        deleted = self._delete(session, CallsRow, tuple_(*place).in_([tuple(row) for row in rows]))
+        return Pruned(others=deleted), tuple(rows[-1]) if len(rows) == BATCH else None
 
     def _of(self, row: _Row) -> ColumnElement[bool]:
         return true() if self.conn_id is None else row.conn_id == self.conn_id

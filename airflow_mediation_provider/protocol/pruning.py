@@ -37,7 +37,7 @@ class Pruned:
 
     :param sessions: sessions that ended
     :param changes: what was told of them
-    :param others: everything else that was told: polls, periodic updates, unreadable callouts
+    :param others: everything else: polls, periodic updates, unreadable callouts, the calls of an hour
     :param waits: waits that ended, or were heard of no more
     :param needed: old sessions that stay, because a wait still goes on
     """
@@ -52,7 +52,7 @@ class Pruned:
         """Return it as part of a sentence."""
         words = (
             f"{self.sessions:,} sessions with {self.changes:,} changes of status, "
-            f"{self.others:,} other things that were told, {self.waits:,} waits"
+            f"{self.others:,} other records, {self.waits:,} waits"
         )
         return f"{words}; {self.needed:,} sessions stay for waits that go on" if self.needed else words
 

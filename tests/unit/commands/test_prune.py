@@ -56,7 +56,7 @@ def test_it_says_what_it_would_delete_and_then_does(
     said = capsys.readouterr().out
     assert ": 2 sessions that ended, and 1 that did not and stay." in said
     assert "2 of 2 sessions ..." in said
-    counts = "2 sessions with 0 changes of status, 0 other things that were told, 0 waits."
+    counts = "2 sessions with 0 changes of status, 0 other records, 0 waits."
     assert f"Would delete {counts}" in said
     assert sessions() == 3
 

@@ -13,7 +13,7 @@ from sqlalchemy.orm import Session
 from airflow_mediation_provider.journal import prune as module
 from airflow_mediation_provider.journal.prune import old_sessions, oldest_to_keep, prune
 from airflow_mediation_provider.journal.record import JournalMissing
-from airflow_mediation_provider.journal.tables import Base, SessionRow, TransitionRow, WaitRow
+from airflow_mediation_provider.journal.tables import Base, CallsRow, SessionRow, TransitionRow, WaitRow
 from airflow_mediation_provider.protocol.condition import SessionCondition
 from airflow_mediation_provider.protocol.pruning import Pruned
 from tests.unit.journal.old_rows import BEFORE, NEW, NOW, OLD, keep, session_of, told, wait_of
@@ -127,6 +127,20 @@ def test_polls_that_drive_assets_are_compared_among_themselves() -> None:
     assert run() == Pruned(others=2)
     with Session(settings.get_engine()) as session:
         assert set(session.scalars(select(TransitionRow.notification_id))) == {"drive:1001:1", "poll:1001:1"}
+
+
+def test_counts_of_calls_go_hour_by_hour(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In batches that end within an hour that several connections have."""
+    monkeypatch.setattr(module, "BATCH", 2)
+    hours = [BEFORE + timedelta(hours=number) for number in range(-3, 2)]
+    keep(*(CallsRow(conn_id=conn_id, hour=hour, calls=1, limited=0) for conn_id in "abc" for hour in hours))
+
+    assert run(conn_id="b", dry_run=True) == Pruned(others=3)
+    assert run(conn_id="b") == Pruned(others=3)
+    assert run() == Pruned(others=6)
+    with Session(settings.get_engine()) as session:
+        left = session.execute(select(CallsRow.conn_id, CallsRow.hour)).all()
+    assert {tuple(row) for row in left} == {(conn_id, hour) for conn_id in "abc" for hour in hours[3:]}
 
 
 def test_one_connection_can_be_pruned_alone() -> None:
