@@ -12,9 +12,12 @@ from fastapi import APIRouter, Request, Response
 from airflow_mediation_provider.api_server.connections import LookupFailedError, UnknownConnectionError
 from airflow_mediation_provider.api_server.pages.rendering import page
 from airflow_mediation_provider.api_server.pages.route import PageRoute
+from airflow_mediation_provider.journal.calls import budget
 from airflow_mediation_provider.journal.health import SILENT, UNSEEN, signs
 from airflow_mediation_provider.journal.listing import known_connections
 from airflow_mediation_provider.journal.transaction import read
+from airflow_mediation_provider.protocol.budget import Level, standing
+from airflow_mediation_provider.protocol.data_centers import DataCenter
 from airflow_mediation_provider.protocol.errors import MisconfigurationError
 from airflow_mediation_provider.protocol.times import humanize
 
@@ -23,7 +26,9 @@ if TYPE_CHECKING:
 
     from sqlalchemy.orm import Session
 
+    from airflow_mediation_provider.api_server.connections import MediationConnection
     from airflow_mediation_provider.journal.health import Signs
+    from airflow_mediation_provider.protocol.budget import Budget
 
 router = APIRouter(route_class=PageRoute)
 
@@ -64,31 +69,39 @@ def health(request: Request) -> Response:
     """Show how callouts, feed and budget stand."""
     now = datetime.now(UTC)
 
-    def work(session: Session) -> list[Signs]:
-        return [signs(session, conn_id, now) for conn_id in known_connections(session)]
+    def work(session: Session) -> list[tuple[Signs, Budget]]:
+        conn_ids = known_connections(session)
+        return list(zip((signs(session, each, now) for each in conn_ids), budget(session, conn_ids, now), strict=True))
 
-    lines = [
-        Line(
-            conn_id=each.conn_id,
-            last_callout_at=each.last_callout_at,
-            words=tuple(sorted((*_connection(request, each.conn_id), *_words(each)), key=_gravity)),
-        )
-        for each in read(work)
-    ]
+    lines = []
+    for seen, calls in read(work):
+        connection, words = _connection(request, seen.conn_id)
+        words += [*_words(seen), _budget(calls, connection, now)]
+        words.sort(key=lambda word: _order(word.level))
+        lines.append(Line(conn_id=seen.conn_id, last_callout_at=seen.last_callout_at, words=tuple(words)))
     return page(request, "health.html", lines=sorted(lines, key=lambda line: (_order(line.level), line.conn_id)))
 
 
-def _connection(request: Request, conn_id: str) -> Iterator[Word]:
+def _connection(request: Request, conn_id: str) -> tuple[MediationConnection | None, list[Word]]:
+    """Return the connection, where there is one, and what is to be said of it."""
     try:
-        connection = from_thread.run(request.app.state.connections.get, conn_id)
-        if not connection.callouts.enabled:
-            yield Word(WARN, "takes no callouts: what is known of its sessions rests on polls")
+        connection: MediationConnection = from_thread.run(request.app.state.connections.get, conn_id)
     except UnknownConnectionError:
-        yield Word(WARN, "is no connection any more")
+        return None, [Word(WARN, "is no connection any more")]
     except LookupFailedError:
-        yield Word(BAD, "cannot be looked up now: callouts are answered 503")
+        return None, [Word(BAD, "cannot be looked up now: its callouts are answered 503")]
+    try:
+        if connection.callouts.enabled:
+            return connection, []
+        return connection, [Word(WARN, "takes no callouts: what is known of its sessions rests on polls")]
     except MisconfigurationError as error:
-        yield Word(BAD, f"cannot take callouts: {error}")
+        return connection, [Word(BAD, f"cannot take callouts: {error}")]
+
+
+def _budget(calls: Budget, connection: MediationConnection | None, now: datetime) -> Word:
+    center = DataCenter.named(connection.extra.get("data_center")) if connection else None
+    stands = standing(calls, center, now)
+    return Word({Level.GOOD: GOOD, Level.TIGHT: WARN, Level.SPENT: BAD}[stands.level], stands.words)
 
 
 def _words(each: Signs) -> Iterator[Word]:
@@ -113,7 +126,3 @@ def _number(count: int, what: str) -> str:
 
 def _order(level: str) -> int:
     return (BAD, WARN, GOOD).index(level)
-
-
-def _gravity(word: Word) -> int:
-    return _order(word.level)
