@@ -114,9 +114,7 @@ def _templates() -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    templates.filters.update(
-        time=_time, lasted=humanize, tone=tone, learned=_learned, outcome=_outcome, pretty=_pretty
-    )
+    templates.filters.update(time=_time, lasted=humanize, tone=tone, learned=_learned, outcome=_outcome, pretty=_pretty)
     templates.globals.update(version=__version__)
     return templates
 

@@ -14,7 +14,7 @@
 
   // ---- looks: Airflow's own colours, light or dark
   const COLORS = {
-    bg: "bg", panel: "bg-subtle", fg: "fg", muted: "fg-muted", line: "border", link: "fg-info",
+    bg: "bg", panel: "bg-muted", fg: "fg", muted: "fg-muted", line: "border", link: "fg-info",
     "success-bg": "green-subtle", "success-fg": "green-fg", "success-bar": "green-solid",
     "failed-bg": "red-subtle", "failed-fg": "red-fg", "failed-bar": "red-solid",
     "running-bg": "cyan-subtle", "running-fg": "cyan-fg", "running-bar": "cyan-solid",
