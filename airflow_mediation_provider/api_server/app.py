@@ -12,6 +12,7 @@ from starlette.exceptions import HTTPException
 
 from airflow_mediation_provider import __version__, metrics
 from airflow_mediation_provider.api_server import callouts, feed, observations, prune, reconcile
+from airflow_mediation_provider.api_server.calls import CallsKeeper
 from airflow_mediation_provider.api_server.complaints import Complaints
 from airflow_mediation_provider.api_server.connections import Connections
 from airflow_mediation_provider.api_server.pages import add_pages
@@ -42,6 +43,7 @@ def create_app(connections: Connections | None = None, recorder: Recorder | None
     app.state.connections = connections or Connections()
     app.state.recorder = recorder or Recorder()
     app.state.complaints = Complaints()
+    app.state.calls = CallsKeeper()
     for part in (callouts, observations, feed, reconcile, prune):
         app.include_router(part.router)
     add_pages(app)

@@ -107,6 +107,8 @@ async def ask_feed(request: Request) -> Response:
         if not answering.done():
             return Response(status_code=204)  # nobody reads it
         reply = answering.result()
+        # Not sooner: what is answered with an error is reported again.
+        request.app.state.calls.keep(connection.conn_id, question.calls)
     except JournalUnavailable as error:
         request.app.state.complaints.say(logging.ERROR, "The feed was answered 503", connection.conn_id, str(error))
         raise HTTPException(503, UNAVAILABLE) from None

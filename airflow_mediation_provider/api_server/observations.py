@@ -22,13 +22,14 @@ async def take_observations(request: Request) -> dict[str, int]:
     """Keep entries, all or none; telling the same again does no harm."""
     connection, body = await read_signed(request, OBSERVATIONS_PATH)
     try:
-        entries = observations_from_bytes(body)
+        told = observations_from_bytes(body)
     except ValueError as error:
         raise HTTPException(400, str(error)) from None
     try:
         recorded = await request.app.state.recorder.record(
-            entries, conn_id=connection.conn_id, team=connection.team, seconds=_ANSWER_SECONDS
+            told.entries, conn_id=connection.conn_id, team=connection.team, seconds=_ANSWER_SECONDS
         )
     except JournalUnavailable:
         raise HTTPException(503, UNAVAILABLE) from None
+    request.app.state.calls.keep(connection.conn_id, told.calls)
     return {"new": recorded.new, "duplicates": recorded.duplicates}

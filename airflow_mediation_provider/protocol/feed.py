@@ -12,9 +12,10 @@ import hmac
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 from urllib.parse import quote, unquote
 
+from airflow_mediation_provider.protocol.calls import HourlyCalls
 from airflow_mediation_provider.protocol.entry import Entry
 from airflow_mediation_provider.protocol.lifecycle import SessionState
 from airflow_mediation_provider.protocol.times import from_json, to_json
@@ -158,6 +159,7 @@ class FeedRequest:
     :param full: tell the present state of all that is asked for, at once
     :param open: waits that began, or that go on
     :param ended: waits that ended
+    :param calls: to Zuora, that were not reported before
     """
 
     meters: Mapping[str, MeterQuestion] = field(default_factory=dict)
@@ -166,6 +168,7 @@ class FeedRequest:
     full: bool = False
     open: tuple[WaitReport, ...] = ()
     ended: tuple[WaitEnded, ...] = ()
+    calls: tuple[HourlyCalls, ...] = ()
 
     def to_bytes(self) -> bytes:
         """Return the request as JSON."""
@@ -180,7 +183,8 @@ class FeedRequest:
             "open": [_plain(report, ("created_at", "until")) for report in self.open],
             "ended": [_plain(end, ("ended_at",)) for end in self.ended],
         }
-        return _dump({"wait": self.wait, "cursor": self.cursor, "full": self.full, "meters": meters, "waits": waits})
+        asked = {"wait": self.wait, "cursor": self.cursor, "full": self.full, "meters": meters}
+        return _dump({**asked, "waits": waits, "calls": [each.to_dict() for each in self.calls]})
 
     @classmethod
     def from_bytes(cls, data: bytes) -> FeedRequest:
@@ -206,6 +210,7 @@ class FeedRequest:
                 full=bool(values.get("full")),
                 open=tuple(_wait_report(each) for each in waits.get("open") or ()),
                 ended=tuple(_wait_ended(each) for each in waits.get("ended") or ()),
+                calls=_calls(values),
             )
 
 
@@ -251,18 +256,29 @@ class FeedReply:
             )
 
 
-def observations_to_bytes(entries: Sequence[Entry]) -> bytes:
-    """Return what was learned as the JSON of an observations request."""
-    return _dump({"entries": [entry.to_dict() for entry in entries]})
+class Observations(NamedTuple):
+    """What an observations request tells: what was learned, and the calls to Zuora that were not reported before."""
+
+    entries: tuple[Entry, ...]
+    calls: tuple[HourlyCalls, ...]
 
 
-def observations_from_bytes(data: bytes) -> tuple[Entry, ...]:
+def observations_to_bytes(entries: Sequence[Entry], calls: Sequence[HourlyCalls] = ()) -> bytes:
+    """Return what was learned as the JSON of an observations request.
+
+    :param calls: to Zuora, that were not reported before
+    """
+    return _dump({"entries": [each.to_dict() for each in entries], "calls": [each.to_dict() for each in calls]})
+
+
+def observations_from_bytes(data: bytes) -> Observations:
     """Read an observations request.
 
     :raises ValueError: it is none; one sentence says why
     """
     with _reading("observations request"):
-        return tuple(Entry.from_dict(each) for each in _load(data)["entries"])
+        values = _load(data)
+        return Observations(tuple(Entry.from_dict(each) for each in values["entries"]), _calls(values))
 
 
 def is_handshake(reply: Any) -> bool:
@@ -304,6 +320,10 @@ def _instant(text: Any) -> datetime:
     if instant is None:
         raise TypeError("an instant is null")
     return instant
+
+
+def _calls(values: Mapping[str, Any]) -> tuple[HourlyCalls, ...]:
+    return tuple(HourlyCalls.from_dict(each) for each in values.get("calls") or ())
 
 
 def _plain(message: WaitReport | WaitEnded, times: tuple[str, ...]) -> dict[str, Any]:

@@ -8,8 +8,11 @@ from __future__ import annotations
 import logging
 import threading
 import time
+from contextlib import suppress
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Final
 
+from airflow_mediation_provider.hooks.calls import reported, unreported
 from airflow_mediation_provider.protocol.errors import MediationError
 from airflow_mediation_provider.protocol.feed import (
     FEED_PATH,
@@ -81,7 +84,9 @@ class FeedCaller:
     def look(self, question: FeedRequest) -> FeedReply | None:
         """Return what the journal knows now, ``None`` without an answer."""
         try:
-            return FeedReply.from_bytes(self.call(FEED_PATH, question.to_bytes()))
+            with reported(self._hook.mediation_conn_id) as calls:
+                body = self.call(FEED_PATH, replace(question, calls=calls).to_bytes())
+            return FeedReply.from_bytes(body)
         except (FeedUnavailableError, ValueError) as error:
             self._note(error)
             return None
@@ -89,11 +94,21 @@ class FeedCaller:
     def observe(self, entries: Sequence[Entry]) -> bool:
         """Report what was learned, and return whether the journal has it."""
         try:
-            self.call(OBSERVATIONS_PATH, observations_to_bytes(entries))
+            with reported(self._hook.mediation_conn_id) as calls:
+                self.call(OBSERVATIONS_PATH, observations_to_bytes(entries, calls))
         except (FeedUnavailableError, ValueError) as error:
             self._note(error)
             return False
         return True
+
+    def report_calls(self) -> None:
+        """Report the calls to Zuora that no other report has carried, if there are any, before the process ends.
+
+        Best effort, and silent: where nobody takes them, they are not counted.
+        """
+        if unreported(self._hook.mediation_conn_id):
+            with suppress(FeedUnavailableError), reported(self._hook.mediation_conn_id) as calls:
+                self.call(OBSERVATIONS_PATH, observations_to_bytes((), calls))
 
     def call(self, path: str, body: bytes) -> bytes:
         """Make one signed call, and return the body of its good answer.

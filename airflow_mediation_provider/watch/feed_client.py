@@ -11,8 +11,10 @@ import logging
 import random
 import time
 from contextlib import suppress
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Final
 
+from airflow_mediation_provider.hooks.calls import reported
 from airflow_mediation_provider.protocol.errors import MediationError
 from airflow_mediation_provider.protocol.feed import (
     FEED_PATH,
@@ -152,11 +154,13 @@ class FeedClient:
             await http.close()
 
     async def _take_leave(self, view: FeedView) -> None:
-        """Report the ends of the last waits, if the feed is there; whoever cancelled us waits for it."""
+        """Report the ends of the last waits, and calls, if the feed is there; whoever cancelled us waits for it."""
         self._ended += view.ended_waits()
-        if self._ended and self._address is not None and self._key is not None:
-            question = FeedRequest(ended=tuple(self._ended))
-            with suppress(FeedLostError):
+        if self._address is None or self._key is None:
+            return
+        with suppress(FeedLostError), reported(self._conn_id) as calls:
+            if self._ended or calls:
+                question = FeedRequest(ended=tuple(self._ended), calls=calls)
                 await self._call(FEED_PATH, question.to_bytes(), seconds=LEAVE_SECONDS)
 
     async def _step(self, view: FeedView) -> None:
@@ -181,7 +185,10 @@ class FeedClient:
             which leaves the cursor as it is
         """
         waits = [report for report in view.open_waits() if whole or report.id not in self._reported][:MOST_REPORTS]
-        reply = await self._ask(FeedRequest(meters=questions, full=True, open=tuple(waits), ended=tuple(self._ended)))
+        told = FeedRequest(meters=questions, full=True, open=tuple(waits), ended=tuple(self._ended))
+        # Here alone: a long poll that ends early, because a new waiter came, has arrived all the same.
+        with reported(self._conn_id) as calls:
+            reply = await self._ask(replace(told, calls=calls))
         self._ended.clear()
         if whole:
             self._cursor, self._full_at = reply.cursor, time.monotonic()

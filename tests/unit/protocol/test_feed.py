@@ -7,13 +7,14 @@ import hmac
 import json
 from contextlib import suppress
 from dataclasses import replace
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from airflow_mediation_provider.protocol.calls import HourlyCalls, Left
 from airflow_mediation_provider.protocol.entry import Entry, EntryKind
 from airflow_mediation_provider.protocol.feed import (
     CLOCKS_SECONDS,
@@ -54,6 +55,8 @@ REPORT = WaitReport(
     mode="triggerer",
     created_at=NOON,
 )
+SAID = Left(limits="9, 9;w=60", remaining=4, reset_at=NOON, told_at=NOON)
+CALLS = (HourlyCalls(hour=NOON, calls=3, limited=1, left=SAID), HourlyCalls(hour=NOON + timedelta(hours=1), calls=1))
 QUESTION = FeedRequest(
     meters={"1": MeterQuestion(sessions=frozenset({"R-1", "R-2"}), since=frozenset({NOON})), "2": MeterQuestion()},
     wait=12.5,
@@ -61,6 +64,7 @@ QUESTION = FeedRequest(
     full=True,
     open=(REPORT, replace(REPORT, id="v", until=NOON)),
     ended=(WaitEnded(id="u", outcome="met", ended_at=NOON),),
+    calls=CALLS,
 )
 REPLY = FeedReply(cursor="p.2.3", callouts=True, last_callout_at=NOON, sessions=(fold([TOLD]),))
 KEY = derive_key("client-secret")
@@ -75,13 +79,20 @@ class TestMessages:
     def test_there_and_back(self) -> None:
         assert FeedRequest.from_bytes(QUESTION.to_bytes()) == QUESTION
         assert FeedReply.from_bytes(REPLY.to_bytes()) == REPLY
-        assert observations_from_bytes(observations_to_bytes([ENTRY])) == (ENTRY,)
+        assert observations_from_bytes(observations_to_bytes([ENTRY], CALLS)) == ((ENTRY,), CALLS)
+        assert observations_from_bytes(observations_to_bytes([])) == ((), ())
         assert FeedRequest.from_bytes(FeedRequest().to_bytes()) == FeedRequest()
 
     def test_what_a_later_version_adds_is_left_out(self) -> None:
         values = json.loads(REPLY.to_bytes())
         values["more"] = values["sessions"][0]["more"] = {"x": 1}
         assert FeedReply.from_bytes(json.dumps(values).encode()) == REPLY
+
+    def test_a_process_of_an_earlier_version_tells_of_no_calls(self) -> None:
+        asked, learned = json.loads(QUESTION.to_bytes()), json.loads(observations_to_bytes([ENTRY]))
+        del asked["calls"], learned["calls"]
+        assert FeedRequest.from_bytes(json.dumps(asked).encode()) == replace(QUESTION, calls=())
+        assert observations_from_bytes(json.dumps(learned).encode()) == ((ENTRY,), ())
 
     @pytest.mark.parametrize(("asked", "granted"), [(-1, 0.0), (25, 20.0), (7, 7.0), (float("nan"), 20.0)])
     def test_nobody_waits_longer_than_allowed(self, asked: float, granted: float) -> None:
@@ -95,7 +106,7 @@ class TestMessages:
         with pytest.raises(ValueError, match=r"^the (feed request|feed reply|observations request) "):
             read(body)
 
-    @given(name=st.sampled_from(["wait", "cursor", "meters", "full", "waits"]), value=JSON)
+    @given(name=st.sampled_from(["wait", "cursor", "meters", "full", "waits", "calls"]), value=JSON)
     def test_whatever_a_field_holds_nothing_but_a_value_error_comes_of_it(self, name: str, value: Any) -> None:
         body = json.dumps({**json.loads(QUESTION.to_bytes()), name: value}).encode()
         try:
@@ -110,6 +121,13 @@ class TestMessages:
         values["waits"]["open"][0][name] = value
         with suppress(ValueError):
             FeedRequest.from_bytes(json.dumps(values).encode())
+
+    @given(name=st.sampled_from([*CALLS[0].to_dict()]), value=JSON)
+    def test_nor_of_a_count_of_calls(self, name: str, value: Any) -> None:
+        values = json.loads(observations_to_bytes([], CALLS))
+        values["calls"][0][name] = value
+        with suppress(ValueError):
+            observations_from_bytes(json.dumps(values).encode())
 
 
 class TestProof:

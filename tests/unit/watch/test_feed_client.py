@@ -7,11 +7,12 @@ import json
 from collections import deque
 from datetime import UTC, datetime
 from types import SimpleNamespace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from aiohttp import web
 
+from airflow_mediation_provider.hooks.calls import forget_all, note, unreported
 from airflow_mediation_provider.protocol.entry import Entry, EntryKind
 from airflow_mediation_provider.protocol.feed import (
     FEED_PATH,
@@ -31,6 +32,9 @@ from airflow_mediation_provider.watch.feed_address import Candidate, candidates
 from airflow_mediation_provider.watch.feed_caller import FeedCaller, FeedUnavailableError
 from airflow_mediation_provider.watch.feed_client import FeedClient
 
+if TYPE_CHECKING:
+    from airflow_mediation_provider.protocol.calls import HourlyCalls
+
 SECRET = "client-secret"
 NOW = datetime(2026, 3, 31, 12, tzinfo=UTC)
 QUESTION = {"1": MeterQuestion(sessions=frozenset({"R-1"}))}
@@ -49,6 +53,7 @@ class Server:
     def __init__(self) -> None:
         self.requests: list[FeedRequest] = []
         self.entries: list[Entry] = []
+        self.calls: list[HourlyCalls] = []
         self.replies: deque[Any] = deque()
         self.more = asyncio.Event()
         self.came = asyncio.Event()
@@ -99,7 +104,9 @@ class Server:
         return web.Response(status=status, body=body)
 
     async def _observe(self, request: web.Request) -> web.Response:
-        self.entries += observations_from_bytes(await self._proven(request))
+        told = observations_from_bytes(await self._proven(request))
+        self.entries += told.entries
+        self.calls += told.calls
         return web.json_response({"new": 1, "duplicates": 0})
 
 
@@ -173,6 +180,7 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(feed_client, "SHORTEST_SECONDS", 0.0)
     monkeypatch.setattr(feed_client, "NO_NEWS_SECONDS", 0.0)
     feed_caller.forget_address()
+    forget_all()
 
 
 @pytest.fixture
@@ -307,11 +315,63 @@ async def test_the_ends_of_the_last_waits_are_reported_before_it_leaves(server: 
     assert client.address == server.url
 
 
+def told_calls(server: Any) -> list[int]:
+    """The calls of each feed request."""
+    return [sum(each.calls for each in request.calls) for request in server.requests]
+
+
+async def test_calls_are_reported_with_each_look_and_never_with_a_long_poll(server: Any, following: Any):
+    """A long poll may end early, and then nobody knows whether it arrived."""
+    server.say()
+    await server.asked(2)
+    note("zuora", None)
+    note("other", None)
+    following.view.came("2", MeterQuestion())
+    await server.asked(3)
+    server.say()
+    await server.asked(4)
+    assert [request.full for request in server.requests] == [True, False, True, False]
+    assert told_calls(server) == [0, 0, 1, 0]
+    assert (unreported("zuora"), len(unreported("other"))) == ((), 1)
+
+
+async def test_calls_of_a_look_that_failed_are_reported_by_the_next(server: Any, following: Any):
+    note("zuora", None)
+    note("zuora", None)
+    server.say(status=503)
+    await following.view.said("lost: ")
+    note("zuora", None)
+    server.say()
+    await server.asked(3)
+    assert told_calls(server) == [2, 3, 0]
+
+
+async def test_the_last_calls_are_reported_before_it_leaves(server: Any):
+    async def secret() -> str:
+        return SECRET
+
+    client = FeedClient("zuora", secret, addresses=lambda: [Candidate(server.url, "a test")])
+    server.say()
+    task = asyncio.create_task(client.follow(View()))
+    await server.asked(2)
+    note("zuora", None)
+    # The long poll that is under way may take one of them.
+    server.say()
+    server.say()
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
+    assert told_calls(server)[-1] == 1
+    assert unreported("zuora") == ()
+
+
 class TestCaller:
     @pytest.fixture
     def caller(self, server: Any, monkeypatch: pytest.MonkeyPatch):
         monkeypatch.setattr(feed_caller, "candidates", lambda: [Candidate(server.url, "a test")])
-        made = FeedCaller(SimpleNamespace(settings=SimpleNamespace(client_secret=SECRET, conn_id="zuora")))  # type: ignore[arg-type]
+        hook = SimpleNamespace(
+            mediation_conn_id="zuora", settings=SimpleNamespace(client_secret=SECRET, conn_id="zuora")
+        )
+        made = FeedCaller(hook)  # type: ignore[arg-type]
         yield made
         made.close()
 
@@ -345,6 +405,30 @@ class TestCaller:
         assert await asyncio.to_thread(caller.observe, [entry]) is True
         assert server.entries == [entry]
         assert json.loads(await asyncio.to_thread(caller.call, OBSERVATIONS_PATH, b'{"protocol":1,"entries":[]}'))
+
+    async def test_calls_go_with_whatever_is_told_first(self, server: Any, caller: FeedCaller):
+        note("zuora", None)
+        server.say()
+        await asyncio.to_thread(caller.look, FeedRequest(meters=QUESTION))
+        note("zuora", None)
+        await asyncio.to_thread(caller.observe, [])
+        await asyncio.to_thread(caller.observe, [])
+        assert told_calls(server) == [1]
+        assert [each.calls for each in server.calls] == [1]
+
+    async def test_calls_can_be_reported_alone_and_are_only_where_there_are_some(self, server: Any, caller: FeedCaller):
+        await asyncio.to_thread(caller.report_calls)
+        assert caller.address is None
+        note("zuora", None)
+        await asyncio.to_thread(caller.report_calls)
+        assert [each.calls for each in server.calls] == [1]
+        assert unreported("zuora") == ()
+
+    async def test_calls_that_could_not_be_reported_are_kept(self, server: Any, caller: FeedCaller):
+        note("zuora", None)
+        server.say(status=503)
+        assert await asyncio.to_thread(caller.look, FeedRequest(meters=QUESTION)) is None
+        assert [each.calls for each in unreported("zuora")] == [1]
 
 
 def test_the_addresses_come_from_the_settings_in_their_order(monkeypatch: pytest.MonkeyPatch):
