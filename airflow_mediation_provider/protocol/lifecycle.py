@@ -20,7 +20,7 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from airflow_mediation_provider.protocol.status import ANY_TERMINAL, DEBUG_ONLY, RunType, SessionStatus
 from airflow_mediation_provider.protocol.times import from_json, to_json
@@ -47,6 +47,18 @@ _PLAIN: Final = ("session_id", "meter_id", "status", "previous_status", "conflic
 _TIMES: Final = ("started_at", "ended_at", "first_observed_at", "last_observed_at")
 
 Edge = tuple[str | None, str]
+
+
+class Change(Protocol):
+    """What makes the edge of a report; a ``SessionTransition`` has it."""
+
+    @property
+    def status(self) -> str:
+        """The status after the change."""
+
+    @property
+    def previous_status(self) -> str | None:
+        """The status before it, where it is known."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -165,7 +177,7 @@ def fold(transitions: Iterable[SessionTransition]) -> SessionState:
         session_id=session_id,
         meter_id=meter_id,
         status=status,
-        previous_status=_before(told),
+        previous_status=status_before(told),
         run_type=RunType.DEBUG if debug else RunType.NORMAL,
         started_at=min(started, default=None),
         ended_at=max(ended, default=None) if status in ANY_TERMINAL else None,
@@ -183,7 +195,7 @@ def _order(report: SessionTransition) -> tuple[datetime, str, str, str, str]:
     return (report.observed_at, *edge, report.notification_id or "", str(report.source))
 
 
-def _before(report: SessionTransition) -> str | None:
+def status_before(report: Change) -> str | None:
     """Return the status that a report names as the one before; a change of a status to itself names none."""
     before = report.previous_status
     return None if before in _NO_STATUS or before == report.status else before
@@ -196,7 +208,7 @@ def _present(reports: list[SessionTransition]) -> tuple[str, bool, bool]:
     for before, status in walked:
         onward[before].add(status)
     statuses = {status for _, status in walked} | {before for before, _ in walked if before is not None}
-    reach = {status: _reachable(status, onward) for status in statuses}
+    reach = {status: reachable(status, onward) for status in statuses}
     # An end is a status, or the statuses of a cycle, from which nothing leads on.
     ends = {
         frozenset({status} | {other for other in reach[status] if status in reach[other]})
@@ -223,11 +235,11 @@ def _count(reports: list[SessionTransition]) -> dict[Edge, int | None]:
     """Return each edge with the number of notifications that report it; ``None`` where one of them bears no id."""
     ids: dict[Edge, set[str | None]] = defaultdict(set)
     for report in reports:
-        ids[(_before(report), report.status)].add(report.notification_id)
+        ids[(status_before(report), report.status)].add(report.notification_id)
     return {edge: None if None in known else len(known) for edge, known in ids.items()}
 
 
-def _reachable(status: str, onward: dict[str | None, set[str]]) -> set[str]:
+def reachable(status: str, onward: dict[str | None, set[str]]) -> set[str]:
     """Return the statuses to which edges lead on from one, itself only where it lies on a cycle."""
     found: set[str] = set()
     queue = list(onward.get(status, ()))
@@ -270,6 +282,6 @@ def _telling(reports: list[SessionTransition], status: str) -> SessionTransition
     copies: dict[tuple[Edge, str | None], SessionTransition] = {}
     for report in reports:
         if report.status == status:
-            copies.setdefault(((_before(report), report.status), report.notification_id), report)
-    known = [report for report in copies.values() if _before(report) is not None]
+            copies.setdefault(((status_before(report), report.status), report.notification_id), report)
+    known = [report for report in copies.values() if status_before(report) is not None]
     return (known or list(copies.values()))[-1]

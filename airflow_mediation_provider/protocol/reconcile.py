@@ -15,8 +15,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from airflow_mediation_provider.protocol.entry import Entry
 from airflow_mediation_provider.protocol.history import attempts_of
-from airflow_mediation_provider.protocol.lifecycle import SessionState
-from airflow_mediation_provider.protocol.status import SessionStatus
+from airflow_mediation_provider.protocol.lifecycle import SessionState, status_before
 from airflow_mediation_provider.protocol.times import from_json, humanize, in_words, to_json, to_utc
 
 if TYPE_CHECKING:
@@ -60,22 +59,20 @@ def _missing_of_session(told: list[Entry], known: list[SessionTransition]) -> li
     changes: dict[tuple[str | None, str], list[Entry]] = defaultdict(list)
     for entry in sorted(told, key=_order):
         assert entry.transition is not None  # noqa: S101  # a status change has one
-        changes[_before(entry.transition), entry.transition.status].append(entry)
-    edges = {*changes, *((_before(report), report.status) for report in known)}
+        changes[status_before(entry.transition), entry.transition.status].append(entry)
+    edges = {*changes, *((status_before(report), report.status) for report in known)}
     lost = []
     for (before, status), times in changes.items():
-        came = [r for r in known if r.status == status and (_before(r) == before or None in (_before(r), before))]
+        came = [
+            r
+            for r in known
+            if r.status == status and (status_before(r) == before or None in (status_before(r), before))
+        ]
         if _repeats(before, status, edges):
             lost += _not_matched(times, came)
         elif not came:
             lost.append(times[0])
     return lost
-
-
-def _before(report: SessionTransition) -> str | None:
-    """Return the status before, as the fold takes it: none before the first one."""
-    before = report.previous_status
-    return None if before == report.status or before in ("", "NULL", SessionStatus.NEVER_RUN) else before
 
 
 def _repeats(before: str | None, status: str, edges: set[tuple[str | None, str]]) -> bool:
