@@ -33,11 +33,11 @@ class CallsKeeper:
 
     It holds a day of counts for each connection at most, however long the database is away.
 
-    :param write: the journal's ``record_calls``
+    :param write: the journal's ``record_calls`` by default
     """
 
-    def __init__(self, write: Callable[..., None] = record_calls) -> None:
-        self._write = write
+    def __init__(self, write: Callable[..., None] | None = None) -> None:
+        self._write = write or record_calls
         # A thread of its own, and one: it takes a connection of the pool that Airflow itself lives on.
         self._thread = ThreadPoolExecutor(1, "mediation-calls")
         self._unwritten: dict[str, tuple[HourlyCalls, ...]] = {}

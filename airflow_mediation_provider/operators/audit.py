@@ -42,11 +42,13 @@ if TYPE_CHECKING:
     from airflow.sdk import Context
 
     from airflow_mediation_provider.hooks.mediation import MediationHook
+    from airflow_mediation_provider.watch.feed_caller import FeedCaller
 
 T = TypeVar("T")
 
 _MOST_ERRORS: Final = 1000
 _STATE_KEY: Final = "mediation_export"
+_REPORT_SECONDS: Final = 2.0
 
 
 class _AuditOperator(BaseOperator):
@@ -98,6 +100,21 @@ class _AuditOperator(BaseOperator):
         check_text("mediation_conn_id", mediation_conn_id)
         check_instant("query_from", query_from)
         check_instant("query_to", query_to)
+
+    def execute(self, context: Context) -> dict[str, Any]:
+        """Carry the task out, and report the calls that it took."""
+        try:
+            return self._carry_out(context)
+        finally:
+            self._feed_caller().report_calls()
+
+    def _carry_out(self, context: Context) -> dict[str, Any]:
+        raise NotImplementedError
+
+    def _feed_caller(self) -> FeedCaller:
+        from airflow_mediation_provider.watch.feed_caller import FeedCaller
+
+        return FeedCaller(self._hook(), seconds=_REPORT_SECONDS)
 
     def _hook(self, **options: Any) -> MediationHook:
         from airflow_mediation_provider.hooks.mediation import MediationHook
@@ -188,7 +205,7 @@ class MeterSummaryOperator(_AuditOperator):
         ):
             raise ValueError(f"error_records must be a number from 0 to {_MOST_ERRORS}, not {error_records!r}")
 
-    def execute(self, context: Context) -> dict[str, Any]:
+    def _carry_out(self, context: Context) -> dict[str, Any]:
         """Ask for the summary, and for the error records where asked to."""
         subject = self._subject(context)
         hook = self._hook()
@@ -296,7 +313,7 @@ class AuditTrailExportOperator(_AuditOperator):
                 "download_urls needs wait_for_completion=True: there are no files before the job is finished"
             )
 
-    def execute(self, context: Context) -> dict[str, Any]:
+    def _carry_out(self, context: Context) -> dict[str, Any]:
         """Create the job, or find that of an earlier try, and wait for its files."""
         subject = self._subject(context)
         request_id = self._job_of_earlier_try(context) or self._create(context, subject)

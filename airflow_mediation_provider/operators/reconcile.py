@@ -135,5 +135,6 @@ class _ApiServer:
         raise AssertionError  # the last pause is none
 
     def close(self) -> None:
-        """Close the connections."""
+        """Report the calls that the pass took, and close the connections."""
+        self._caller.report_calls()
         self._caller.close()

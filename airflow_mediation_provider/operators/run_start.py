@@ -166,6 +166,7 @@ class RunStartMixin(_Operator):
         from airflow.providers.standard.triggers.temporal import DateTimeTrigger
 
         kept = {} if memory.lasting else {"state": state.to_dict()}
+        self._feed_caller().report_calls()
         self.defer(
             trigger=DateTimeTrigger(moment=datetime.now(UTC) + timedelta(seconds=pause)),
             method_name="start_again",

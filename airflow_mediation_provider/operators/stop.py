@@ -211,6 +211,7 @@ class StopMeterOperator(SessionWaitMixin, BaseOperator):
         return whole - timedelta(seconds=self.timeout - self.force_after)
 
     def _report(self, status: str, *, was_running: bool, forced: bool) -> dict[str, Any]:
+        self._feed_caller().report_calls()
         return {
             "meter_id": str(self.meter_id),
             "version": self.version,

@@ -39,6 +39,7 @@ class Journal:
     ended: dict[str, WaitEnded] = field(default_factory=dict)
     entries: list[Entry] = field(default_factory=list)
     looks: list[float] = field(default_factory=list)
+    calls_reported: list[float] = field(default_factory=list)
 
     def session(self, session_id: str, *steps: tuple[float, str], meter: str = "m", lost: Sequence[str] = ()) -> None:
         """Let a session go through statuses, each called out at once unless it is lost."""
@@ -132,7 +133,7 @@ class AsyncFeed:
                 pause = 1.0
                 view.connected(callouts=journal.callouts)
                 view.new_questions.clear()
-                journal.keep(view.open_waits(), view.ended_waits())
+                journal.keep([*view.open_waits(), *view.named_waits()], view.ended_waits())
                 states = journal.known(view.questions())
                 if states:
                     await view.learn(states)
@@ -178,6 +179,10 @@ class SyncFeed:
             return False
         self.journal.entries += entries
         return True
+
+    def report_calls(self) -> None:
+        if self.journal is not None and self.journal.answers():
+            self.journal.calls_reported.append(self.journal.clock.seconds)
 
     def close(self) -> None:
         pass

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from airflow_mediation_provider import waiting
-from airflow_mediation_provider.hooks import tokens
+from airflow_mediation_provider.hooks import calls, tokens
 from airflow_mediation_provider.operators import audit, branch, meter, run_start, stop
 from airflow_mediation_provider.simulator import Simulator, running_simulator
 from tests.unit.virtual_feed import SyncFeed
@@ -153,6 +153,7 @@ def clock(sim: Simulator, monkeypatch: pytest.MonkeyPatch) -> Clock:
         monkeypatch.setattr(module, "datetime", Datetime)
     # No API server: one that somebody runs on this machine must not answer.
     monkeypatch.setattr(waiting.SessionWaitMixin, "_feed_caller", lambda self, **_: SyncFeed())
+    monkeypatch.setattr(audit._AuditOperator, "_feed_caller", lambda self: SyncFeed())
     real_sleep, main = time.sleep, threading.current_thread()
     monkeypatch.setattr(
         time, "sleep", lambda s: clock.sleep(s) if threading.current_thread() is main else real_sleep(s)
@@ -165,8 +166,27 @@ def ti(clock: Clock) -> TaskInstance:
     return TaskInstance(clock)
 
 
+@pytest.fixture
+def reports(clock: Clock, monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """How many calls to Zuora each report tells of; there is an API server that takes them."""
+    made: list[int] = []
+
+    def report_calls(_: SyncFeed) -> None:
+        with calls.reported("mediation_default") as found:
+            made.append(sum(each.calls for each in found))
+
+    monkeypatch.setattr(SyncFeed, "report_calls", report_calls)
+    calls.forget_all()
+    return made
+
+
+def asked(sim: Simulator) -> int:
+    """Return how many calls Zuora got, other than for a token."""
+    return sum(1 for entry in sim.log(kind="request") if not entry["path"].startswith("/oauth"))
+
+
 def starts(sim: Simulator, **fields: Any) -> int:
     return len(sim.log(kind="start", **fields))
 
 
-__all__ = ["Clock", "Killed", "Store", "TaskInstance", "starts", "timedelta"]
+__all__ = ["Clock", "Killed", "Store", "TaskInstance", "asked", "starts", "timedelta"]

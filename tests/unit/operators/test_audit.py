@@ -16,6 +16,8 @@ from airflow_mediation_provider.operators.audit import AuditTrailExportOperator,
 from airflow_mediation_provider.operators.meter import RunMeterOperator
 from airflow_mediation_provider.simulator import Simulator, ends
 
+from .conftest import asked
+
 if TYPE_CHECKING:
     from .conftest import TaskInstance
 
@@ -71,6 +73,21 @@ def test_groups_follow_the_dimensions(ti: TaskInstance, ended: dict[str, Any]) -
     summary = MeterSummaryOperator(task_id="task", session=ended, group_by=["errorCode"]).execute(ti.context)
     assert sum(group["errors"] for group in summary["groups"]) == 12
     assert all("errorCode" in group["dimensions"] for group in summary["groups"])
+
+
+def test_the_calls_that_a_task_took_are_reported_at_its_end_however_it_ends(
+    sim: Simulator, ti: TaskInstance, ended: dict[str, Any], reports: list[int]
+) -> None:
+    before = asked(sim)
+    MeterSummaryOperator(task_id="task", session=ended, error_records=5).execute(ti.context)
+    AuditTrailExportOperator(task_id="task", session=ended, download_urls=True).execute(ti.context)
+    assert sum(reports) == asked(sim) - before
+    assert len(reports) == 2
+    assert reports[1] > reports[0] == 2
+
+    with pytest.raises(MediationMisconfigured):
+        MeterSummaryOperator(task_id="task", meter_id="99999", query_from="2025-12-31T00:00:00Z").execute(ti.context)
+    assert reports[2:] == [1]
 
 
 def test_an_unknown_meter_fails_at_once(sim: Simulator, ti: TaskInstance) -> None:

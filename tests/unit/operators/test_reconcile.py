@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import threading
 from datetime import UTC, datetime, timedelta
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
@@ -16,6 +17,8 @@ from airflow_mediation_provider.api_server import callouts
 from airflow_mediation_provider.api_server.app import create_app
 from airflow_mediation_provider.api_server.connections import Connections, MediationConnection
 from airflow_mediation_provider.exceptions import MediationMisconfigured, TransientError
+from airflow_mediation_provider.hooks.calls import forget_all
+from airflow_mediation_provider.journal.calls import budget, record_calls
 from airflow_mediation_provider.journal.tables import SessionRow, TransitionRow
 from airflow_mediation_provider.operators import reconcile as module
 from airflow_mediation_provider.operators.reconcile import ReconcileCalloutsOperator
@@ -23,12 +26,27 @@ from airflow_mediation_provider.simulator import CalloutConfig, Simulator
 from airflow_mediation_provider.watch.feed_caller import forget_address
 from tests.unit.served import served
 
+from .conftest import asked
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
 SECRET = "simulator-secret"
 SCRIPT = ["INITIALIZING", "RUNNING", "PAUSED", "RUNNING", "COMPLETED"]
 CALLOUTS = {"callout_token": "token"}
+
+
+@pytest.fixture
+def counted(monkeypatch: pytest.MonkeyPatch) -> threading.Event:
+    """Set once the API server has written a count of calls; to be asked for before the API server."""
+    written = threading.Event()
+
+    def record(**report: Any) -> None:
+        record_calls(**report)
+        written.set()
+
+    monkeypatch.setattr("airflow_mediation_provider.api_server.calls.record_calls", record)
+    return written
 
 
 @pytest.fixture
@@ -101,6 +119,18 @@ def test_what_was_lost_is_put_in_once(lossy: Simulator) -> None:
     assert run(lossy)["repaired"] == []
     assert run(lossy, lookback=1800)["repaired"] == []
     assert journal()[0] == 10
+
+
+def test_the_calls_of_a_pass_are_counted_in_the_journal(counted: threading.Event, lossy: Simulator) -> None:
+    before = asked(lossy)
+    forget_all()
+
+    run(lossy)
+
+    assert counted.wait(10)
+    with settings.NonScopedSession() as session:
+        (found,) = budget(session, ["mediation_default"], datetime.now(UTC))
+    assert found.last_day == asked(lossy) - before > 0
 
 
 def test_a_span_and_a_category_that_have_nothing(lossy: Simulator) -> None:

@@ -21,7 +21,7 @@ from airflow_mediation_provider.operators.meter import RunMeterOperator
 from airflow_mediation_provider.simulator import Simulator, ends
 from airflow_mediation_provider.simulator.config import debug_ends
 
-from .conftest import TaskInstance, starts
+from .conftest import TaskInstance, asked, starts
 
 
 def operator(**arguments: Any) -> RunMeterOperator:
@@ -164,10 +164,14 @@ def test_capacity_is_waited_for(sim: Simulator, ti: TaskInstance, full: list[str
     assert starts(sim, meter_id="1001") == 1
 
 
-def test_capacity_is_waited_for_without_a_worker(sim: Simulator, ti: TaskInstance, full: list[str]) -> None:
+def test_capacity_is_waited_for_without_a_worker(
+    sim: Simulator, ti: TaskInstance, full: list[str], reports: list[int]
+) -> None:
+    before = asked(sim)
     with pytest.raises(TaskDeferred) as deferred:
         operator(deferrable=True).execute(ti.context)
     assert type(deferred.value.trigger).__name__ == "DateTimeTrigger"
+    assert reports == [asked(sim) - before]
     ti.clock.sleep(10)
     with pytest.raises(TaskDeferred) as again:
         operator(deferrable=True).resume_execution(deferred.value.method_name, deferred.value.kwargs, ti.context)

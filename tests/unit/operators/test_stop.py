@@ -12,6 +12,8 @@ from airflow_mediation_provider.exceptions import MediationError, MediationMisco
 from airflow_mediation_provider.operators.meter import StopMeterOperator
 from airflow_mediation_provider.protocol.wait import WaitEnd, WaitResult
 
+from .conftest import asked
+
 if TYPE_CHECKING:
     from airflow_mediation_provider.simulator import Simulator
 
@@ -66,6 +68,14 @@ def test_a_stop_under_way_is_waited_for(sim: Simulator, ti: TaskInstance, runnin
     operator(wait_for_stop=False).execute(ti.context)
     assert operator().execute(ti.context)["status"] == "PAUSED"
     assert stops(sim) == [False, False]
+
+
+@pytest.mark.usefixtures("running")
+def test_the_calls_of_a_stop_that_is_not_waited_for_are_reported(
+    sim: Simulator, ti: TaskInstance, reports: list[int]
+) -> None:
+    operator(wait_for_stop=False).execute(ti.context)
+    assert reports == [asked(sim)] == [2]
 
 
 def test_without_waiting_it_returns_once_the_stop_is_accepted(sim: Simulator, ti: TaskInstance, running: str) -> None:
