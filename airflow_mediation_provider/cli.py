@@ -7,6 +7,7 @@ Source: https://airflow.apache.org/docs/apache-airflow-providers/core-extensions
 
 from __future__ import annotations
 
+from argparse import ArgumentTypeError
 from typing import TYPE_CHECKING, Final
 
 from airflow.cli.cli_config import ActionCommand, Arg, GroupCommand, lazy_load_command
@@ -15,6 +16,18 @@ if TYPE_CHECKING:
     from airflow.cli.cli_config import CLICommand
 
 _COMMANDS: Final = "airflow_mediation_provider.commands"
+_MOST_HOURS: Final = 100_000
+
+
+def _hours(text: str) -> float:
+    try:
+        hours = float(text)
+    except ValueError:
+        hours = -1.0
+    if not 0 <= hours <= _MOST_HOURS:  # nor is what is no number
+        raise ArgumentTypeError(f"it must be a number of hours from 0 to {_MOST_HOURS:,}, not {text!r}")
+    return hours
+
 
 CONN_ID: Final = Arg(
     ("--conn-id",), help="the connection, of type mediation (default: %(default)s)", default="mediation_default"
@@ -38,7 +51,7 @@ EVENT_CATEGORY: Final = Arg(
 )
 OPEN_HOURS: Final = Arg(
     ("--open-hours",),
-    type=float,
+    type=_hours,
     default=6,
     help="look at sessions that have not ended, and of which nothing came for so many hours; 0: at none "
     "(default: %(default)s)",

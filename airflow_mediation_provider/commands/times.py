@@ -14,11 +14,13 @@ def time_of(option: str, text: str, now: datetime) -> datetime:
     :param now: the time now
     :raises SystemExit: it is neither; one sentence
     """
-    if ago := re.fullmatch(r"(\d{1,6}(?:\.\d{1,3})?)([mhd])", text.strip()):
-        unit = {"m": "minutes", "h": "hours", "d": "days"}[ago[2]]
-        return now - timedelta(**{unit: float(ago[1])})
     try:
+        if ago := re.fullmatch(r"(\d{1,6}(?:\.\d{1,3})?)([mhd])", text.strip()):
+            unit = {"m": "minutes", "h": "hours", "d": "days"}[ago[2]]
+            return now - timedelta(**{unit: float(ago[1])})
         time = datetime.fromisoformat(text.strip())
+        return (time if time.tzinfo else time.replace(tzinfo=UTC)).astimezone(UTC)
+    except OverflowError:
+        raise SystemExit(f"{option} {text.strip()} is further away than the calendar goes.") from None
     except ValueError:
         raise SystemExit(f"{option} must be a time like 2026-03-31T12:00Z, or how long ago, like 36h.") from None
-    return (time if time.tzinfo else time.replace(tzinfo=UTC)).astimezone(UTC)

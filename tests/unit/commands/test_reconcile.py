@@ -128,3 +128,16 @@ def test_times(text: str, ago: timedelta) -> None:
 def test_what_is_no_time(text: str) -> None:
     with pytest.raises(SystemExit, match="--since must be a time"):
         time_of("--since", text, NOW)
+
+
+@pytest.mark.parametrize("text", ["999999d", "0001-01-01T00:00+14:00", "9999-12-31T23:59-14:00"])
+def test_a_time_beyond_the_calendar(text: str) -> None:
+    with pytest.raises(SystemExit, match="--since .* is further away than the calendar goes"):
+        time_of("--since", text, NOW)
+
+
+@pytest.mark.parametrize("hours", ["nan", "inf", "-1", "1e300", "six"])
+def test_hours_that_are_none(hours: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        airflow(f"--open-hours={hours}")
+    assert f"--open-hours: it must be a number of hours from 0 to 100,000, not '{hours}'" in capsys.readouterr().err
