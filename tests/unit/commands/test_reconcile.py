@@ -132,7 +132,7 @@ def test_what_is_no_time(text: str) -> None:
 
 @pytest.mark.parametrize("text", ["999999d", "0001-01-01T00:00+14:00", "9999-12-31T23:59-14:00"])
 def test_a_time_beyond_the_calendar(text: str) -> None:
-    with pytest.raises(SystemExit, match="--since .* is further away than the calendar goes"):
+    with pytest.raises(SystemExit, match=r"--since .* is further away than the calendar goes"):
         time_of("--since", text, NOW)
 
 
