@@ -42,6 +42,9 @@ class Caller(Protocol):
     def observe(self, entries: Sequence[Entry]) -> bool:
         """Report what was learned, and return whether the journal has it."""
 
+    def report_calls(self) -> None:
+        """Report the calls to Zuora that no other report has carried."""
+
 
 class WaitFeed:
     """The feed as one wait on a worker uses it.
@@ -134,6 +137,11 @@ class WaitFeed:
         if self._reported_at is not None and self._task is not None and wait.result is not None:
             end: WaitEnded = ended(self._conn_id, self._task, wait.result.end, self._now())
             self._caller.look(FeedRequest(ended=(end,)))
+        self.report_calls()
+
+    def report_calls(self) -> None:
+        """Tell the journal of the calls to Zuora: what this process does not tell before it ends is not counted."""
+        self._caller.report_calls()
 
     def _open(self, wait: SessionWait, now: datetime) -> tuple[WaitReport, ...]:
         fresh = self._reported_at is not None and now - self._reported_at < timedelta(seconds=FULL_LOOK_SECONDS)

@@ -147,10 +147,12 @@ class SessionWaitMixin(_Operator):
             stays = memory.crashes >= MAX_TRIGGER_CRASHES
             if self.deferrable and not stays:
                 memory.keep(wait, method_name)
+                feed.report_calls()
                 self._defer_wait(wait, method_name, may_end_in_trigger, stop_on_kill)
             pause = self._pause(wait, retry_after)
             if self.mode == "reschedule" and not self.deferrable:
                 memory.keep(wait, method_name, required=True)
+                feed.report_calls()
                 raise AirflowRescheduleException(utcnow() + timedelta(seconds=max(pause, RESCHEDULE_SECONDS)))
             if update.lines:
                 memory.keep(wait, method_name)

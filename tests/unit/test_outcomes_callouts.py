@@ -264,3 +264,12 @@ def test_the_journal_hears_of_the_wait_its_end_and_its_polls(stage: Stage, journ
     assert shown[0] == "COMPLETED"
     assert "RUNNING" in shown
     assert len(shown) <= 4
+
+
+def test_whoever_leaves_a_worker_has_reported_the_calls_to_zuora(stage: Stage, journal: Journal, mode: str):
+    journal.session("S-1", *RUN, (100, "COMPLETED"))
+    ending = stage.play(sensor(mode))
+    assert ending.state == "success"
+    # A trigger's process goes on, and reports with its looks at the feed.
+    leaves = {"poke": 1, "reschedule": ending.workers, "deferrable": 1, "started in the triggerer": 0}
+    assert len(journal.calls_reported) == leaves[mode]
