@@ -57,9 +57,9 @@ def settings_to_paste(settings: CalloutSettings, url: str) -> list[tuple[str, st
     :param url: the address under which Zuora reaches the endpoint
     """
     rows = [
-        ("Event", "Meter Session Status Change"),
-        ("Callout URL", url),
-        ("Method", "POST"),
+        ("Related Event", "Meter Session Status Change"),
+        ("Http Method", "POST"),
+        ("Request URL", url),
         ("Retriable", "on: without it, one failed attempt loses the event"),
         ("Confirm success by parsing response content", "on or off: the answer is what Zuora asks for"),
     ]
@@ -78,8 +78,8 @@ def settings_to_paste(settings: CalloutSettings, url: str) -> list[tuple[str, st
             ("HMAC output format", settings.hmac.encoding),
             ("HMAC secret", "the connection's callout_hmac_secret"),
             ("HMAC data", settings.hmac.message),
-            ("HMAC key (header name)", settings.hmac.header),
-            ("HMAC value", f"{settings.hmac.prefix}{{{{Request.HMAC.Signed}}}}"),
+            ("HMAC header name", settings.hmac.header),
+            ("HMAC header value", f"{settings.hmac.prefix}{{{{Request.HMAC.Signed}}}}"),
         ]
     return rows
 
@@ -94,7 +94,7 @@ def template_text(settings: CalloutSettings, url: str) -> str:
     width = max(len(name) for name, _ in rows)
     inferred = [field for field in FIELDS if not field.documented]
     lines = [
-        "In Zuora, Extension Studio > Events & Notifications > Callout Templates > Add:",
+        "In Zuora, Extension Studio > Events & Notifications > Callout Templates > + Add New Callout Template:",
         "",
         *(f"  {name:<{width}}  {value}" for name, value in rows),
         "",

@@ -39,11 +39,11 @@ def test_every_setting_and_no_secret() -> None:
 
     assert "hidden" not in text
     pasted = dict(settings_to_paste(settings, URL))
-    assert pasted["Callout URL"] == URL
-    assert pasted["HMAC value"] == "v1={{Request.HMAC.Signed}}"
+    assert pasted["Request URL"] == URL
+    assert pasted["HMAC header value"] == "v1={{Request.HMAC.Signed}}"
     assert pasted["HMAC data"] == "{{Request.Headers.Date}}{{Request.Body}}"
     assert (pasted["HMAC algorithm"], pasted["HMAC output format"]) == ("SHA-384", "HEX")
-    assert pasted["HMAC key (header name)"] == "X-Sig"
+    assert pasted["HMAC header name"] == "X-Sig"
     assert pasted["Username"] == "zuora-user"
     assert pasted["Custom header"].startswith("X-Token: ")
     assert all(value in text for value in pasted.values())
@@ -55,4 +55,4 @@ def test_says_what_is_inferred_and_what_is_missing() -> None:
     assert "{{MeterSession.PreviousStatus}}  is meant to be  'Session Previous Status'" in text
     assert "{{MeterSession.Status}}  is meant" not in text
     assert "accepts no callout yet" in text
-    assert "HMAC value" not in text
+    assert "HMAC header value" not in text
