@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING
 
@@ -50,8 +51,20 @@ def reconcile(args: Namespace) -> None:
             )
     except (MediationError, JournalUnavailable) as error:
         raise SystemExit(str(error)) from None
+    finally:
+        _keep_calls(args.conn_id)
     if args.json:
         print(json.dumps(found.to_dict()))
+
+
+def _keep_calls(conn_id: str) -> None:
+    """Count the calls that the pass took; that they could not be kept is no reason to fail."""
+    from airflow_mediation_provider.hooks.calls import reported
+    from airflow_mediation_provider.journal.calls import record_calls
+    from airflow_mediation_provider.journal.transaction import JournalUnavailable
+
+    with suppress(JournalUnavailable), reported(conn_id) as calls:
+        record_calls(conn_id=conn_id, calls=calls)
 
 
 class _Database:

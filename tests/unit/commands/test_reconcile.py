@@ -13,6 +13,8 @@ from sqlalchemy import select
 
 from airflow_mediation_provider.commands.times import time_of
 from airflow_mediation_provider.hooks import tokens
+from airflow_mediation_provider.hooks.calls import forget_all
+from airflow_mediation_provider.journal.calls import budget
 from airflow_mediation_provider.journal.tables import SessionRow
 from airflow_mediation_provider.simulator import CalloutConfig, Simulator, running_simulator
 
@@ -77,6 +79,19 @@ def test_for_a_program(capsys: pytest.CaptureFixture[str]) -> None:
     said = capsys.readouterr()
     assert {each["status"] for each in json.loads(said.out)["repaired"]} == {"INITIALIZING", "RUNNING", "COMPLETED"}
     assert "Reading the callout history" in said.err
+
+
+def test_its_calls_are_counted_whether_or_not_it_succeeds(sim: Simulator) -> None:
+    forget_all()
+    airflow("--dry-run")
+    sim.fault("status", status=403, path="notification-history")
+    with pytest.raises(SystemExit):
+        airflow()
+
+    with settings.NonScopedSession() as database:
+        (found,) = budget(database, ["zuora"], datetime.now(UTC))
+    asked = [entry for entry in sim.log(kind="request") if not entry["path"].startswith("/oauth")]
+    assert found.last_day == len(asked) >= 2
 
 
 @pytest.mark.usefixtures("sim")
