@@ -1,56 +1,138 @@
-"""The link to a session: pushed early under the key that Airflow reads, and not lost when the task ends."""
+"""The links to a session: pushed early under the keys that Airflow reads, and not lost when the task ends."""
 
 from __future__ import annotations
 
 from types import SimpleNamespace
-from typing import Any
+from typing import TYPE_CHECKING, Any
+from urllib.parse import parse_qs, urlsplit
 
 import pytest
 from airflow.sdk.execution_time.xcom import XCom
 
 from airflow_mediation_provider import get_provider_info
-from airflow_mediation_provider.links import MeterSessionLink, push_session_link
+from airflow_mediation_provider.links import (
+    SESSION_LINKS,
+    MeterSessionLink,
+    MeterSessionPageLink,
+    push_session_links,
+    session_page_in_airflow,
+)
 from airflow_mediation_provider.operators.branch import MeterSessionBranchOperator
 from airflow_mediation_provider.operators.meter import RunMeterOperator
 from airflow_mediation_provider.protocol.errors import MediationError
+from airflow_mediation_provider.sensors.meter_session import MeterSessionSensor
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+RUN_ID = "manual__2026-03-31T09:00:00+00:00"
+ZUORA, PAGE = "mediation_session_link", "mediation_session_page"
 
 
 class TaskInstance:
-    def __init__(self) -> None:
+    dag_id, run_id, task_id = "load", RUN_ID, "wait"
+
+    def __init__(self, map_index: int | None = -1) -> None:
         self.xcoms: dict[str, Any] = {}
+        self.map_index = map_index
 
     def xcom_push(self, key: str, value: Any) -> None:
         self.xcoms[key] = value
 
 
-def pushed(session_id: str | None, answer: Any) -> dict[str, Any]:
+@pytest.fixture
+def base_url(monkeypatch: pytest.MonkeyPatch) -> Callable[[str | None], None]:
+    def say(address: str | None) -> None:
+        if address is None:
+            monkeypatch.delenv("AIRFLOW__API__BASE_URL", raising=False)
+        else:
+            monkeypatch.setenv("AIRFLOW__API__BASE_URL", address)
+
+    say("https://airflow.example/airflow/")
+    return say
+
+
+def pushed(session_id: str | None, answer: Any, meter_id: str = "1") -> dict[str, Any]:
     def session_url(*ids: str | None) -> str | None:
         if isinstance(answer, Exception):
             raise answer
         return answer and answer.format(*ids)
 
     ti = TaskInstance()
-    hook = SimpleNamespace(session_url=session_url)
-    push_session_link({"ti": ti}, hook, "1", session_id, "5468")  # type: ignore[arg-type,typeddict-item]
+    hook = SimpleNamespace(session_url=session_url, mediation_conn_id="zuora")
+    push_session_links({"ti": ti}, hook, meter_id, session_id, "5468")  # type: ignore[arg-type,typeddict-item]
     return ti.xcoms
 
 
-def test_the_address_is_pushed_under_the_key_of_the_link() -> None:
+@pytest.mark.usefixtures("base_url")
+def test_the_addresses_are_pushed_under_the_keys_of_the_links() -> None:
     assert pushed("R-1", "https://zuora.example/{}/{}/{}") == {
-        MeterSessionLink().xcom_key: "https://zuora.example/1/R-1/5468"
+        MeterSessionLink().xcom_key: "https://zuora.example/1/R-1/5468",
+        MeterSessionPageLink().xcom_key: "https://airflow.example/airflow/plugin/mediation-sessions"
+        "/airflow/mediation/session?conn=zuora&meter=1&session=R-1",
     }
+    assert (MeterSessionLink().xcom_key, MeterSessionPageLink().xcom_key) == (ZUORA, PAGE)
 
 
 @pytest.mark.parametrize(
     ("session_id", "answer"), [(None, "https://x"), ("R-1", None), ("R-1", MediationError("no connection"))]
 )
-def test_without_an_address_airflow_finds_an_empty_one_and_no_error(session_id: str | None, answer: Any) -> None:
-    assert pushed(session_id, answer) == {MeterSessionLink().xcom_key: ""}
+def test_without_an_address_at_zuora_airflow_finds_an_empty_one_and_no_error(
+    session_id: str | None, answer: Any
+) -> None:
+    xcoms = pushed(session_id, answer)
+    assert xcoms[ZUORA] == ""
+    assert "/plugin/mediation-sessions/" in xcoms[PAGE]
 
 
-@pytest.mark.parametrize(("kept", "link"), [("https://zuora.example/1", "https://zuora.example/1"), (None, "")])
+@pytest.mark.usefixtures("base_url")
+def test_while_no_session_is_known_the_page_is_that_of_what_the_task_waits_for() -> None:
+    page = urlsplit(pushed(None, None)[PAGE])
+    assert page.path == "/airflow/plugin/mediation-sessions/airflow/mediation/task"
+    assert parse_qs(page.query) == {"dag_id": ["load"], "run_id": [RUN_ID], "task_id": ["wait"]}
+
+
+@pytest.mark.parametrize(("map_index", "number"), [(-1, None), (None, None), (0, ["0"]), (7, ["7"])])
+def test_of_mapped_tasks_each_has_its_own(map_index: int | None, number: list[str] | None) -> None:
+    page = session_page_in_airflow(TaskInstance(map_index), "zuora", "1", None)
+    assert parse_qs(urlsplit(page).query).get("map_index") == number
+
+
+@pytest.mark.parametrize(
+    ("address", "begins"),
+    [
+        (None, "/plugin/"),
+        ("", "/plugin/"),
+        ("/", "/plugin/"),
+        ("http://localhost:8080", "http://localhost:8080/plugin/"),
+        ("https://airflow.example/a/b/", "https://airflow.example/a/b/plugin/"),
+    ],
+)
+def test_the_page_is_where_airflow_says_that_it_is(
+    base_url: Callable[[str | None], None], address: str | None, begins: str
+) -> None:
+    base_url(address)
+    path = urlsplit(address or "").path.strip("/")
+    page = session_page_in_airflow(TaskInstance(), "zuora", "1", "R-1")
+    assert (
+        page
+        == f"{begins}mediation-sessions/{path}{'/' if path else ''}mediation/session?conn=zuora&meter=1&session=R-1"
+    )
+
+
+@pytest.mark.parametrize(
+    "odd", ['"><script>alert(1)</script>', "R 1&session=R-2#x", "R/../../x?y", "R-\u202e1", "a+b%20"]
+)
+def test_what_stands_in_ids_stays_in_them(odd: str) -> None:
+    page = urlsplit(pushed(odd, None, meter_id=odd)[PAGE])
+    assert parse_qs(page.query) == {"conn": ["zuora"], "meter": [odd], "session": [odd]}
+    assert page.fragment == ""
+
+
+@pytest.mark.parametrize("link", SESSION_LINKS, ids=lambda link: str(link.key))
+@pytest.mark.parametrize(("kept", "shown"), [("https://zuora.example/1", "https://zuora.example/1"), (None, "")])
 def test_airflow_repeats_what_was_pushed_when_the_task_ends(
-    monkeypatch: pytest.MonkeyPatch, kept: str | None, link: str
+    monkeypatch: pytest.MonkeyPatch, link: Any, kept: str | None, shown: str
 ) -> None:
     asked: list[Any] = []
 
@@ -59,15 +141,19 @@ def test_airflow_repeats_what_was_pushed_when_the_task_ends(
         return kept
 
     monkeypatch.setattr(XCom, "get_value", get_value)
-    assert MeterSessionLink().get_link(SimpleNamespace(), ti_key=SimpleNamespace()) == link  # type: ignore[arg-type]
-    assert asked == [MeterSessionLink().xcom_key]
+    assert link.get_link(SimpleNamespace(), ti_key=SimpleNamespace()) == shown
+    assert asked == [link.xcom_key]
 
 
-@pytest.mark.parametrize("operator", [RunMeterOperator, MeterSessionBranchOperator])
-def test_the_operators_that_know_a_session_have_the_link(operator: Any) -> None:
-    assert [type(link) for link in operator.operator_extra_links] == [MeterSessionLink]
+@pytest.mark.parametrize("operator", [RunMeterOperator, MeterSessionBranchOperator, MeterSessionSensor])
+def test_the_operators_that_know_a_session_have_the_links(operator: Any) -> None:
+    assert operator.operator_extra_links == SESSION_LINKS
 
 
-def test_airflow_knows_the_link_by_the_provider_info() -> None:
-    path = f"{MeterSessionLink.__module__}.{MeterSessionLink.__qualname__}"
-    assert path in get_provider_info()["extra-links"]
+def test_the_buttons_have_names_that_tell_them_apart() -> None:
+    assert [link.name for link in SESSION_LINKS] == ["Meter session", "Zuora session"]
+
+
+@pytest.mark.parametrize("link", [MeterSessionLink, MeterSessionPageLink])
+def test_airflow_knows_the_links_by_the_provider_info(link: Any) -> None:
+    assert f"{link.__module__}.{link.__qualname__}" in get_provider_info()["extra-links"]

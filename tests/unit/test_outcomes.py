@@ -234,7 +234,19 @@ def test_an_event_without_a_result_is_no_answer(stage: Stage, mode: str):
         assert session["status"] == "COMPLETED"
 
 
-def test_the_link_is_there_before_the_wait(stage: Stage, mode: str):
+def test_the_links_are_there_before_the_wait(stage: Stage, mode: str):
     stage.zuora.script("m", (0, "RUNNING"), (700, "COMPLETED"))
     stage.play(sensor(mode, session_id="S-1"))
-    assert stage.xcoms == {"mediation_session_link": "https://zuora.example/m/S-1"}
+    page = "/plugin/mediation-sessions/mediation/session?conn=mediation_default&meter=m&session=S-1"
+    assert stage.xcoms == {"mediation_session_link": "https://zuora.example/m/S-1", "mediation_session_page": page}
+
+
+def test_where_no_session_is_named_the_link_leads_to_what_the_task_waits_for(stage: Stage, mode: str):
+    stage.zuora.script("m", *HEALTHY, (854, "COMPLETED"))
+    stage.play(sensor(mode))
+    page = "/plugin/mediation-sessions/mediation/task?dag_id=dag&run_id=run&task_id=wait"
+    # In the triggerer each push takes a message to and fro; there the task's tab alone shows it.
+    pushed = (
+        {} if mode == "started in the triggerer" else {"mediation_session_link": "", "mediation_session_page": page}
+    )
+    assert stage.xcoms == pushed

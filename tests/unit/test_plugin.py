@@ -5,12 +5,16 @@ from __future__ import annotations
 import subprocess
 import sys
 from importlib.metadata import entry_points
+from pathlib import Path
+from urllib.parse import urlsplit
 
 import pytest
 
-from airflow_mediation_provider import get_provider_info
-from airflow_mediation_provider.api_server import LazyApp
+from airflow_mediation_provider import get_provider_info, plugin
+from airflow_mediation_provider.api_server import LazyApp, pages
+from airflow_mediation_provider.api_server.app import create_app
 from airflow_mediation_provider.plugin import MediationPlugin
+from airflow_mediation_provider.protocol.pages import NAV_ROUTE
 
 
 def test_airflow_finds_it_by_its_entry_point():
@@ -50,3 +54,59 @@ def test_loading_it_brings_nothing_along():
     assert {name for name in foreign if name.startswith("airflow_mediation_provider.api_server")} == {
         "airflow_mediation_provider.api_server"
     }
+
+
+@pytest.mark.parametrize(("base_url", "path"), [(None, ""), ("https://airflow.example/team/airflow/", "/team/airflow")])
+def test_the_addresses_of_the_pages_begin_with_the_path_of_airflow(monkeypatch, base_url, path):
+    if base_url is None:
+        monkeypatch.delenv("AIRFLOW__API__BASE_URL", raising=False)
+    else:
+        monkeypatch.setenv("AIRFLOW__API__BASE_URL", base_url)
+
+    views = plugin._views()
+
+    assert [view["href"] for view in views] == [
+        f"{path}/mediation/sessions",
+        f"{path}/mediation/task?dag_id={{DAG_ID}}&run_id={{RUN_ID}}&task_id={{TASK_ID}}&map_index={{MAP_INDEX}}",
+        f"{path}/mediation/run?dag_id={{DAG_ID}}&run_id={{RUN_ID}}",
+    ]
+    assert {view[icon] for view in views for icon in ("icon", "icon_dark_mode")} == {
+        f"{path}/mediation/static/icon.svg",
+        f"{path}/mediation/static/icon-dark.svg",
+    }
+
+
+def test_airflows_api_takes_the_views_as_they_are():
+    from airflow.api_fastapi.core_api.datamodels.plugins import ExternalViewResponse
+
+    views = [ExternalViewResponse.model_validate(view) for view in MediationPlugin.external_views]
+
+    assert [(view.destination, view.category) for view in views] == [
+        ("nav", "browse"),
+        ("task_instance", None),
+        ("dag_run", None),
+    ]
+    known = ExternalViewResponse.model_fields
+    assert [name for view in MediationPlugin.external_views for name in view if name not in known] == []
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_airflow_keeps_all_views_and_the_links_name_the_one_in_the_navigation():
+    """It drops those whose route another one has, and such as name none."""
+    from airflow import plugins_manager
+
+    views, _ = plugins_manager._get_ui_plugins()
+    ours = [view for view in views if "/mediation/" in view["href"]]
+
+    assert ours == MediationPlugin.external_views
+    assert [view["url_route"] for view in ours if view["destination"] == "nav"] == [NAV_ROUTE]
+
+
+def test_what_the_views_name_is_served():
+    """Each page by a route of the application, and the icons by files."""
+    app = create_app()
+    routes = {route.path for route in app.routes if "GET" in (getattr(route, "methods", None) or ())}
+    for view in MediationPlugin.external_views:
+        assert urlsplit(view["href"]).path.removeprefix("/mediation") in routes
+        for icon in (view["icon"], view["icon_dark_mode"]):
+            assert (Path(pages.__file__).parent / icon.removeprefix("/mediation/")).is_file()

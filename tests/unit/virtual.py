@@ -155,6 +155,8 @@ class AsyncHook:
 class SyncHook:
     """What a worker sees of ``MediationHook``."""
 
+    mediation_conn_id = "mediation_default"
+
     def __init__(self, zuora: Zuora) -> None:
         self.zuora = zuora
 

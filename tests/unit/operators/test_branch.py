@@ -170,6 +170,7 @@ def test_a_given_session_that_goes_on_is_waited_for(sim: Simulator, ti: TaskInst
     assert followed(ti, operator(session=started, **BRANCHES)) == {"load"}
     assert ti.xcoms["session"]["session_id"] == started["session_id"]
     assert ti.xcoms["mediation_session_link"].endswith(started["session_id"])
+    assert ti.xcoms["mediation_session_page"].endswith(f"meter=1001&session={started['session_id']}")
 
 
 @pytest.mark.parametrize(

@@ -41,6 +41,9 @@ def test_a_run_starts_one_session_and_returns_it(sim: Simulator, ti: TaskInstanc
     assert session["evidence"] == "poll"
     assert session["certain"] is False
     assert ti.xcoms["mediation_session_link"] == f"https://zuora.example/1001/{started['session_id']}"
+    assert ti.xcoms["mediation_session_page"].endswith(
+        f"/mediation/session?conn=mediation_default&meter=1001&session={started['session_id']}"
+    )
 
 
 @pytest.mark.parametrize(
@@ -350,7 +353,7 @@ def test_the_deferred_wait_comes_after_the_start_is_kept(sim: Simulator, ti: Tas
     assert starts(sim) == 1
     assert ti.store is not None
     assert ti.store.get("mediation_run")["phase"] == "started"
-    assert "mediation_session_link" in ti.xcoms
+    assert {"mediation_session_link", "mediation_session_page"} <= set(ti.xcoms)
     assert deferred.value.method_name == "execute_complete"
     assert deferred.value.trigger.serialize()[1]["wait"]["condition"]["session_id"]
 
