@@ -101,7 +101,7 @@ def page(request: Request, template: str, *, status: int = 200, **values: Any) -
     :param status: of the answer
     :param values: what the template shows
     """
-    values = {"place": Place(request), "now": datetime.now(UTC), "request_path": request.url.path, **values}
+    values = {"place": Place(request), "now": datetime.now(UTC), "status": status, **values}
     return HTMLResponse(_templates().get_template(template).render(values), status_code=status)
 
 
