@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, Final, NoReturn
 from airflow.sdk import BaseOperator
 from airflow.sdk.exceptions import AirflowRescheduleException, TaskDeferralError, TaskDeferralTimeout
 
+from airflow_mediation_provider import metrics
 from airflow_mediation_provider.end_in_triggerer import may_end_without_worker
 from airflow_mediation_provider.operators.arguments import session_id_of
 from airflow_mediation_provider.protocol.condition import SessionCondition
@@ -143,7 +144,7 @@ class SessionWaitMixin(_Operator):
                 self.log.info(line)
             if update.result is not None:
                 feed.report_end(wait)
-                return update.result
+                return self._ended(wait, update.result)
             stays = memory.crashes >= MAX_TRIGGER_CRASHES
             if self.deferrable and not stays:
                 memory.keep(wait, method_name)
@@ -186,9 +187,11 @@ class SessionWaitMixin(_Operator):
         try:
             status = poller.run_status(wait.condition.meter_id, wait.condition.version)
         except MediationError as error:
+            metrics.polled(self.mediation_conn_id, error)
             retry_after = getattr(error, "retry_after", None) or 0.0
             feed.spare(retry_after)
             return wait.fault(error, utcnow()), retry_after
+        metrics.polled(self.mediation_conn_id)
         reading, shown = PollReading(status=status, read_at=asked_at), wait.known.shown
         update = wait.observe(reading, feed.others)
         if status != shown:
@@ -277,16 +280,27 @@ class SessionWaitMixin(_Operator):
 
     def _last_look(self, wait: SessionWait | None, context: Context) -> WaitResult:
         """Return the result after Airflow's own timeout, of which the trigger can say nothing any more."""
+        result = None
         if wait is not None:
-            update, _ = self._look(wait, self._make_hook(attempts=1), self._wait_feed(context), last=True)
+            feed = self._wait_feed(context)
+            update, _ = self._look(wait, self._make_hook(attempts=1), feed, last=True)
             for line in update.lines:
                 self.log.info(line)
-            if update.result is not None:
-                return update.result
-        return WaitResult(
-            end=WaitEnd.TIMED_OUT,
-            message="Airflow's timeout of the deferred task passed before the triggerer reported a result.",
+            feed.report_end(wait)
+            result = update.result
+        return self._ended(
+            wait,
+            result
+            or WaitResult(
+                end=WaitEnd.TIMED_OUT,
+                message="Airflow's timeout of the deferred task passed before the triggerer reported a result.",
+            ),
         )
+
+    def _ended(self, wait: SessionWait | None, result: WaitResult) -> WaitResult:
+        """Count a wait that ended on a worker; the trigger counts its own."""
+        metrics.wait_ended(self.mediation_conn_id, wait, result)
+        return result
 
     @staticmethod
     def read_event(event: Any) -> WaitResult | None:

@@ -18,6 +18,7 @@ from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse
 from starlette.requests import ClientDisconnect
 
+from airflow_mediation_provider import metrics
 from airflow_mediation_provider.api_server.body import BodyTooLargeError, BodyTooSlowError, read_body
 from airflow_mediation_provider.api_server.connections import LookupFailedError, UnknownConnectionError
 from airflow_mediation_provider.api_server.replies import UNAVAILABLE, error_docs, refused
@@ -78,16 +79,19 @@ _BODY_DOCS: Final[dict[str, Any]] = {
 )
 async def receive_callout(request: Request, conn_id: str) -> JSONResponse:
     """Take one callout."""
-    deadline = time.monotonic() + ANSWER_SECONDS
+    began = time.monotonic()
     try:
-        await _take(request, conn_id, deadline)
+        await _take(request, conn_id, began + ANSWER_SECONDS)
     except Exception as error:
         refusal = _refusal(error)
+        _count_refusal(error, 503 if refusal is None else refusal.status, conn_id)
         if refusal is None:
             raise
         what = f"A callout was answered {refusal.status}"
         request.app.state.complaints.say(refusal.level, what, conn_id, refusal.reason)
         return refused(refusal.status, refusal.error, refusal.headers)
+    metrics.CALLOUTS_ACCEPTED.add(conn_id=conn_id)
+    metrics.CALLOUTS_DURATION.took(time.monotonic() - began, conn_id=conn_id)
     return JSONResponse({"success": True})
 
 
@@ -149,3 +153,14 @@ def _refusal(error: Exception) -> _Refusal | None:
         case JournalUnavailable():
             return _Refusal(503, UNAVAILABLE, f"it could not be stored: {error}", logging.ERROR)
     return None
+
+
+def _count_refusal(error: Exception, status: int, conn_id: str) -> None:
+    """Count a callout that is not accepted; the 401 that asks for Basic credentials refuses none.
+
+    :param status: of the answer
+    :param conn_id: as it came with the request, so perhaps invented
+    """
+    known = isinstance(error, _NoAuthenticationError | Refused | MisconfigurationError | JournalUnavailable)
+    if not (isinstance(error, Refused) and error.unasked):
+        metrics.CALLOUTS_REFUSED.add(conn_id=conn_id if known else "unknown", status=status)

@@ -74,11 +74,13 @@ class _Database:
         self._connection = connection
 
     def reconcile(self, request: ReconcileRequest) -> ReconcileReply:
+        from airflow_mediation_provider import metrics
         from airflow_mediation_provider.journal.reconcile import compare
         from airflow_mediation_provider.journal.record import record
         from airflow_mediation_provider.protocol.reconcile import ReconcileReply
 
         lost, silent = compare(request, conn_id=self._connection.conn_id)
         if not request.dry_run:
+            metrics.set_up()
             record(lost, conn_id=self._connection.conn_id, team=self._connection.team, deadline_seconds=60.0)
         return ReconcileReply(missing=tuple(str(entry.notification_id) for entry in lost), open=tuple(silent))

@@ -20,9 +20,11 @@ _SECONDS_BETWEEN_LINES: Final = 5.0
 @command
 def reparse(args: Namespace) -> None:
     """Read them, and say what became of each."""
+    from airflow_mediation_provider import metrics
     from airflow_mediation_provider.journal.record import JournalUnavailable
     from airflow_mediation_provider.journal.reparse import reparse as read_again
 
+    metrics.set_up()
     connection = connection_of(args.conn_id)
     read = unreadable = 0
     told_at = time.monotonic()

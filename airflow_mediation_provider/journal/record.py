@@ -12,12 +12,13 @@ import json
 import logging
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from functools import cache
+from functools import cache, partial
 from typing import TYPE_CHECKING, Any, Final
 
 from sqlalchemy import Executable, insert, select, true, update
 from sqlalchemy.dialects import postgresql, sqlite
 
+from airflow_mediation_provider import metrics
 from airflow_mediation_provider.journal.emission import Event, emit
 from airflow_mediation_provider.journal.queries import transitions
 from airflow_mediation_provider.journal.rows import POLL_DRIVES, POLL_TELLS, session_values, transition_values
@@ -115,6 +116,22 @@ def _in_transaction(
     return recorded
 
 
+def _count(conn_id: str, told: Sequence[Mapping[str, Any]], emitted: Sequence[str]) -> None:
+    """Count what has become durable: once, however often the transaction was tried, and whoever told it again.
+
+    :param told: the rows that were written
+    :param emitted: addresses of the assets that got an event
+    """
+    for row in told:
+        if row["kind"] == EntryKind.STATUS_CHANGE:
+            status = metrics.status_tag(row["status"])
+            metrics.TRANSITIONS.add(conn_id=conn_id, evidence=row["source"], run_type=row["run_type"], status=status)
+        elif row["kind"] == EntryKind.UNPARSED:
+            metrics.CALLOUTS_UNPARSED.add(conn_id=conn_id)
+    for uri in emitted:
+        metrics.ASSET_EVENTS.add(conn_id=conn_id, status=metrics.status_tag(uri.rpartition("/")[2]))
+
+
 @cache
 def _insert_or_ignore(dialect: str, table: type[Base]) -> Executable:
     """Return the statement that inserts a row unless there is one of its key."""
@@ -139,6 +156,7 @@ class _Writer:
         self._conn_id = conn_id
         self._team = team
         self._events: list[Event] = []
+        self._told: list[Mapping[str, Any]] = []
         self.after: list[Callable[[], None]] = []
 
     def write(self, entries: Sequence[Entry]) -> Recorded:
@@ -153,8 +171,7 @@ class _Writer:
                 polls.append((entry, values))
             elif self._add(TransitionRow, values) or self._says_more(values):
                 new += 1
-                if values["kind"] == EntryKind.STATUS_CHANGE:
-                    touched.add((values["meter_id"], values["session_id"]))
+                touched |= self._take(values)
         changed = self._refolded(touched)
         # A poll is held against what is known of the sessions.
         new += sum(self._poll(*poll) for poll in polls)
@@ -167,9 +184,14 @@ class _Writer:
             values = transition_values(entry, conn_id=self._conn_id, at=datetime.now(UTC))
             if self._replace_unread(row_id, values):
                 new += 1
-                if values["kind"] == EntryKind.STATUS_CHANGE:
-                    touched.add((values["meter_id"], values["session_id"]))
+                touched |= self._take(values)
         return self._emitted(new, len(entries) - new, self._refolded(touched))
+
+    def _take(self, values: Mapping[str, Any]) -> set[tuple[str, str]]:
+        """Take note of a new row, and return the session of which it tells, if any."""
+        self._told.append(values)
+        tells = values["kind"] == EntryKind.STATUS_CHANGE
+        return {(values["meter_id"], values["session_id"])} if tells else set()
 
     def _replace_unread(self, row_id: int, values: Mapping[str, Any]) -> bool:
         """Let an UNPARSED row say what it says now, and say whether it was one; its id and its time stay."""
@@ -207,6 +229,7 @@ class _Writer:
     def _emitted(self, new: int, duplicates: int, changed: tuple[SessionState, ...]) -> Recorded:
         """Hand the events over to Airflow, which is the last thing of each transaction."""
         emitted, self.after = emit(self._events, conn_id=self._conn_id, team=self._team, session=self._session)
+        self.after.append(partial(_count, self._conn_id, tuple(self._told), emitted))
         return Recorded(new=new, duplicates=duplicates, changed=changed, emitted=emitted)
 
     def _add(self, table: type[Base], values: dict[str, Any]) -> bool:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from airflow_mediation_provider.protocol.condition import Outcome
 from airflow_mediation_provider.protocol.times import from_json, to_json
+from airflow_mediation_provider.protocol.transition import Source
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -41,6 +42,12 @@ class WaitResult:
     session: dict[str, Any] | None = None
     last_status: str | None = None
     last_status_since: str | None = None
+
+    @property
+    def callout_at(self) -> datetime | None:
+        """When the callout came that it rests on; ``None`` where it rests on none."""
+        session = self.session or {}
+        return from_json(session["observed_at"]) if session.get("evidence") == Source.CALLOUT else None
 
     def to_dict(self) -> dict[str, Any]:
         """Return the result as plain JSON."""

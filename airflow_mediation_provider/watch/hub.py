@@ -10,14 +10,16 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import socket
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
+from airflow_mediation_provider import metrics
 from airflow_mediation_provider.protocol.entry import Entry as JournalEntry
 from airflow_mediation_provider.protocol.entry import EntryKind
 from airflow_mediation_provider.protocol.grounds import Callouts, Grounds
 from airflow_mediation_provider.protocol.transition import SessionTransition, Source
-from airflow_mediation_provider.protocol.wait import SessionWait, WaitUpdate
+from airflow_mediation_provider.protocol.wait import SessionWait, WaitResult, WaitUpdate
 from airflow_mediation_provider.watch.agenda import Agenda
 from airflow_mediation_provider.watch.hearing import Hearing
 from airflow_mediation_provider.watch.meter import WatchedMeter
@@ -74,6 +76,7 @@ class Hub:
         now: Callable[[], datetime] = utcnow,
     ) -> None:
         self._loop = asyncio.get_running_loop()
+        self._conn_id = conn_id
         self._on_empty = on_empty
         self._feed = feed
         self._cross_check = cross_check
@@ -110,7 +113,7 @@ class Hub:
         """
         meter = self._meter((wait.condition.meter_id, wait.condition.version), poll_interval)
         leave = partial(self._leave, meter)
-        waiter = Waiter(wait, poll_interval, said_at=self._loop.time(), leave=leave, task=task)
+        waiter = Waiter(wait, poll_interval, came_at=self._loop.time(), leave=leave, task=task)
         meter.add(waiter)
         meter.eager = meter.eager or eager
         self._polls.look_soon(meter)
@@ -179,6 +182,7 @@ class Hub:
         del self._meters[meter.key]
         self._polls.drop(meter)
         if not self._meters:
+            self._show_open_waits()
             self._agenda.close()
             self._on_empty(spawn(self._close(), "close"))
 
@@ -194,6 +198,7 @@ class Hub:
 
     async def read(self, meter: WatchedMeter, reading: PollReading) -> None:
         """Tell those who wait for a meter what it shows, and the journal where that is new."""
+        metrics.polled(self._conn_id)
         if self._feed is not None and reading.status != meter.shown:
             meter.shown = reading.status
             errand = spawn(self._feed.observe([_observation(meter, reading)]), "report")
@@ -206,6 +211,7 @@ class Hub:
 
     async def failed(self, meter: WatchedMeter, error: MediationError) -> None:
         """Tell those who wait for a meter that it could not be asked about."""
+        metrics.polled(self._conn_id, error)
         for onlooker in meter.onlookers:
             onlooker.tell(error)
         await self._tell(meter, meter.waiters, lambda wait: wait.fault(error, self._now()))
@@ -287,6 +293,8 @@ class Hub:
     def _pass_on(self, waiter: Waiter, update: WaitUpdate) -> None:
         if not waiter.ended and (update.lines or update.result is not None):
             waiter.tell(update, self._loop.time())
+            if update.result is not None:
+                self._measure(waiter, update.result)
 
     def _watch_deadline(self, waiter: Waiter) -> None:
         """Keep the agenda's entry at the instant at which time itself could end the wait; the wait may move it."""
@@ -310,6 +318,7 @@ class Hub:
         """Find the waits that were silent too long, and deadlines that a step of the wall clock brought near."""
         at, now = self._loop.time(), self._now()
         self._agenda.add(at + TICK_SECONDS, self._tick)
+        self._show_open_waits()
         for meter in self._meters.values():
             for waiter in meter.waiters:
                 if waiter.deadline is not None and waiter.deadline <= now:
@@ -319,6 +328,20 @@ class Hub:
                 elif at - waiter.said_at >= HEARTBEAT_SECONDS:
                     waiter.said_at = at
                     self._agenda.add(at, partial(self._say, waiter, self._heartbeat))
+
+    def _measure(self, waiter: Waiter, result: WaitResult) -> None:
+        """Count the end of a wait, and how long after the callout that brought it, if it waited by then."""
+        metrics.wait_ended(self._conn_id, waiter.wait, result)
+        learned_at = result.callout_at
+        if learned_at is not None:
+            # By two machines' clocks, so it may seem to have come from the future.
+            lag = max((self._now() - learned_at).total_seconds(), 0.0)
+            if lag <= self._loop.time() - waiter.came_at:
+                metrics.LAG.took(lag, conn_id=self._conn_id)
+
+    def _show_open_waits(self) -> None:
+        waits = sum(len(meter.waiters) for meter in self._meters.values())
+        metrics.WAITS_OPEN.show(waits, conn_id=self._conn_id, hostname=socket.gethostname())
 
     def _heartbeat(self, wait: SessionWait) -> WaitUpdate:
         return WaitUpdate(lines=(wait.heartbeat(self._now()),))

@@ -21,7 +21,7 @@ class Waiter:
 
     :param wait: the wait
     :param poll_interval: seconds between two looks that its task asked for
-    :param said_at: loop time at which its task last heard anything
+    :param came_at: loop time at which it came
     :param leave: takes it out of the hub
     :param task: the task, for the reports
     """
@@ -32,10 +32,12 @@ class Waiter:
         "_lines",
         "_result",
         "_woken",
+        "came_at",
         "closed",
         "deadline",
         "entry",
         "grounds",
+        "named",
         "poll_interval",
         "said_at",
         "task",
@@ -47,16 +49,20 @@ class Waiter:
         wait: SessionWait,
         poll_interval: float,
         *,
-        said_at: float,
+        came_at: float,
         leave: Callable[[Waiter], None],
         task: WaitingTask | None = None,
     ) -> None:
         self.wait = wait
         self.task = task
+        # The session that it was last reported to wait for.
+        self.named: str | None = None
         # What it was last told that it can rest on.
         self.grounds: Grounds | None = None
         self.poll_interval = poll_interval
-        self.said_at = said_at
+        self.came_at = came_at
+        # When its task last heard anything.
+        self.said_at = came_at
         self.deadline: datetime | None = None
         self.entry: Entry | None = None
         self.closed = False
