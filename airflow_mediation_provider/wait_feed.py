@@ -8,6 +8,7 @@ from __future__ import annotations
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
+from airflow_mediation_provider import metrics
 from airflow_mediation_provider.protocol.entry import Entry, EntryKind
 from airflow_mediation_provider.protocol.feed import FULL_LOOK_SECONDS, FeedRequest, MeterQuestion
 from airflow_mediation_provider.protocol.grounds import Callouts, grounds_of
@@ -18,7 +19,7 @@ from airflow_mediation_provider.watch.reports import WaitingTask, ended, report
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from airflow_mediation_provider.protocol.feed import FeedReply, WaitEnded, WaitReport
+    from airflow_mediation_provider.protocol.feed import FeedReply, WaitReport
     from airflow_mediation_provider.protocol.lifecycle import SessionState
 
 UNFOUND_SECONDS: Final = 60.0
@@ -67,6 +68,7 @@ class WaitFeed:
         self._callouts: Callouts | None = None
         self._sessions: Sequence[SessionState] = ()
         self._reported_at: datetime | None = None
+        self._named: str | None = None
         self._spared_until: datetime | None = None
 
     @property
@@ -91,7 +93,7 @@ class WaitFeed:
         reports = self._open(wait, now)
         reply = self._caller.look(FeedRequest(meters={condition.meter_id: question}, full=True, open=reports))
         if reply is not None and reports:
-            self._reported_at = now
+            self._reported_at, self._named = now, wait.known.session_id
         relied = self._rely(wait, reply, now)
         if reply is None or relied.result is not None:
             return relied
@@ -135,8 +137,7 @@ class WaitFeed:
     def report_end(self, wait: SessionWait) -> None:
         """Tell the journal how the wait ended."""
         if self._reported_at is not None and self._task is not None and wait.result is not None:
-            end: WaitEnded = ended(self._conn_id, self._task, wait.result.end, self._now())
-            self._caller.look(FeedRequest(ended=(end,)))
+            self._caller.look(FeedRequest(ended=(ended(self._conn_id, wait, self._task, self._now()),)))
         self.report_calls()
 
     def report_calls(self) -> None:
@@ -145,12 +146,14 @@ class WaitFeed:
 
     def _open(self, wait: SessionWait, now: datetime) -> tuple[WaitReport, ...]:
         fresh = self._reported_at is not None and now - self._reported_at < timedelta(seconds=FULL_LOOK_SECONDS)
-        if self._task is None or fresh:
+        if self._task is None or (fresh and self._named == wait.known.session_id):
             return ()
         return (report(self._conn_id, wait, self._task, "worker"),)
 
     def _rely(self, wait: SessionWait, reply: FeedReply | None, now: datetime) -> WaitUpdate:
         """Tell the wait what it can rest on."""
+        if reply is None and self._callouts not in (Callouts.LOST, Callouts.UNFOUND):
+            metrics.FEED_LOST.add(conn_id=self._conn_id)
         if reply is not None:
             self._callouts = Callouts.READ if reply.callouts else Callouts.OFF
         elif wait.callouts in (Callouts.READ, Callouts.LOST):

@@ -47,11 +47,10 @@ def record_waits(
             if not known.rowcount:
                 session.execute(insert(WaitRow).values(**values))
         for end in sorted(ended, key=lambda each: each.id):
-            session.execute(
-                update(WaitRow)
-                .where(WaitRow.id == end.id, WaitRow.conn_id == conn_id)
-                .values(ended_at=end.ended_at, outcome=end.outcome[:16])
-            )
+            values = {"ended_at": end.ended_at, "outcome": end.outcome[:16]}
+            if end.session_id is not None:
+                values["session_id"] = end.session_id
+            session.execute(update(WaitRow).where(WaitRow.id == end.id, WaitRow.conn_id == conn_id).values(**values))
 
     write(work, deadline_seconds=deadline_seconds)
 

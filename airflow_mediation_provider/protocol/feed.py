@@ -142,11 +142,13 @@ class WaitEnded:
     """The end of a wait that was reported.
 
     :param outcome: a ``WaitEnd``, or ``left``: its process does not wait any more and knows no end
+    :param session_id: the session that it was about, where it is known at last
     """
 
     id: str
     outcome: str
     ended_at: datetime
+    session_id: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -350,7 +352,12 @@ def _wait_report(data: Mapping[str, Any]) -> WaitReport:
 
 
 def _wait_ended(data: Mapping[str, Any]) -> WaitEnded:
-    ended_at = from_json(data["ended_at"])
+    ended_at, session_id = from_json(data["ended_at"]), data.get("session_id")
     if ended_at is None:
         raise KeyError("ended_at")
-    return WaitEnded(id=str(data["id"]), outcome=str(data["outcome"]), ended_at=ended_at)
+    return WaitEnded(
+        id=str(data["id"]),
+        outcome=str(data["outcome"]),
+        ended_at=ended_at,
+        session_id=None if session_id is None else str(session_id),
+    )

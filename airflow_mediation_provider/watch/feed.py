@@ -28,6 +28,9 @@ class FeedView(Protocol):
     def open_waits(self) -> Sequence[WaitReport]:
         """Return all waits that go on."""
 
+    def named_waits(self) -> Sequence[WaitReport]:
+        """Return the waits that go on, and know their session by another name than when they were last returned."""
+
     def ended_waits(self) -> Sequence[WaitEnded]:
         """Return the waits that ended, each once."""
 

@@ -203,6 +203,7 @@ class FeedClient:
             meters=questions,
             cursor=self._cursor,
             wait=max(min(LONGEST_WAIT_SECONDS, left), 0.0),
+            open=tuple(view.named_waits()[:MOST_REPORTS]),
             ended=tuple(self._ended),
         )
         began = time.monotonic()

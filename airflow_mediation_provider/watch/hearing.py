@@ -11,6 +11,7 @@ from collections import deque
 from functools import partial
 from typing import TYPE_CHECKING, Final
 
+from airflow_mediation_provider import metrics
 from airflow_mediation_provider.protocol.grounds import Callouts, grounds_of
 from airflow_mediation_provider.watch.reports import ended, report
 
@@ -92,8 +93,22 @@ class Hearing:
 
     def open_waits(self) -> Sequence[WaitReport]:
         """Return all waits that go on."""
-        waiters = (waiter for meter in self._meters() for waiter in meter.waiters if not waiter.ended)
-        return [report(self._conn_id, each.wait, each.task, "triggerer") for each in waiters if each.task is not None]
+        return self._reports(self._going())
+
+    def named_waits(self) -> Sequence[WaitReport]:
+        """Return the waits that go on, and know their session by another name than when they were last returned."""
+        return self._reports(each for each in self._going() if each.wait.known.session_id != each.named)
+
+    def _going(self) -> Iterable[Waiter]:
+        return (waiter for meter in self._meters() for waiter in meter.waiters if not waiter.ended)
+
+    def _reports(self, waiters: Iterable[Waiter]) -> list[WaitReport]:
+        reports = []
+        for waiter in waiters:
+            if waiter.task is not None:
+                waiter.named = waiter.wait.known.session_id
+                reports.append(report(self._conn_id, waiter.wait, waiter.task, "triggerer"))
+        return reports
 
     def ended_waits(self) -> Sequence[WaitEnded]:
         """Return the waits that ended, each once."""
@@ -131,6 +146,8 @@ class Hearing:
     def _become(self, callouts: Callouts, reason: str = "") -> None:
         if callouts is not self._callouts:
             self._callouts = callouts
+            if callouts in (Callouts.LOST, Callouts.UNFOUND):
+                metrics.FEED_LOST.add(conn_id=self._conn_id)
             self._settle(
                 grounds_of(
                     callouts,
@@ -151,8 +168,7 @@ class Hearing:
     def left(self, waiter: Waiter) -> None:
         """Note the end of a wait."""
         if waiter.task is not None:
-            result = waiter.wait.result
-            self._ended.append(ended(self._conn_id, waiter.task, result.end if result else "left", self._now()))
+            self._ended.append(ended(self._conn_id, waiter.wait, waiter.task, self._now()))
 
 
 def merged(one: MeterQuestion, other: MeterQuestion) -> MeterQuestion:

@@ -57,13 +57,13 @@ def report(conn_id: str, wait: SessionWait, task: WaitingTask, mode: str) -> Wai
     )
 
 
-def ended(conn_id: str, task: WaitingTask, outcome: str, at: datetime) -> WaitEnded:
-    """Return the report of a wait's end.
+def ended(conn_id: str, wait: SessionWait, task: WaitingTask, at: datetime) -> WaitEnded:
+    """Return the report of a wait's end, or that its process left it.
 
-    :param outcome: a ``WaitEnd``, or ``left``
     :param at: when it ended
     """
-    return WaitEnded(id=_wait_id(conn_id, task), outcome=outcome, ended_at=at)
+    outcome = wait.result.end if wait.result else "left"
+    return WaitEnded(id=_wait_id(conn_id, task), outcome=outcome, ended_at=at, session_id=wait.known.session_id)
 
 
 def _wait_id(conn_id: str, task: WaitingTask) -> str:

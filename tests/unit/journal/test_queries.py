@@ -137,14 +137,14 @@ class TestQueries:
     def test_waits_are_kept_as_last_reported(self):
         record_waits(conn_id=CONN, open=[wait(), wait(id="v", task_id="u")])
         record_waits(conn_id=CONN, open=[wait(try_number=2)])
-        record_waits(conn_id=CONN, ended=[WaitEnded(id="v", outcome="met", ended_at=NOW)])
+        record_waits(conn_id=CONN, ended=[WaitEnded(id="v", outcome="met", ended_at=NOW, session_id="R-9")])
         record_waits(conn_id="another", ended=[WaitEnded(id="w", outcome="met", ended_at=NOW)])
         with settings.NonScopedSession() as session:
             first, second = session.get(WaitRow, "w"), session.get(WaitRow, "v")
         assert first is not None
         assert second is not None
         assert (first.try_number, first.ended_at, first.outcome) == (2, None, None)
-        assert (second.ended_at, second.outcome) == (NOW, "met")
+        assert (second.ended_at, second.outcome, second.session_id) == (NOW, "met", "R-9")
 
 
 @contextmanager

@@ -63,7 +63,7 @@ QUESTION = FeedRequest(
     cursor="p.1.2",
     full=True,
     open=(REPORT, replace(REPORT, id="v", until=NOON)),
-    ended=(WaitEnded(id="u", outcome="met", ended_at=NOON),),
+    ended=(WaitEnded(id="u", outcome="met", ended_at=NOON, session_id="R-1"),),
     calls=CALLS,
 )
 REPLY = FeedReply(cursor="p.2.3", callouts=True, last_callout_at=NOON, sessions=(fold([TOLD]),))

@@ -21,6 +21,7 @@ from airflow_mediation_provider.protocol.feed import (
     FeedRequest,
     MeterQuestion,
     WaitEnded,
+    WaitReport,
     derive_key,
     observations_from_bytes,
     verify,
@@ -123,6 +124,7 @@ class View:
         self.asked: dict[str, MeterQuestion] = dict(QUESTION)
         self.log: list[str] = []
         self.gone: list[WaitEnded] = []
+        self.named: list[WaitReport] = []
         self.news = asyncio.Event()
 
     def came(self, meter_id: str, question: MeterQuestion) -> None:
@@ -140,6 +142,10 @@ class View:
 
     def open_waits(self) -> list[Any]:
         return []
+
+    def named_waits(self) -> list[Any]:
+        named, self.named = self.named, []
+        return named
 
     def ended_waits(self) -> list[Any]:
         gone, self.gone = self.gone, []
@@ -313,6 +319,19 @@ async def test_the_ends_of_the_last_waits_are_reported_before_it_leaves(server: 
     await asyncio.gather(task, return_exceptions=True)
     assert [end.id for request in server.requests for end in request.ended] == ["1"]
     assert client.address == server.url
+
+
+async def test_a_wait_that_learned_its_session_says_so_with_the_next_request(server: Any, following: Any):
+    report = WaitReport(
+        id="1", meter_id="1", version="0.0.1", session_id="R-1", condition={}, dag_id="d", run_id="r", task_id="t",
+        map_index=-1, try_number=1, mode="triggerer", created_at=NOW,
+    )  # fmt: skip
+    server.say()
+    await server.asked(2)
+    following.view.named = [report]
+    server.say()
+    await server.asked(3)
+    assert [request.open for request in server.requests] == [(), (), (report,)]
 
 
 def told_calls(server: Any) -> list[int]:

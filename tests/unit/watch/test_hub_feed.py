@@ -269,7 +269,7 @@ class TestReports:
                 pass
             waiter.close()
             await asyncio.sleep(1)
-            assert {each.outcome for each in journal.ended.values()} == {"MET"}
+            assert {(each.outcome, each.session_id) for each in journal.ended.values()} == {("MET", "S-1")}
             assert set(journal.ended) == {report.id}
 
         play(clock, zuora, journal, main)
