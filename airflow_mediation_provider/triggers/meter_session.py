@@ -332,17 +332,21 @@ class MeterSessionStartTrigger(MeterSessionTrigger):
         yield await self._follow(wait, eager=True)
 
     async def _prepare(self, condition: SessionCondition) -> None:
-        """Show the session's address in the UI from now on, as a worker does before it waits."""
+        """Show the session's addresses in the UI from now on, as a worker does before it waits."""
         from airflow_mediation_provider import watch
-        from airflow_mediation_provider.links import MeterSessionLink
+        from airflow_mediation_provider.links import MeterSessionLink, MeterSessionPageLink, session_page_in_airflow
         from airflow_mediation_provider.triggers.memory import push_xcom
 
         ti: Any = self.task_instance
-        if condition.session_id is None or getattr(ti, "task", None) is None:
+        meter_id, session_id = condition.meter_id, condition.session_id
+        # Without a session id the tab of the task shows what it waits for; a push for each of many waits would not pay.
+        if session_id is None or getattr(ti, "task", None) is None:
             return
+        page = session_page_in_airflow(ti, self.mediation_conn_id, meter_id, session_id)
+        await push_xcom(ti, MeterSessionPageLink.key, page)
         url = None
         # What is wrong with the connection, the first look says.
         with suppress(MediationError):
-            url = await watch.session_url(self.mediation_conn_id, condition.meter_id, condition.session_id)
+            url = await watch.session_url(self.mediation_conn_id, meter_id, session_id)
         if url:
             await push_xcom(ti, MeterSessionLink.key, url)
