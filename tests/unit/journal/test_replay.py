@@ -4,86 +4,27 @@ from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 import pytest
 from airflow import settings
-from airflow.dag_processing.collection import update_dag_parsing_results_in_db
-from airflow.jobs.job import Job
-from airflow.jobs.scheduler_job_runner import SchedulerJobRunner
 from airflow.models.asset import AssetEvent
-from airflow.models.dag import DagModel
-from airflow.models.dagbundle import DagBundleModel
-from airflow.models.dagrun import DagRun
-from airflow.providers.standard.operators.empty import EmptyOperator
-from airflow.sdk import DAG, Asset, PartitionedAssetTimetable, StartOfDayMapper
-from airflow.serialization.serialized_objects import LazyDeserializedDAG
-from sqlalchemy import func, select, update
+from airflow.sdk import Asset, PartitionedAssetTimetable, StartOfDayMapper
+from sqlalchemy import func, select
 
 from airflow_mediation_provider.assets import on_meter_session
-from airflow_mediation_provider.journal.record import JournalMissing, record
+from airflow_mediation_provider.journal.record import JournalMissing
 from airflow_mediation_provider.journal.replay import Replayed, replay
 from airflow_mediation_provider.journal.tables import Base
 from airflow_mediation_provider.protocol.asset_uri import asset_uri
-from airflow_mediation_provider.protocol.entry import Entry, EntryKind
-from airflow_mediation_provider.protocol.status import RunType
-from airflow_mediation_provider.protocol.transition import SessionTransition, Source
+from tests.unit.journal.scheduling import CONN, NOW, SINCE, Airflow, change, poll, tell
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-CONN = "mediation_default"
-NOW = datetime(2026, 3, 31, 12, tzinfo=UTC)
-SINCE = NOW - timedelta(days=1)
 COMPLETED = asset_uri(CONN, "1", "COMPLETED")
 FAILED = asset_uri(CONN, "1", "FAILED")
-
-
-class Airflow:
-    """Airflow as far as a replay sees it: known DAGs, and the scheduler's turn."""
-
-    def __init__(self) -> None:
-        self._scheduler = SchedulerJobRunner(Job(), executors=[])
-        with settings.NonScopedSession() as session:
-            session.add(DagBundleModel(name="dags"))
-            # Airflow caches nothing of the job, but its runs are those of one.
-            session.add(self._scheduler.job)
-            session.commit()
-
-    def know(self, dag_id: str, schedule: Any, *, paused: bool = False) -> None:
-        with DAG(dag_id, schedule=schedule, start_date=SINCE, catchup=False) as dag:
-            EmptyOperator(task_id="done")
-        dag.fileloc, dag.relative_fileloc = __file__, f"{dag_id}.py"
-        with settings.NonScopedSession() as session:
-            lazy = LazyDeserializedDAG.from_dag(dag)
-            update_dag_parsing_results_in_db("dags", None, [lazy], {}, 0.1, set(), session)
-            session.commit()
-        self.pause(dag_id, paused=paused)
-
-    def pause(self, dag_id: str, *, paused: bool = True) -> None:
-        self.alter(dag_id, is_paused=paused)
-
-    def alter(self, dag_id: str, **fields: Any) -> None:
-        with settings.NonScopedSession() as session:
-            session.execute(update(DagModel).where(DagModel.dag_id == dag_id).values(**fields))
-            session.commit()
-
-    def schedule(self) -> None:
-        with settings.NonScopedSession() as session:
-            self._scheduler._create_dagruns_for_partitioned_asset_dags(session)
-            session.commit()
-
-    def runs(self, dag_id: str) -> list[str]:
-        self.schedule()
-        with settings.NonScopedSession() as session:
-            return sorted(session.scalars(select(DagRun.partition_key).where(DagRun.dag_id == dag_id)))
-
-    def sessions_of(self, dag_id: str) -> list[Any]:
-        """What the tasks of the DAG's runs are told, as `triggering_session` gives it."""
-        with settings.NonScopedSession() as session:
-            runs = session.scalars(select(DagRun).where(DagRun.dag_id == dag_id).order_by(DagRun.partition_key))
-            return [[event.extra for event in run.consumed_asset_events] for run in runs]
 
 
 @pytest.fixture
@@ -97,33 +38,6 @@ def each_airflow(airflow_database: str) -> Airflow:
     """On SQLite and on PostgreSQL."""
     del airflow_database
     return Airflow()
-
-
-def change(
-    session: str, status: str, before: str = "RUNNING", *, at: int = 0, id_: str | None = None, debug: bool = False
-) -> Entry:
-    observed_at = NOW + timedelta(seconds=at)
-    transition = SessionTransition(
-        meter_id="1",
-        session_id=session,
-        run_type=RunType.DEBUG if debug else RunType.NORMAL,
-        status=status,
-        previous_status=before,
-        observed_at=observed_at,
-        source=Source.CALLOUT,
-        notification_id=id_ or f"{session}-{status}-{at}",
-    )
-    return Entry(kind=EntryKind.STATUS_CHANGE, observed_at=observed_at, source=Source.CALLOUT, transition=transition)
-
-
-def poll(status: str, at: int) -> Entry:
-    observed_at = datetime.now(UTC) + timedelta(seconds=at)
-    transition = SessionTransition(meter_id="1", status=status, observed_at=observed_at, source=Source.POLL)
-    return Entry(kind=EntryKind.POLL, observed_at=observed_at, source=Source.POLL, transition=transition, drives=True)
-
-
-def tell(*entries: Entry) -> None:
-    record(entries, conn_id=CONN)
 
 
 def again(dag_id: str | None = None, **options: Any) -> list[Replayed]:
@@ -291,6 +205,20 @@ class TestWhichSessions:
 
         assert keys(again("both")) == {"both": ["R-2", "R-1"]}
         assert airflow.runs("both") == ["R-1", "R-2"]
+
+    def test_of_one_session_alone(self, airflow: Airflow):
+        airflow.know("load", on_meter_session("1", "COMPLETED"), paused=True)
+        tell(change("R-1", "COMPLETED"), change("R-2", "COMPLETED", at=1), change("R-10", "COMPLETED", at=2))
+        airflow.pause("load", paused=False)
+
+        assert keys(again("load", key="R-1", dry_run=True)) == {"load": ["R-1"]}
+        [replayed] = again("load", key="R-1")
+        assert (keys([replayed]), replayed.known) == ({"load": ["R-1"]}, 0)
+        assert airflow.runs("load") == ["R-1"]
+        [replayed] = again("load", key="R-1")
+        assert (keys([replayed]), replayed.known) == ({"load": []}, 1)
+        [replayed] = again("load", key="R-3")
+        assert (keys([replayed]), replayed.known) == ({"load": []}, 0)
 
 
 class TestWhichDags:
