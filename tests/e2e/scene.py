@@ -1,0 +1,61 @@
+"""One session with all that belongs to it: a task that waited for it, a DAG run that it started, and its pages."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+from urllib.parse import urlencode
+
+from demo.processes import wait_until
+from demo.stage import CONN_ID
+from tests.e2e import people
+
+if TYPE_CHECKING:
+    from demo.stage import Stage
+
+METER = "1013"
+WAITS = ("run_and_branch", "run_meter")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scene:
+    """A session of ``METER`` that is COMPLETED, and known by callouts.
+
+    :param waiting: the run of the DAG whose task waited for it
+    :param started: the run of ``people.ONE_DAG`` that it started
+    """
+
+    session_id: str
+    waiting: str
+    started: str
+
+    @property
+    def key(self) -> dict[str, str]:
+        """What names the session in addresses and forms."""
+        return {"conn": CONN_ID, "meter": METER, "session": self.session_id}
+
+    @property
+    def pages(self) -> dict[str, str]:
+        """The address of each page that the application has, by the path of its route."""
+        task = {"dag_id": WAITS[0], "run_id": self.waiting, "task_id": WAITS[1]}
+        run = {"dag_id": people.ONE_DAG, "run_id": self.started}
+        queries = {"/session": self.key, "/task": task, "/run": run}
+        paths = ("/sessions", "/sessions/chart", "/session", "/task", "/run", "/unread", "/health")
+        return {path: f"{path}?{urlencode(queries[path])}" if path in queries else path for path in paths}
+
+
+def play(stage: Stage) -> Scene:
+    """Let it happen."""
+    stage.simulator.meter(METER, script=[["INITIALIZING", None]], records=30, errors=1)
+    waiting = stage.airflow.trigger(WAITS[0], {"meter_id": METER})
+    stage.airflow.wait_task(WAITS[0], waiting, WAITS[1], {"deferred"})
+    session_id = str(stage.simulator.sessions(METER)[-1]["session_id"])
+    stage.simulator.call("POST", f"/sessions/{session_id}", json={"script": [["COMPLETED", None]]})
+
+    def started() -> str | None:
+        runs = stage.airflow.runs(people.ONE_DAG)
+        return next((run["dag_run_id"] for run in runs if run["partition_key"] == session_id), None)
+
+    run_id = wait_until(started, timeout=90, what=f"a run of {people.ONE_DAG} for {session_id}")
+    stage.airflow.wait_success(WAITS[0], waiting)
+    return Scene(session_id=session_id, waiting=waiting, started=run_id)

@@ -1,0 +1,132 @@
+"""How the pages look, and to whom: light and dark, in any time zone, on a phone, to screen readers, by the keyboard."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+from urllib.parse import quote
+
+import pytest
+from axe_playwright_python.sync_playwright import Axe
+from playwright.sync_api import expect
+
+from airflow_mediation_provider.protocol.pages import MOUNT, framed
+from tests.e2e import people
+from tests.e2e.scene import METER, WAITS
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from playwright.sync_api import Frame, Page
+
+    from tests.e2e.scene import Scene
+    from tests.e2e.screen import Screen
+
+GRAVE = {"serious", "critical"}
+TIME = "table.sessions tbody tr time"
+# Those of the application's pages that are parts of others, and shown there.
+PARTS = {"/sessions/chart", "/health"}
+
+
+def wear(tab: Screen, theme: str) -> None:
+    """Let Airflow be light or dark, as its user menu does."""
+    tab.context.add_init_script(f"window.localStorage.setItem('theme', '{theme}')")
+
+
+def addresses(tab: Screen, scene: Scene) -> dict[str, str]:
+    """Each page where Airflow shows it: in its navigation, or as a tab."""
+    places = {path: framed(tab.url, f"{tab.url}{MOUNT}{address}") for path, address in scene.pages.items()}
+    run = f"{tab.url}/dags/{{}}/runs/{{}}"
+    return {
+        **places,
+        "/task": f"{run.format(WAITS[0], quote(scene.waiting))}/tasks/{WAITS[1]}/plugin/meter-session",
+        "/run": f"{run.format(people.ONE_DAG, quote(scene.started))}/plugin/meter-sessions",
+    }
+
+
+def show(tab: Screen, address: str) -> Frame:
+    """Open a page in Airflow's frame, and return the frame once all of it is there."""
+    tab.page.goto(address)
+    expect(tab.inside.locator("main")).to_be_visible()
+    for part in tab.inside.locator("[data-src]").all():
+        expect(part.locator("[data-part]")).to_be_attached()
+    return tab.frame
+
+
+@pytest.mark.parametrize("theme", ["light", "dark"])
+def test_axe_finds_nothing_grave_on_any_page(screen: Callable[..., Screen], scene: Scene, theme: str) -> None:
+    tab = screen("admin", viewport={"width": 1400, "height": 1000})
+    wear(tab, theme)
+    found = {}
+    for path, address in addresses(tab, scene).items():
+        frame = show(tab, address)
+        assert frame.evaluate("document.documentElement.dataset.theme") == theme
+        violations = Axe().run(frame).response["violations"]
+        found[path] = [
+            f"{each['id']}: {node['target']} {node['failureSummary']}"
+            for each in violations
+            if each["impact"] in GRAVE
+            for node in each["nodes"]
+        ]
+    assert {path: wrong for path, wrong in found.items() if wrong} == {}
+
+
+def test_the_pages_follow_airflow_from_light_to_dark(screen: Callable[..., Screen]) -> None:
+    tab = screen("viewer", color_scheme="light")
+    tab.open_sessions()
+
+    def background(inside: Frame | Page) -> str:
+        return inside.evaluate("getComputedStyle(document.body).backgroundColor")
+
+    light = background(tab.frame)
+    assert light == background(tab.page)
+    tab.mark()
+    tab.page.get_by_role("button", name="User").click()
+    tab.page.get_by_role("menuitem", name="Appearance").click()
+    tab.page.get_by_role("menuitemradio", name="Dark").click()
+    expect(tab.inside.locator("html[data-theme=dark]")).to_be_attached()
+    assert tab.unreloaded
+    assert background(tab.frame) == background(tab.page) != light
+
+
+def test_times_are_shown_in_the_zone_that_the_user_chose(screen: Callable[..., Screen], scene: Scene) -> None:
+    tab = screen("viewer", timezone_id="America/New_York")
+    tab.context.add_init_script("""window.localStorage.setItem('timezone', '"Asia/Kathmandu"')""")
+    tab.open_sessions(f"meter={METER}")
+    shown = tab.inside.locator(TIME).first
+    instant = shown.get_attribute("datetime")
+    zoned = f"new Date('{instant}').toLocaleString('sv-SE', {{timeZone: '%s'}})"
+    expect(shown).to_have_text(tab.page.evaluate(zoned % "Asia/Kathmandu"))
+    tab.mark()
+    # Another tab of the user's browser changes it.
+    other = tab.context.new_page()
+    other.goto(f"{tab.url}{MOUNT}/static/icon.svg")
+    other.evaluate("""window.localStorage.setItem('timezone', '"Asia/Tokyo"')""")
+    expect(shown).to_have_text(tab.page.evaluate(zoned % "Asia/Tokyo"))
+    assert tab.unreloaded
+
+
+def test_no_page_scrolls_sideways_on_a_phone(screen: Callable[..., Screen], scene: Scene) -> None:
+    tab = screen("admin", viewport={"width": 390, "height": 844}, has_touch=True)
+    wider = {}
+    for path, address in addresses(tab, scene).items():
+        frame = show(tab, address)
+        wider[path] = frame.evaluate(
+            "[...document.querySelectorAll('main, main *')].filter(each => !each.closest('svg'))"
+            ".filter(each => each.getBoundingClientRect().right > document.documentElement.clientWidth + 1)"
+            ".map(each => each.outerHTML.slice(0, 120))"
+            " .concat(document.documentElement.scrollWidth > document.documentElement.clientWidth ? ['the page'] : [])"
+        )
+    assert {path: found for path, found in wider.items() if found} == {}
+
+
+def test_a_session_is_reached_by_the_keyboard_alone(screen: Callable[..., Screen], scene: Scene) -> None:
+    tab = screen("viewer")
+    tab.open_sessions(f"meter={METER}")
+    expect(tab.row(scene.session_id)).to_be_visible()
+    tab.inside.locator("select[name=conn]").focus()
+    for _ in range(40):
+        tab.page.keyboard.press("Tab")
+        if tab.frame.evaluate("document.activeElement.textContent") == scene.session_id:
+            break
+    tab.page.keyboard.press("Enter")
+    expect(tab.inside.get_by_role("heading", level=1)).to_contain_text(f"{scene.session_id} COMPLETED")

@@ -1,0 +1,177 @@
+"""The list and the page of a session, as whoever looks after the DAGs meets them."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+from urllib.parse import parse_qs, urlsplit
+
+import pytest
+from playwright.sync_api import expect
+
+from demo.stage import CONN_ID
+from tests.e2e import people
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from demo.stage import Stage
+    from tests.e2e.screen import Screen
+
+STILL = [["INITIALIZING", None]]
+
+
+def test_from_the_login_to_a_session_that_changes_before_ones_eyes(
+    screen: Callable[..., Screen], stage: Stage, meter: Callable[..., str], become: Callable[[str, str], None]
+) -> None:
+    tab = screen(None)
+    tab.open("/")
+    tab.page.get_by_label("Username").fill(people.ADMIN)
+    tab.page.get_by_label("Password").fill(people.password(people.ADMIN))
+    tab.page.get_by_role("button", name="Sign in").click()
+    tab.page.get_by_role("button", name="Browse").click()
+    tab.page.get_by_role("menuitem", name="Meter sessions").click()
+    expect(tab.inside.get_by_role("heading", name="Meter sessions")).to_be_visible()
+    tab.mark()
+
+    meter_id = meter(script=STILL)
+    run_id = stage.airflow.trigger("run_and_branch", {"meter_id": meter_id})
+    row = tab.inside.get_by_role("row").filter(has=tab.inside.get_by_text(meter_id, exact=True))
+    expect(row).to_contain_text("INITIALIZING")
+    expect(row).to_contain_text("run_and_branch.run_meter waits")
+    (session,) = stage.simulator.sessions(meter_id)
+    become(session["session_id"], "RUNNING")
+    expect(row.locator(".badge")).to_have_text("RUNNING")
+    become(session["session_id"], "COMPLETED")
+    expect(row.locator(".badge")).to_have_text("COMPLETED")
+    expect(row).to_contain_text("run_and_branch.run_meter met")
+    assert tab.unreloaded
+    stage.airflow.wait_success("run_and_branch", run_id)
+    # Of Airflow's own login page.
+    tab.excuse("status of 401")
+
+
+@pytest.fixture
+def two(stage: Stage, meter: Callable[..., str]) -> tuple[str, str, str]:
+    """A meter with two sessions, of which the first one FAILED and the second one is RUNNING."""
+    meter_id = meter(runs=[[["FAILED", None]], [["RUNNING", None]]], overlap=True)
+    failed, running = (stage.simulator.start_session(meter_id)["session_id"] for _ in range(2))
+    return meter_id, failed, running
+
+
+def test_a_filter_stands_in_the_address_and_survives_a_reload(
+    screen: Callable[..., Screen], two: tuple[str, str, str]
+) -> None:
+    meter_id, failed, running = two
+    tab = screen()
+    tab.open_sessions()
+    tab.inside.get_by_label("Meter", exact=True).fill(meter_id)
+    tab.inside.get_by_role("button", name="Filter").click()
+    expect(tab.sessions).to_have_count(2)
+    expect(tab.row(failed)).to_have_class("is-failed")
+    expect(tab.row(running)).to_contain_text("RUNNING")
+    tab.inside.locator("select[name=status]").select_option("FAILED")
+    tab.inside.get_by_role("button", name="Filter").click()
+    expect(tab.sessions).to_have_count(1)
+    expect(tab.row(failed)).to_be_visible()
+
+    asked = parse_qs(urlsplit(tab.page.url).query)
+    assert (asked["meter"], asked["status"]) == ([meter_id], ["FAILED"])
+    tab.page.reload()
+    expect(tab.sessions).to_have_count(1)
+    expect(tab.row(failed)).to_be_visible()
+    expect(tab.inside.get_by_label("Meter", exact=True)).to_have_value(meter_id)
+    tab.inside.get_by_role("link", name="Clear").click()
+    expect(tab.row(running)).to_be_visible()
+
+
+def test_the_chart_counts_what_the_filter_lets_through(
+    screen: Callable[..., Screen], two: tuple[str, str, str]
+) -> None:
+    tab = screen()
+    tab.open_sessions(f"meter={two[0]}")
+    chart = tab.inside.get_by_role("img", name="Sessions that began, by status")
+    expect(chart).to_have_accessible_name("Sessions that began, by status: 1 FAILED, 1 RUNNING")
+
+
+def test_from_a_session_to_the_dag_run_and_back(
+    screen: Callable[..., Screen], stage: Stage, meter: Callable[..., str], become: Callable[[str, str], None]
+) -> None:
+    meter_id = meter(script=STILL)
+    run_id = stage.airflow.trigger("run_and_branch", {"meter_id": meter_id})
+    stage.airflow.wait_task("run_and_branch", run_id, "run_meter", {"deferred"})
+    (session,) = stage.simulator.sessions(meter_id)
+    session_id = session["session_id"]
+    tab = screen()
+    tab.open_sessions(f"meter={meter_id}")
+    tab.row(session_id).get_by_role("link", name=session_id).click()
+    heading = tab.inside.get_by_role("heading", level=1)
+    expect(heading).to_contain_text(f"{session_id} INITIALIZING")
+    tab.mark()
+    become(session_id, "COMPLETED")
+    expect(heading).to_contain_text("COMPLETED")
+    expect(tab.inside.get_by_role("region", name="Timeline")).to_contain_text("reply to the run call")
+    expect(tab.inside.get_by_role("region", name="Timeline").get_by_role("row").nth(1)).to_contain_text("callout")
+    assert tab.unreloaded
+
+    tab.inside.get_by_role("link", name=run_id).click()
+    expect(tab.page.get_by_role("heading", name=run_id)).to_be_visible()
+    assert urlsplit(tab.page.url).path.startswith("/dags/run_and_branch/runs/manual__")
+    expect(tab.page.locator("iframe")).to_have_count(0)
+    tab.page.go_back()
+    expect(heading).to_contain_text(f"{session_id} COMPLETED")
+
+
+def test_what_zuora_counted_is_asked_for_by_a_button(
+    screen: Callable[..., Screen], stage: Stage, meter: Callable[..., str]
+) -> None:
+    meter_id = meter(script=[["RUNNING", 0.2], ["FAILED", None]], records=41, errors=3)
+    session_id = stage.simulator.start_session(meter_id)["session_id"]
+    tab = screen()
+    tab.open_sessions(f"meter={meter_id}&status=FAILED")
+    tab.row(session_id).get_by_role("link", name=session_id).click()
+    calls = len(stage.simulator.log("request"))
+    tab.inside.get_by_role("button", name="Ask Zuora").click()
+    summary = tab.inside.locator("#summary")
+    expect(summary.locator("dd").first).to_have_text("41")
+    expect(summary.locator("dd").nth(1)).to_have_text("3")
+    expect(summary.get_by_text("Error record")).to_have_count(3)
+    summary.get_by_text("Error record 1").click()
+    expect(summary.locator("pre").first).to_contain_text("errorMessage")
+    asked = [each for each in stage.simulator.log("request")[calls:] if f"/meters/{meter_id}/" in each["path"]]
+    assert len(asked) == 2
+
+
+def test_a_dag_that_was_paused_gets_its_run_by_a_button(
+    screen: Callable[..., Screen], stage: Stage, become: Callable[[str, str], None]
+) -> None:
+    dag_id, meter_id = "on_either", "1016"
+    stage.airflow.api("PATCH", f"/dags/{dag_id}", json={"is_paused": True})
+    session_id = stage.simulator.start_session(meter_id, script=STILL)["session_id"]
+    become(session_id, "COMPLETED")
+    tab = screen()
+    tab.open_session(CONN_ID, meter_id, session_id)
+    missed = tab.inside.locator(".missed-run").filter(has_text=dag_id)
+    expect(missed).to_contain_text("it is paused")
+    stage.airflow.api("PATCH", f"/dags/{dag_id}", json={"is_paused": False})
+    missed.get_by_role("button", name="Start the missing run").click()
+    expect(tab.inside.get_by_role("alert")).to_have_text(f"A run of {dag_id} is queued for this session.")
+    expect(tab.inside.get_by_role("link", name="asset_triggered__")).to_be_visible()
+    runs = [run for run in stage.airflow.runs(dag_id) if run["partition_key"] == session_id]
+    assert len(runs) == 1
+    stage.airflow.wait_success(dag_id, runs[0]["dag_run_id"])
+
+
+def test_a_place_in_the_list_is_kept_while_it_refreshes(
+    screen: Callable[..., Screen], two: tuple[str, str, str], become: Callable[[str, str], None]
+) -> None:
+    meter_id, _, running = two
+    tab = screen(viewport={"width": 900, "height": 800})
+    tab.open_sessions(f"meter={meter_id}")
+    link = tab.row(running).get_by_role("link", name=running)
+    link.focus()
+    table = tab.inside.get_by_role("region", name="Sessions, newest first")
+    assert table.evaluate("element => { element.scrollLeft = 50; return element.scrollLeft; }") == 50
+    become(running, "COMPLETED")
+    expect(tab.row(running)).to_contain_text("COMPLETED")
+    expect(link).to_be_focused()
+    assert table.evaluate("element => element.scrollLeft") == 50
