@@ -10,6 +10,9 @@ import pytest
 from tests.unit.virtual import Clock, Zuora
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from tests.unit.statsd import StatsdServer
     from tests.unit.task_stage import Stage
 
 
@@ -34,3 +37,12 @@ def stage(clock: Clock, zuora: Zuora, monkeypatch: pytest.MonkeyPatch) -> Stage:
     from tests.unit.task_stage import set_up
 
     return set_up(clock, zuora, monkeypatch)
+
+
+@pytest.fixture
+def statsd() -> Iterator[StatsdServer]:
+    """What Airflow's metrics are sent to."""
+    from tests.unit.statsd import statsd_server
+
+    with statsd_server() as server:
+        yield server
