@@ -9,26 +9,15 @@ them take a minute or two.
 from __future__ import annotations
 
 import argparse
-import csv
-import io
-import itertools
-import json
 import time
 from datetime import UTC, datetime, timedelta
-from typing import TYPE_CHECKING, Any, Final
+from typing import Final
 
-from sqlalchemy import create_engine, func, insert, select, text
+from sqlalchemy import create_engine, func, select
 
-from airflow_mediation_provider.journal.rows import session_values, transition_values
 from airflow_mediation_provider.journal.tables import SessionRow, TransitionRow
-from airflow_mediation_provider.protocol.entry import Entry, EntryKind
-from airflow_mediation_provider.protocol.lifecycle import fold
 from airflow_mediation_provider.protocol.transition import SessionTransition, Source
-
-if TYPE_CHECKING:
-    from collections.abc import Iterable
-
-    from sqlalchemy import Connection
+from benchmarks.journal_load import change_row, chunks, load, session_row, vacuum
 
 CONN_ID: Final = "bench"
 METERS: Final = 200
@@ -60,30 +49,14 @@ def seed(address: str, rows: int = ROWS) -> int:
     engine, now, sessions = create_engine(address), datetime.now(UTC), rows // len(WALK)
     with engine.begin() as connection:
         assert not connection.scalar(select(func.count()).select_from(SessionRow)), "the journal is not empty"
-        for numbers in _chunks(range(sessions), _CHUNK // len(WALK)):
+        for numbers in chunks(range(sessions), _CHUNK // len(WALK)):
             told = [_told(number, sessions, now) for number in numbers]
-            _load(connection, TransitionRow.__table__, [_change(each) for transitions in told for each in transitions])
-            _load(connection, SessionRow.__table__, [_session(each) for each in told])
-    if engine.dialect.name == "postgresql":  # what its autovacuum does sooner or later
-        with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
-            for table in (TransitionRow, SessionRow):
-                connection.execute(text(f"VACUUM ANALYZE {table.__tablename__}"))
+            changes = [change_row(each, CONN_ID) for transitions in told for each in transitions]
+            load(connection, TransitionRow.__table__, changes)
+            load(connection, SessionRow.__table__, [session_row(each, CONN_ID) for each in told])
     engine.dispose()
+    vacuum(address, [TransitionRow.__table__, SessionRow.__table__])
     return sessions
-
-
-def _load(connection: Connection, table: Any, rows: list[dict[str, Any]]) -> None:
-    """Insert rows that all have the same columns; PostgreSQL has a way that is several times faster."""
-    if connection.dialect.name != "postgresql":
-        connection.execute(insert(table), rows)
-        return
-    lines = io.StringIO()
-    csv.writer(lines).writerows(
-        [json.dumps(value) if isinstance(value, dict) else value for value in row.values()] for row in rows
-    )
-    lines.seek(0)
-    copy = f"COPY {table.name} ({', '.join(rows[0])}) FROM STDIN WITH CSV"
-    connection.connection.cursor().copy_expert(copy, lines)  # type: ignore[attr-defined]
 
 
 def _told(number: int, sessions: int, now: datetime) -> list[SessionTransition]:
@@ -105,33 +78,6 @@ def _told(number: int, sessions: int, now: datetime) -> list[SessionTransition]:
         )
         for step, status in enumerate(steps)
     ]
-
-
-def _change(told: SessionTransition) -> dict[str, Any]:
-    body = {"meterId": told.meter_id, "sessionId": told.session_id, "status": told.status, "runType": "NORMAL"}
-    entry = Entry(
-        kind=EntryKind.STATUS_CHANGE, observed_at=told.observed_at, source=told.source, transition=told, body=body
-    )
-    return transition_values(entry, conn_id=CONN_ID, at=entry.observed_at)
-
-
-def _session(told: list[SessionTransition]) -> dict[str, Any]:
-    state = fold(told)
-    return {
-        **session_values(state),
-        "conn_id": CONN_ID,
-        "meter_id": state.meter_id,
-        "session_id": state.session_id,
-        "emitted": {each.status: 1 for each in told},
-        "revision": len(told),
-        "updated_at": told[-1].observed_at,
-    }
-
-
-def _chunks(numbers: Iterable[int], size: int) -> Iterable[tuple[int, ...]]:
-    numbers = iter(numbers)
-    while chunk := tuple(itertools.islice(numbers, size)):
-        yield chunk
 
 
 def main() -> None:
