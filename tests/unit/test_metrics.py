@@ -15,6 +15,7 @@ from airflow_mediation_provider.protocol.errors import TransientError
 from airflow_mediation_provider.version_compat import AIRFLOW_V_3_3_PLUS
 from tests.unit.statsd import StatsdServer, statsd_server
 from tests.unit.test_outcomes import HEALTHY, MODES, sensor
+from tests.unit.virtual_feed import Journal
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -218,3 +219,12 @@ class TestWaits:
         assert counted["mediation.polls,conn_id=mediation_default"] == len(stage.zuora.asked)
         failed = sum(300 <= at < 500 for at, _ in stage.zuora.asked)
         assert counted["mediation.polls.failed,conn_id=mediation_default,status=no_answer"] == failed > 0
+
+
+@pytest.mark.parametrize("mode", ["poke", "deferrable"])
+def test_the_feed_is_lost_once_in_each_outage(stage: Stage, statsd: StatsdServer, mode: str) -> None:
+    stage.journal = Journal(stage.clock, down=[(1000, 2000), (3000, 4000)])
+    stage.journal.session("S-1", (10, "RUNNING"), (5000, "COMPLETED"))
+    stage.zuora.script("m", (0, "RUNNING"))
+    assert stage.play(sensor(mode)).xcom["evidence"] == "callout"
+    assert statsd.counted()["mediation.feed.lost,conn_id=mediation_default"] == 2

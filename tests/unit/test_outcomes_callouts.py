@@ -235,6 +235,7 @@ def test_no_triggerer_at_all_ends_by_the_deadline_with_a_last_look(stage: Stage,
     # A trigger that was never run leaves it to Airflow's own timeout, a minute later.
     assert ending.state == "success"
     assert stage.clock.seconds <= 1861
+    assert (journal.open, [end.outcome for end in journal.ended.values()]) == ({}, ["MET"])
 
 
 def test_the_deadline_passed(stage: Stage, journal: Journal, mode: str):

@@ -71,8 +71,6 @@ def test_what_came_before_anybody_waited_is_no_lag(clock, zuora, journal, statsd
         found, _ = watch(sensing(clock), 20)
         await until(clock, 1001)
         assert named.result.session["evidence"] == found.result.session["evidence"] == "callout"
-        counted = statsd.counted()
-        assert counted[MET] == 2
         assert lags(statsd) == []
 
     play(clock, zuora, journal, main)
@@ -86,7 +84,6 @@ def test_an_end_that_a_poll_shows_has_no_lag(clock, zuora, journal, statsd):
         watcher, task = watch(wait_for(clock, "m", "S-1"), 20)
         await task
         assert watcher.result.session["evidence"] == "poll"
-        assert [each.tags["outcome"] for each in statsd.ours() if each.name == "mediation.waits.ended"] == ["MET"]
         assert lags(statsd) == []
 
     play(clock, zuora, journal, main)
