@@ -7,17 +7,23 @@ from __future__ import annotations
 
 from pathlib import Path
 from typing import TYPE_CHECKING
+from urllib.parse import quote
 
+from airflow_mediation_provider.protocol.pages import NAV_ROUTE, framed, session_page
 from demo.browser import chromium
 from demo.play import play
 from demo.processes import wait_until
 from demo.scenes import SCENES
-from demo.stage import PROJECT, Stage
+from demo.stage import CONN_ID, PROJECT, Stage
 
 if TYPE_CHECKING:
     from playwright.sync_api import Page
 
+    from demo.play import Played
+
 IMAGES = Path(__file__).parent / "images"
+# The demo's meter that runs until it is stopped.
+STREAMING = "1004"
 
 
 def shoot(page: Page, name: str) -> None:
@@ -32,10 +38,8 @@ def shoot(page: Page, name: str) -> None:
     (IMAGES / f"{name}.png").write_bytes(seen[-1])
 
 
-def graph(page: Page, stage: Stage) -> None:
+def graph(page: Page, stage: Stage, failed: Played) -> None:
     """The demo's main DAG after a session that FAILED."""
-    played = play(stage, [scene for scene in SCENES if scene.dag_id == "run_and_branch"], lambda _: None)
-    failed = next(each for each in played if each.scene.shows == "FAILED")
     page.set_viewport_size({"width": 1500, "height": 560})
     page.goto(f"{stage.airflow.url}/dags/run_and_branch/runs/{failed.run_id}")
     page.locator("button[value=graph]").click()
@@ -79,11 +83,60 @@ def connection_test(page: Page, stage: Stage, connection_id: str, name: str) -> 
     shoot(page, name)
 
 
+def framed_page(page: Page, address: str, size: tuple[int, int]) -> None:
+    """Open one of our pages where Airflow shows it, and wait until all of it is there."""
+    page.set_viewport_size({"width": size[0], "height": size[1]})
+    page.goto(address)
+    inside = page.frame_locator("iframe")
+    inside.locator("h1").first.wait_for()
+    for part in inside.locator("[data-src]").all():
+        part.locator("[data-part]").wait_for()
+
+
+def sessions(page: Page, stage: Stage, failed: Played) -> None:
+    """The list, light and dark, and on a phone; and the page of a session."""
+    url = stage.airflow.url
+    for theme, name in (("dark", "sessions-dark"), ("light", "sessions")):
+        page.add_init_script(f"window.localStorage.setItem('theme', '{theme}')")
+        framed_page(page, f"{url}/plugin/{NAV_ROUTE}", (1500, 760))
+        shoot(page, name)
+    framed_page(page, f"{url}/plugin/{NAV_ROUTE}", (390, 844))
+    shoot(page, "sessions-phone")
+    (row,) = failed.scene.rows
+    framed_page(page, framed(url, session_page(url, CONN_ID, row.meter, failed.results[0].session)), (1500, 1000))
+    inside = page.frame_locator("iframe")
+    inside.get_by_role("button", name="Ask Zuora").click()
+    inside.locator("#summary dl").wait_for()
+    shoot(page, "session")
+
+
+def tabs(page: Page, stage: Stage, scheduled: Played) -> None:
+    """The tab of a task that waits, and that of a DAG run that a session started."""
+    dag_id, task_id = "run_and_branch", "run_meter"
+    run_id = stage.airflow.trigger(dag_id, {"meter_id": STREAMING})
+    stage.airflow.wait_task(dag_id, run_id, task_id, {"deferred"})
+    session_id = stage.simulator.sessions(STREAMING)[-1]["session_id"]
+    stage.simulator.wait_log("callout", session_id=session_id, status="RUNNING", code=200)
+    dags = f"{stage.airflow.url}/dags"
+    framed_page(page, f"{dags}/{dag_id}/runs/{quote(run_id)}/tasks/{task_id}/plugin/meter-session", (1500, 860))
+    shoot(page, "task-tab")
+    run = f"{dags}/{scheduled.scene.dag_id}/runs/{quote(scheduled.run_id)}"
+    framed_page(page, f"{run}/plugin/meter-sessions", (1500, 480))
+    shoot(page, "run-tab")
+
+
 def main() -> None:
     """Take all pictures."""
     with Stage(PROJECT / ".demo") as stage, chromium() as browser:
         page = browser.new_page()
-        graph(page, stage)
+        played = play(stage, SCENES, lambda _: None)
+        failed, scheduled = (
+            next(each for each in played if (each.scene.dag_id, each.scene.rows[0].status) == wanted)
+            for wanted in (("run_and_branch", "FAILED"), ("on_completed", "COMPLETED"))
+        )
+        sessions(page, stage, failed)
+        tabs(page, stage, scheduled)
+        graph(page, stage, failed)
         connection_form(page, stage, "mediation_typo", "simulator-secert")
         connection_form(page, stage, "mediation_sandbox", "simulator-secret")
         connection_test(page, stage, "mediation_sandbox", "connection-test-good")
