@@ -4,7 +4,7 @@
 callouts are gone; the others must wait on, or say that they are not certain. ``airflow mediation reconcile`` must list
 exactly what the journal lacks; after it the journal, the assets and the DAG runs must be complete, and all waits over.
 
-A session is alone when no other one of its meter is live, nor begins before the next poll that cross-checks callouts.
+A session is alone when no other one of its meter is live, nor begins before the wait for it is over.
 
 Exits with 1 where a promise is broken.
 """
@@ -12,6 +12,7 @@ Exits with 1 where a promise is broken.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import random
 import shutil
@@ -26,6 +27,7 @@ from typing import TYPE_CHECKING
 
 from airflow_mediation_provider.protocol.status import SUCCESS, TERMINAL, RunType
 from airflow_mediation_provider.simulator import CalloutConfig, DeliverySettings, MeterConfig, SimulatorConfig
+from demo.processes import NotInTimeError, wait_until
 from tests.drill.checker import Bounds, Result, Violation, check, waits_are_right
 from tests.drill.history import Consumer, Wait
 from tests.drill.report import deliveries, show
@@ -66,29 +68,52 @@ def consumers() -> list[Consumer]:
 
 
 def play(stage: Stage, seconds: float, seed: int) -> int:
-    """Start the sessions, on the meters of one's own one after the other, and return how many changes they make."""
+    """Start the sessions, and return how many changes they make.
+
+    On a meter of its own a session begins once the wait for the one before is over: so it is alone however slow this
+    machine is. A wait that does not end in time keeps its meter.
+    """
     chance = random.Random(seed)
-    plan: list[tuple[float, str, tuple[str, ...], float]] = []
-    for meter in ALONE:
-        at = chance.random() * 5
-        while at < seconds * 0.75:
-            path, length = chance.choice(PATHS), chance.uniform(6, 14)
-            plan.append((at, meter, path, length))
-            at += length + 1.6 * CROSS_CHECK
-    for meter in SHARED:
-        plan += [
-            (chance.random() * seconds * 0.75, meter, chance.choice(PATHS), chance.uniform(6, 14)) for _ in range(12)
-        ]
+    shared = sorted((chance.random() * seconds * 0.75, meter) for meter in SHARED for _ in range(12))
+    free = {meter: chance.random() * 5 for meter in ALONE}
+    waiting: dict[str, str] = {}
+    changes = 0
     begun = time.monotonic()
-    for at, meter, path, length in sorted(plan):
-        time.sleep(max(0.0, begun + at - time.monotonic()))
-        baseline = stage.sim.health()["meters"]
-        step = length / (len(path) - 1) / SCALE
+
+    def start(meter: str) -> str:
+        nonlocal changes
+        path = chance.choice(PATHS)
+        changes += len(path)
+        before = next(each["status"] for each in stage.sim.health()["meters"] if each["id"] == meter)
+        step = chance.uniform(6, 14) / (len(path) - 1) / SCALE
         script = [*((status, step) for status in path[:-1]), (path[-1], None)]
         session = stage.sim.start_session(meter, script=script)
-        before = next(each["status"] for each in baseline if each["id"] == meter)
         wait_for(stage, session, before)
-    return sum(len(path) for _, _, path, _ in plan)
+        return str(session["session_id"])
+
+    while (now := time.monotonic() - begun) < seconds * 0.75:
+        while shared and shared[0][0] <= now:
+            start(shared.pop(0)[1])
+        over = {wait.id for wait in stage.waits.so_far() if wait.outcome != "waiting"}
+        for meter, session_id in list(waiting.items()):
+            if session_id in over:
+                del waiting[meter]
+                free[meter] = now + chance.uniform(0.5, 2)
+        for meter in [meter for meter, at in free.items() if at <= now]:
+            del free[meter]
+            waiting[meter] = start(meter)
+        time.sleep(0.1)
+    return changes
+
+
+def let_end(stage: Stage) -> None:
+    """Give the waits for sessions that were alone the time that polls need; the checker sees those that go on."""
+
+    def over() -> bool:
+        return not any(wait.alone and wait.outcome == "waiting" for wait in stage.waits.so_far())
+
+    with contextlib.suppress(NotInTimeError):
+        wait_until(over, timeout=12 * CROSS_CHECK, what="the waits for sessions that were alone")
 
 
 def wait_for(stage: Stage, session: Mapping[str, object], before: str) -> None:
@@ -157,7 +182,7 @@ def drill(arguments: argparse.Namespace, root: Path) -> tuple[History, list[Resu
         stage.wait_changes(changes)
         stage.sim.wait_delivered(timeout=300)
         stage.wait_runs()
-        time.sleep(2 * CROSS_CHECK)
+        let_end(stage)
         before = stage.history(stage.waits.so_far())
         repaired = reconcile(stage, since)
         again = reconcile(stage, since)
