@@ -23,8 +23,7 @@ def test_what_is_sent_is_what_is_read() -> None:
 
 def test_it_reads_as_part_of_a_sentence() -> None:
     assert str(PRUNED) == (
-        "1,234 sessions with 9,876 changes of status, 5 other records, 4 waits; "
-        "3 sessions stay for waits that go on"
+        "1,234 sessions with 9,876 changes of status, 5 other records, 4 waits; 3 sessions stay for waits that go on"
     )
     assert "stay" not in str(Pruned())
 
