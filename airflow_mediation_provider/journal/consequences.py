@@ -18,6 +18,7 @@ from sqlalchemy import and_, or_, select, true
 from airflow_mediation_provider.journal.listing import SessionKey, of_sessions
 from airflow_mediation_provider.journal.tables import WaitRow
 from airflow_mediation_provider.protocol.asset_uri import asset_uri, read_asset_uri
+from airflow_mediation_provider.protocol.status import is_news_for_dags
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Mapping, Sequence
@@ -31,6 +32,8 @@ if TYPE_CHECKING:
 # Of a session that started more, the page shows the first ones.
 _MOST: Final = 500
 _CLOCKS: Final = timedelta(minutes=5)
+# A run is made by the scheduler some seconds after the event; until then none is missing.
+_SCHEDULED_WITHIN: Final = timedelta(minutes=1)
 
 
 class StartedRun(NamedTuple):
@@ -64,6 +67,7 @@ class Consumer:
     :param status: the status
     :param paused: whether it is paused now; then it is started by nothing
     :param missed: whether the session came to the status after the DAG's asset was known, and the DAG has no run of it
+        although the scheduler had the time to make one
     """
 
     dag_id: str
@@ -114,12 +118,6 @@ def wait_of_task(session: Session, dag_id: str, run_id: str, task_id: str, map_i
     """Return the wait of one task instance, the last one of several connections."""
     task = and_(WaitRow.dag_id == dag_id, WaitRow.run_id == run_id, WaitRow.task_id == task_id)
     return next(iter(_waits(session, and_(task, WaitRow.map_index == map_index))), None)
-
-
-def waits_for_unnamed(session: Session, conn_id: str, meter_id: str) -> list[Wait]:
-    """Return the waits that go on, for a session of the meter that is not there yet."""
-    unnamed = and_(WaitRow.conn_id == conn_id, WaitRow.meter_id == meter_id, WaitRow.session_id.is_(None))
-    return _waits(session, and_(unnamed, WaitRow.ended_at.is_(None)))
 
 
 def _waits(session: Session, which: ColumnElement[bool]) -> list[Wait]:
@@ -182,7 +180,7 @@ def scheduled(session: Session, meters: Collection[tuple[str, str]]) -> dict[tup
             select(reference.asset_id, DagModel.dag_id, DagModel.is_paused, reference.created_at)
             .join(DagModel, DagModel.dag_id == reference.dag_id)
             .where(reference.asset_id.in_(places), DagModel.is_stale.is_(False))
-            .order_by(DagModel.dag_id)
+            .order_by(DagModel.dag_id, reference.asset_id)
         )
         for asset_id, dag_id, paused, since in session.execute(query):
             meter, status = places[asset_id]
@@ -190,23 +188,31 @@ def scheduled(session: Session, meters: Collection[tuple[str, str]]) -> dict[tup
     return found
 
 
-def consumers(listed: Listed, scheduled: Iterable[Scheduled], runs: Iterable[StartedRun]) -> list[Consumer]:
+def consumers(
+    listed: Listed, scheduled: Iterable[Scheduled], runs: Iterable[StartedRun], now: datetime
+) -> list[Consumer]:
     """Return what became of a session at each DAG that is scheduled on its meter.
 
     :param scheduled: of the function of that name
     :param runs: of ``runs_started``
+    :param now: the time now
     """
-    has_run = {(run.dag_id, run.status) for run in runs}
+    has_run = {run.dag_id for run in runs}
+    due = (
+        not listed.ambiguous
+        and is_news_for_dags(listed.run_type, listed.status)
+        and now - listed.updated_at > _SCHEDULED_WITHIN
+    )
     return [
         Consumer(
             dag_id=each.dag_id,
             status=each.status,
             paused=each.paused,
             missed=(
-                each.status == listed.status
-                and not listed.ambiguous
+                due
+                and each.status == listed.status
                 and listed.last_observed_at > each.since
-                and (each.dag_id, each.status) not in has_run
+                and each.dag_id not in has_run
             ),
         )
         for each in scheduled

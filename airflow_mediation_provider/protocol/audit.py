@@ -89,7 +89,7 @@ def counts_of(summary: Mapping[str, Any]) -> list[dict[str, Any]]:
             "output": int(row.get("output") or 0),
             "errors": int(row.get("totalErrorCount") or 0),
         }
-        for row in summary.get("output") or []
+        for row in objects(summary.get("output"))
     ]
 
 

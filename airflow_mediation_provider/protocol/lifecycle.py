@@ -22,7 +22,13 @@ from collections import Counter, defaultdict
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
-from airflow_mediation_provider.protocol.status import ANY_TERMINAL, DEBUG_ONLY, RunType, SessionStatus
+from airflow_mediation_provider.protocol.status import (
+    ANY_TERMINAL,
+    DEBUG_ONLY,
+    RunType,
+    SessionStatus,
+    is_news_for_dags,
+)
 from airflow_mediation_provider.protocol.times import from_json, to_json
 from airflow_mediation_provider.protocol.transition import SessionTransition
 
@@ -99,8 +105,8 @@ class SessionState:
 
     @property
     def starts_dags(self) -> bool:
-        """Whether its status is news for DAGs: a DEBUG run's only where no live run has it, whatever it reports."""
-        return not self.ambiguous and (self.run_type is RunType.NORMAL or self.status in DEBUG_ONLY)
+        """Whether its status is news for DAGs."""
+        return not self.ambiguous and is_news_for_dags(self.run_type, self.status)
 
     @property
     def begun_at(self) -> datetime:

@@ -70,6 +70,11 @@ DEBUG_ONLY: Final[frozenset[str]] = frozenset(
 )
 
 
+def is_news_for_dags(run_type: str, status: str) -> bool:
+    """Say whether DAGs are started on a status: on a DEBUG run's only where no live run has it, whatever it reports."""
+    return run_type == RunType.NORMAL or status in DEBUG_ONLY
+
+
 def parse_status(value: object, description: object = None) -> str:
     """Return Zuora's name for a status given as code, digits or name.
 

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import logging
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Annotated, Any, Final
 
 from fastapi.exceptions import RequestValidationError
 from fastapi.routing import APIRoute
+from pydantic import StringConstraints
 from starlette.exceptions import HTTPException
 
 from airflow_mediation_provider.api_server.pages.rendering import page
@@ -34,6 +35,9 @@ _TITLES: Final = {
     503: "The journal cannot be read",
 }
 
+Text = Annotated[str, StringConstraints(pattern="^[^\x00]*$")]
+"""A part of an address or a form: databases take no text with a NUL in it."""
+
 
 class PageRoute(APIRoute):
     """A route whose answer is HTML, whatever happens."""
@@ -46,7 +50,9 @@ class PageRoute(APIRoute):
             try:
                 response = await handle(request)
             except HTTPException as error:
-                response = _error_page(request, error.status_code, str(error.detail))
+                # A token that another key signed, of before that was changed: as with an expired one, a login helps.
+                status = 401 if error.detail == "Invalid JWT token" else error.status_code
+                response = _error_page(request, status, str(error.detail))
             except RequestValidationError as error:
                 wrong = ", ".join(str(each["loc"][-1]) for each in error.errors())
                 response = _error_page(request, 400, f"These parts of it are missing or wrong: {wrong}.")

@@ -15,7 +15,7 @@ from starlette.exceptions import HTTPException
 from airflow_mediation_provider.api_server.auth import Reader, ReaderDep, same_origin
 from airflow_mediation_provider.api_server.connections import LookupFailedError, UnknownConnectionError
 from airflow_mediation_provider.api_server.pages.rendering import page
-from airflow_mediation_provider.api_server.pages.route import PageRoute
+from airflow_mediation_provider.api_server.pages.route import PageRoute, Text
 from airflow_mediation_provider.api_server.pages.sessions import Row, rows_of
 from airflow_mediation_provider.hooks.mediation import MediationHook
 from airflow_mediation_provider.journal import consequences
@@ -71,7 +71,7 @@ class Summary:
 
 
 @router.get("/session")
-def session(request: Request, reader: ReaderDep, conn: str, meter: str, session: str) -> Response:
+def session(request: Request, reader: ReaderDep, conn: Text, meter: Text, session: Text) -> Response:
     """Show a session."""
     return _shown(request, reader, SessionKey(conn, meter, session))
 
@@ -80,9 +80,9 @@ def session(request: Request, reader: ReaderDep, conn: str, meter: str, session:
 def session_summary(
     request: Request,
     reader: ReaderDep,
-    conn: Annotated[str, Form()],
-    meter: Annotated[str, Form()],
-    session: Annotated[str, Form()],
+    conn: Annotated[Text, Form()],
+    meter: Annotated[Text, Form()],
+    session: Annotated[Text, Form()],
 ) -> Response:
     """Ask Zuora for the counts and the first error records: two calls, and customers' data."""
     if not reader.reads_connection(conn):
@@ -95,10 +95,10 @@ def session_summary(
 def session_replay(
     request: Request,
     reader: ReaderDep,
-    conn: Annotated[str, Form()],
-    meter: Annotated[str, Form()],
-    session: Annotated[str, Form()],
-    dag_id: Annotated[str, Form()],
+    conn: Annotated[Text, Form()],
+    meter: Annotated[Text, Form()],
+    session: Annotated[Text, Form()],
+    dag_id: Annotated[Text, Form()],
 ) -> Response:
     """Start the run that a DAG missed."""
     if dag_id not in reader.starts_runs([dag_id]):
@@ -119,9 +119,12 @@ def session_replay(
     refused = next((each.refused for each in outcomes if each.refused), "")
     if refused:
         return _shown(request, reader, key, notice=f"Nothing was started for {dag_id}: {refused}.", failed=True)
-    started = sum(len(each.missed) for each in outcomes)
-    notice = f"A run of {dag_id} is queued for this session." if started else f"{dag_id} has a run of it already."
-    return _shown(request, reader, key, notice=notice)
+    if any(each.missed for each in outcomes):
+        return _shown(request, reader, key, notice=f"A run of {dag_id} is queued for this session.")
+    if any(each.known for each in outcomes):
+        return _shown(request, reader, key, notice=f"{dag_id} has a run of it already.")
+    notice = f"Nothing was started for {dag_id}: what was told of this session starts no DAG."
+    return _shown(request, reader, key, notice=notice, failed=True)
 
 
 def _shown(
@@ -158,12 +161,13 @@ def _story(reader: Reader, key: SessionKey) -> Story:
         listed = find_session(session, key)
         if listed is None:
             return None
-        (row,) = rows_of(session, (listed,), reader, datetime.now(UTC))
+        now = datetime.now(UTC)
+        (row,) = rows_of(session, (listed,), reader, now)
         told, cut = timeline(session, listed)
         scheduled = consequences.scheduled(session, [listed.meter]).get(listed.meter, [])
         seen = reader.sees_runs({each.dag_id for each in scheduled})
         runs = consequences.runs_started(session, [listed]).get(key, [])
-        consumers = [each for each in consequences.consumers(listed, scheduled, runs) if each.dag_id in seen]
+        consumers = [each for each in consequences.consumers(listed, scheduled, runs, now) if each.dag_id in seen]
         startable = reader.starts_runs({each.dag_id for each in consumers if each.missed})
         return Story(row=row, told=told, cut=cut, consumers=consumers, startable=startable)
 

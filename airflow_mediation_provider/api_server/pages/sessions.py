@@ -13,7 +13,7 @@ from starlette.exceptions import HTTPException
 from airflow_mediation_provider.api_server.auth import ReaderDep  # noqa: TC001  # FastAPI reads it
 from airflow_mediation_provider.api_server.pages.chart import Chart, bars
 from airflow_mediation_provider.api_server.pages.rendering import page
-from airflow_mediation_provider.api_server.pages.route import PageRoute
+from airflow_mediation_provider.api_server.pages.route import PageRoute, Text
 from airflow_mediation_provider.journal import consequences
 from airflow_mediation_provider.journal.health import SILENT
 from airflow_mediation_provider.journal.listing import (
@@ -42,8 +42,8 @@ PAGE: Final = 50
 SPANS: Final = {"1h": "last hour", "24h": "last 24 hours", "7d": "last 7 days", "30d": "last 30 days"}
 _UNITS: Final = {"h": "hours", "d": "days"}
 _BARS: Final = 24
-# A run is made by the scheduler some seconds after the event; until then none is missing.
-_MISSED_AFTER: Final = timedelta(minutes=1)
+# What lies outside is a slip of the pen, and some of it no database takes.
+_YEARS: Final = range(1970, 9999)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -93,8 +93,11 @@ class Search:
             return now - timedelta(**{_UNITS[text[-1]]: int(text[:-1])})
         try:
             instant = datetime.fromisoformat(text)
-            return (instant if instant.tzinfo else instant.replace(tzinfo=ZoneInfo(self.tz or "UTC"))).astimezone(UTC)
-        except (ValueError, OverflowError, ZoneInfoNotFoundError, IsADirectoryError):
+            instant = instant if instant.tzinfo else instant.replace(tzinfo=ZoneInfo(self.tz or "UTC"))
+            if instant.year not in _YEARS:
+                raise ValueError
+            return instant.astimezone(UTC)
+        except (ValueError, OverflowError, ZoneInfoNotFoundError, OSError):  # a zone is looked up as a file
             raise HTTPException(
                 400, f"{name}={text} is no time: write 2026-03-31T09:00, or one of {', '.join(SPANS)}."
             ) from None
@@ -121,15 +124,15 @@ class Row:
 def sessions(
     request: Request,
     reader: ReaderDep,
-    conn: str = "",
-    meter: str = "",
-    status: str = "",
-    run_type: str = "",
-    since: str = "",
-    until: str = "",
-    tz: str = "",
-    before: str = "",
-    after: str = "",
+    conn: Text = "",
+    meter: Text = "",
+    status: Text = "",
+    run_type: Text = "",
+    since: Text = "",
+    until: Text = "",
+    tz: Text = "",
+    before: Text = "",
+    after: Text = "",
 ) -> Response:
     """Show the list."""
     now = datetime.now(UTC)
@@ -164,13 +167,13 @@ def sessions(
 @router.get("/sessions/chart")
 def sessions_chart(
     request: Request,
-    conn: str = "",
-    meter: str = "",
-    status: str = "",
-    run_type: str = "",
-    since: str = "",
-    until: str = "",
-    tz: str = "",
+    conn: Text = "",
+    meter: Text = "",
+    status: Text = "",
+    run_type: Text = "",
+    since: Text = "",
+    until: Text = "",
+    tz: Text = "",
 ) -> Response:
     """Show how many sessions began when, by their status: of the time that is asked for, else of the last day."""
     now = datetime.now(UTC)
@@ -203,8 +206,8 @@ def rows_of(session: Session, listed: tuple[Listed, ...], reader: Reader, now: d
             runs=tuple(run for run in runs.get(each.key, ()) if run.dag_id in seen_runs),
             missed=tuple(
                 consumer.dag_id
-                for consumer in consequences.consumers(each, scheduled.get(each.meter, ()), runs.get(each.key, ()))
-                if consumer.missed and consumer.dag_id in seen_runs and now - each.last_observed_at > _MISSED_AFTER
+                for consumer in consequences.consumers(each, scheduled.get(each.meter, ()), runs.get(each.key, ()), now)
+                if consumer.missed and consumer.dag_id in seen_runs
             ),
             silent=not each.terminal and now - each.last_observed_at > SILENT,
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Final
@@ -11,7 +12,7 @@ from starlette.exceptions import HTTPException
 
 from airflow_mediation_provider.api_server.auth import ReaderDep  # noqa: TC001  # FastAPI reads it
 from airflow_mediation_provider.api_server.pages.rendering import page
-from airflow_mediation_provider.api_server.pages.route import PageRoute
+from airflow_mediation_provider.api_server.pages.route import PageRoute, Text
 from airflow_mediation_provider.api_server.pages.sessions import Row, rows_of
 from airflow_mediation_provider.journal import consequences
 from airflow_mediation_provider.journal.health import UNSEEN
@@ -31,6 +32,7 @@ router = APIRouter(route_class=PageRoute)
 
 # What Airflow leaves in the address of a task that is not mapped.
 _UNMAPPED: Final = ("", "{MAP_INDEX}")
+_NUMBER: Final = re.compile(r"-1|[0-9]{1,9}")
 _RECENT: Final = 5
 
 
@@ -54,14 +56,15 @@ class WaitView:
 
 
 @router.get("/task")
-def task(request: Request, reader: ReaderDep, dag_id: str, run_id: str, task_id: str, map_index: str = "") -> Response:
+def task(
+    request: Request, reader: ReaderDep, dag_id: Text, run_id: Text, task_id: Text, map_index: Text = ""
+) -> Response:
     """Show what a task instance waits for."""
     if dag_id not in reader.sees_tasks([dag_id]):
         raise HTTPException(403, f"You may not see the tasks of the DAG {dag_id}.")
-    try:
-        number = -1 if map_index in _UNMAPPED else int(map_index)
-    except ValueError:
-        raise HTTPException(400, f"map_index={map_index} is no number.") from None
+    if map_index not in _UNMAPPED and not _NUMBER.fullmatch(map_index):
+        raise HTTPException(400, f"map_index={map_index} is no number of a mapped task.")
+    number = -1 if map_index in _UNMAPPED else int(map_index)
     now = datetime.now(UTC)
 
     def work(session: Session) -> WaitView | None:
@@ -72,7 +75,7 @@ def task(request: Request, reader: ReaderDep, dag_id: str, run_id: str, task_id:
 
 
 @router.get("/run")
-def run(request: Request, reader: ReaderDep, dag_id: str, run_id: str) -> Response:
+def run(request: Request, reader: ReaderDep, dag_id: Text, run_id: Text) -> Response:
     """Show the sessions that started a DAG run, and those that its tasks wait for."""
     if dag_id not in reader.sees_runs([dag_id]):
         raise HTTPException(403, f"You may not see the runs of the DAG {dag_id}.")

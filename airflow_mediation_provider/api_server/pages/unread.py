@@ -12,7 +12,7 @@ from starlette.exceptions import HTTPException
 from airflow_mediation_provider.api_server.auth import Reader, ReaderDep, same_origin
 from airflow_mediation_provider.api_server.connections import LookupFailedError, UnknownConnectionError
 from airflow_mediation_provider.api_server.pages.rendering import page
-from airflow_mediation_provider.api_server.pages.route import PageRoute
+from airflow_mediation_provider.api_server.pages.route import PageRoute, Text
 from airflow_mediation_provider.journal.listing import known_connections
 from airflow_mediation_provider.journal.reparse import reparse
 from airflow_mediation_provider.journal.timeline import unread_callouts
@@ -49,7 +49,7 @@ def unread(request: Request, reader: ReaderDep) -> Response:
 
 
 @router.post("/unread/reparse", dependencies=[same_origin])
-def unread_reparse(request: Request, reader: ReaderDep, conn: Annotated[str, Form()]) -> Response:
+def unread_reparse(request: Request, reader: ReaderDep, conn: Annotated[Text, Form()]) -> Response:
     """Read the unreadable callouts of a connection again; what can be read starts DAGs as a callout does."""
     if not (reader.makes_events() and reader.reads_connection(conn)):
         raise HTTPException(403, "Only who may make asset events and read the connection may do that.")

@@ -66,6 +66,10 @@ class Airflow:
         with settings.NonScopedSession() as session:
             return sorted(session.scalars(select(DagRun.partition_key).where(DagRun.dag_id == dag_id)))
 
+    def run_ids(self, dag_id: str) -> list[str]:
+        with settings.NonScopedSession() as session:
+            return sorted(session.scalars(select(DagRun.run_id).where(DagRun.dag_id == dag_id)))
+
     def sessions_of(self, dag_id: str) -> list[Any]:
         """What the tasks of the DAG's runs are told, as `triggering_session` gives it."""
         with settings.NonScopedSession() as session:
@@ -98,7 +102,7 @@ def change(
             **told,
         }
     )
-    source = transition.source
+    observed_at, source = transition.observed_at, transition.source
     return Entry(kind=EntryKind.STATUS_CHANGE, observed_at=observed_at, source=source, transition=transition)
 
 
