@@ -113,6 +113,7 @@ def _unheard_ends(session: Session, conn_id: str, now: datetime) -> tuple[str, .
                     known.conn_id == conn_id,
                     known.meter_id == meter_id,
                     known.status == poll.status,
+                    known.terminal.is_(True),
                     known.last_observed_at >= poll.observed_at - SILENT,
                 )
             )

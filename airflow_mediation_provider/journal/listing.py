@@ -5,13 +5,14 @@ A page is found by its place, not by its number, so the last one of a million se
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import re
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from sqlalchemy import and_, case, func, or_, select, true
 
-from airflow_mediation_provider.journal.tables import CallsRow, SessionRow, TransitionRow
+from airflow_mediation_provider.journal.tables import CallsRow, SessionRow, TransitionRow, WaitRow
 from airflow_mediation_provider.protocol.entry import EntryKind
 from airflow_mediation_provider.protocol.phases import Phase, phases
 
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
 # Of a session that loops for ever the newest changes are drawn.
 _CHANGES_DRAWN: Final = 40
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
+# Of instants within the calendar, and numbers within what databases have for them.
+_PLACE: Final = re.compile(r"[0-9]{1,17}-[0-9]{1,18}")
 _FIELDS: Final = (
     "id",
     "conn_id",
@@ -70,11 +73,10 @@ class Place(NamedTuple):
 
         :raises ValueError: it is none
         """
+        if not _PLACE.fullmatch(text):
+            raise ValueError(f"{text!r} is no place in the list")
         at, _, number = text.partition("-")
-        try:
-            return cls(_EPOCH + timedelta(microseconds=int(at)), int(number))
-        except (ValueError, OverflowError):
-            raise ValueError(f"{text!r} is no place in the list") from None
+        return cls(_EPOCH + timedelta(microseconds=int(at)), int(number))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -209,11 +211,11 @@ def count_by_status(
     begun = SessionRow.begun_at
     step = (until - since) / bars
     span = case(*((begun < since + step * (number + 1), number) for number in range(bars - 1)), else_=bars - 1)
-    query = (
-        select(span, SessionRow.status, func.count())
-        .where(filters.where(), begun >= since, begun < until)
-        .group_by(span, SessionRow.status)
-    )
+    # Of its own, for PostgreSQL takes no two of the same expression with values in them for the same.
+    which = replace(filters, since=since, until=until).where()
+    spans = select(span.label("span"), SessionRow.status).where(which)
+    each = spans.subquery()
+    query = select(each.c.span, each.c.status, func.count()).group_by(each.c.span, each.c.status)
     counts: list[dict[str, int]] = [{} for _ in range(bars)]
     for number, status, count in session.execute(query):
         counts[number][status] = count
@@ -222,7 +224,7 @@ def count_by_status(
 
 def known_connections(session: Session) -> list[str]:
     """Return the connections that the journal has heard of."""
-    columns = (SessionRow.conn_id, TransitionRow.conn_id, CallsRow.conn_id)
+    columns = (SessionRow.conn_id, TransitionRow.conn_id, WaitRow.conn_id, CallsRow.conn_id)
     return sorted({name for column in columns for name in _distinct(session, column)})
 
 
@@ -259,7 +261,7 @@ def _phases(session: Session, rows: Sequence[Row[Any]]) -> dict[SessionKey, tupl
     numbered = (
         select(*keys, *names, newest)
         .where(of_sessions(TransitionRow, [_key(row) for row in rows]))
-        .where(TransitionRow.kind == EntryKind.STATUS_CHANGE)
+        .where(is_of_kind(EntryKind.STATUS_CHANGE))
         .subquery()
     )
     told: dict[SessionKey, list[_Report]] = {}
@@ -279,6 +281,14 @@ def of_sessions(table: Any, keys: Iterable[SessionKey]) -> ColumnElement[bool]:
     :param table: with the columns of a ``SessionKey``
     """
     return or_(*(and_(*_is(table, key)) for key in keys))
+
+
+def is_of_kind(kind: EntryKind) -> ColumnElement[bool]:
+    """Return the condition that a transition is of a kind, where its meter or session leads to it.
+
+    Not of the column as it is: SQLite would rather take the index of kinds, and with it all rows of the connection.
+    """
+    return func.coalesce(TransitionRow.kind, "") == kind
 
 
 def _is(table: Any, key: SessionKey) -> list[ColumnElement[bool]]:

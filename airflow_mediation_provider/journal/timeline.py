@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from sqlalchemy import and_, or_, select
 
+from airflow_mediation_provider.journal.listing import is_of_kind
 from airflow_mediation_provider.journal.tables import TransitionRow
 from airflow_mediation_provider.protocol.entry import EntryKind
 
@@ -62,7 +63,7 @@ def timeline(session: Session, listed: Listed) -> tuple[list[Told], bool]:
     row = TransitionRow
     of_meter = and_(row.conn_id == listed.conn_id, row.meter_id == listed.meter_id)
     own = select(*_TOLD).where(of_meter, row.session_id == listed.session_id)
-    polls = select(*_TOLD).where(of_meter, row.session_id.is_(None), row.kind == EntryKind.POLL)
+    polls = select(*_TOLD).where(of_meter, row.session_id.is_(None), is_of_kind(EntryKind.POLL))
     polls = polls.where(row.observed_at >= listed.begun_at)
     if listed.over_at is not None:
         polls = polls.where(row.observed_at <= listed.over_at + _AFTER_END)
@@ -77,6 +78,8 @@ def timeline(session: Session, listed: Listed) -> tuple[list[Told], bool]:
 
 def unread_callouts(session: Session, conn_ids: list[str]) -> list[Unread]:
     """Return the callouts of some connections that nobody could read, the last first."""
+    if not conn_ids:
+        return []
     row = TransitionRow
     query = select(*_UNREAD).where(row.kind == EntryKind.UNPARSED, or_(*(row.conn_id == each for each in conn_ids)))
     return [Unread(*each) for each in session.execute(query.order_by(row.created_at.desc()).limit(_MOST_UNREAD))]

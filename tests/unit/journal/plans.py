@@ -1,0 +1,38 @@
+"""How SQLite answers what is asked of the journal: by which index, and whether it has to sort."""
+
+from __future__ import annotations
+
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+from airflow import settings
+from sqlalchemy import event
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+
+@contextmanager
+def explained() -> Iterator[list[tuple[str, list[str]]]]:
+    """What SQLite does for each question that is asked of the journal meanwhile."""
+    asked: list[tuple[str, Any]] = []
+    plans: list[tuple[str, list[str]]] = []
+
+    def keep(conn: Any, cursor: Any, statement: str, parameters: Any, context: Any, executemany: bool) -> None:
+        if statement.startswith(("SELECT", "UPDATE")) and "mediation_" in statement:
+            asked.append((statement, parameters))
+
+    assert settings.engine is not None
+    event.listen(settings.engine, "before_cursor_execute", keep)
+    yield plans
+    event.remove(settings.engine, "before_cursor_execute", keep)
+    with settings.engine.connect() as connection:
+        for statement, parameters in asked:
+            plan = connection.exec_driver_sql(f"EXPLAIN QUERY PLAN {statement}", parameters)
+            plans.append((statement, [row[-1] for row in plan]))
+
+
+def uses_an_index(plan: list[str]) -> bool:
+    """Whether every table is looked into by an index; the rows of a subquery are no table."""
+    of_tables = [step for step in plan if step.startswith(("SCAN ", "SEARCH ")) and "mediation_" in step]
+    return bool(of_tables) and all(("USING" in step and "INDEX" in step) or "PRIMARY KEY" in step for step in of_tables)

@@ -1,0 +1,138 @@
+"""What was told of one session, what polls showed of its meter meanwhile, and the callouts that nobody could read."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from airflow_mediation_provider.journal.listing import Listed, SessionKey, find_session
+from airflow_mediation_provider.journal.timeline import Told, Unread, timeline, unread_callouts
+from airflow_mediation_provider.journal.transaction import read
+from tests.unit.journal.old_rows import NOW, keep, session_of, told
+from tests.unit.journal.plans import explained, uses_an_index
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from datetime import datetime
+
+
+def at(minutes: float) -> datetime:
+    return NOW + timedelta(minutes=minutes)
+
+
+def the_session() -> Listed:
+    found = read(partial(find_session, key=SessionKey("zuora", "1001", "R-1")))
+    assert found is not None
+    return found
+
+
+def its_timeline() -> tuple[list[Told], bool]:
+    return read(partial(timeline, listed=the_session()))
+
+
+def poll(minutes: float, status: str, **values: Any) -> Any:
+    return told(None, at(minutes), **{"kind": "poll", "source": "poll", "status": status, **values})
+
+
+@pytest.mark.usefixtures("airflow_database")
+def test_the_last_comes_first_and_others_do_not_come_at_all() -> None:
+    keep(
+        session_of("R-1", at(0), last_observed_at=at(30), ended_at=at(30)),
+        session_of("R-1", at(0), conn_id="other"),
+        told("R-1", at(30), previous_status="RUNNING", status="COMPLETED", notification_id="c"),
+        told("R-1", at(1), status="RUNNING", notification_id="b", source="history", started_at=at(0)),
+        told("R-1", at(10), kind="periodic", status=None, notification_id="p"),
+        told("R-1", at(2), conn_id="other", status="PAUSED"),
+        told("R-1", at(2), meter_id="7", status="PAUSED"),
+        told("R-2", at(2), status="PAUSED"),
+        told(None, at(3), kind="unparsed", status=None),
+    )
+    found, cut = its_timeline()
+    assert [(each.kind, each.previous_status, each.status, each.source, each.notification_id) for each in found] == [
+        ("status_change", "RUNNING", "COMPLETED", "callout", "c"),
+        ("periodic", None, None, "callout", "p"),
+        ("status_change", None, "RUNNING", "history", "b"),
+    ]
+    assert [each.observed_at for each in found] == [at(30), at(10), at(1)]
+    assert found[-1].started_at == at(0)
+    assert cut is False
+
+
+@pytest.mark.usefixtures("airflow_database")
+def test_polls_of_the_meter_are_shown_from_its_start_until_shortly_after_its_end() -> None:
+    keep(
+        session_of("R-1", at(0), last_observed_at=at(30), ended_at=at(30)),
+        *(poll(minutes, f"S{minutes}") for minutes in (-1, 0, 20, 40, 41)),
+        poll(20, "OTHER", meter_id="7"),
+        poll(20, "OTHER", conn_id="other"),
+    )
+    found, _ = its_timeline()
+    assert [each.status for each in found] == ["S40", "S20", "S0"]
+
+
+def test_while_it_goes_on_the_polls_go_on_as_well(airflow_on: Callable[[str], str], sqlite_database: str) -> None:
+    airflow_on(sqlite_database)
+    keep(session_of("R-1", at(0), status="RUNNING", terminal=False), poll(10_000, "PAUSED"))
+    assert [each.status for each in its_timeline()[0]] == ["PAUSED"]
+
+
+def test_of_what_came_at_once_the_last_written_comes_first(
+    airflow_on: Callable[[str], str], sqlite_database: str
+) -> None:
+    airflow_on(sqlite_database)
+    keep(session_of("R-1", at(0), terminal=False), *(told("R-1", at(1), status=f"S{number}") for number in range(3)))
+    assert [each.status for each in its_timeline()[0]] == ["S2", "S1", "S0"]
+
+
+def test_a_timeline_that_is_too_long_keeps_the_newest_and_says_so(
+    airflow_on: Callable[[str], str], sqlite_database: str
+) -> None:
+    airflow_on(sqlite_database)
+    keep(
+        session_of("R-1", at(0), terminal=False),
+        *(told("R-1", at(number), status="RUNNING", notification_id=f"n{number}") for number in range(499)),
+        poll(250.5, "PAUSED"),
+    )
+    found, cut = its_timeline()
+    assert (len(found), cut) == (500, False)
+    keep(poll(251.5, "RUNNING"))
+    found, cut = its_timeline()
+    assert (len(found), cut) == (500, True)
+    assert (found[0].observed_at, found[-1].observed_at) == (at(498), at(1))
+
+
+@pytest.mark.usefixtures("airflow_database")
+def test_unreadable_callouts_are_those_of_the_named_connections_the_last_first() -> None:
+    keep(
+        told(None, at(1), kind="unparsed", body={"text": "a", "error": "no session"}),
+        told(None, at(3), kind="unparsed", body={"text": "b"}, conn_id="other"),
+        told(None, at(2), kind="unparsed", body={"text": "c"}),
+        told(None, at(4), kind="unparsed", body={"text": "d"}, conn_id="foreign"),
+        told("R-1", at(5), body={"text": "e"}),
+    )
+
+    def unread(*conn_ids: str) -> list[Unread]:
+        return read(partial(unread_callouts, conn_ids=list(conn_ids)))
+
+    assert [each.body["text"] for each in unread("zuora", "other")] == ["b", "c", "a"]
+    assert [(each.conn_id, each.observed_at) for each in unread("zuora")] == [("zuora", at(2)), ("zuora", at(1))]
+    assert unread() == []
+
+
+def test_each_question_uses_an_index(airflow_on: Callable[[str], str], sqlite_database: str) -> None:
+    airflow_on(sqlite_database)
+    keep(session_of("R-1", at(0)))
+    listed = the_session()
+    with explained() as plans:
+        read(partial(timeline, listed=listed))
+        read(partial(unread_callouts, conn_ids=["zuora", "other"]))
+    assert len(plans) == 3
+    assert [each for each in plans if not uses_an_index(each[1])] == []
+    searched = [step for _, plan in plans[:2] for step in plan if step.startswith("SEARCH")]
+    # The index of kinds would do as well by this, and lead to all polls of the connection.
+    by_session = "ix_mediation_transition_session (conn_id=? AND meter_id=? AND session_id=?"
+    assert len(searched) == 2
+    assert all(by_session in step for step in searched)
