@@ -50,6 +50,9 @@ class Word:
     path: str = ""
 
 
+_NO_CALLOUTS: Final = Word(WARN, "takes no callouts: what is known of its sessions rests on polls")
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Line:
     """What is to be said of a connection, the worst first."""
@@ -76,7 +79,7 @@ def health(request: Request) -> Response:
     lines = []
     for seen, calls in read(work):
         connection, words = _connection(request, seen.conn_id)
-        words += [*_words(seen), _budget(calls, connection, now)]
+        words += [*([] if _NO_CALLOUTS in words else _unheard(seen)), *_words(seen), _budget(calls, connection, now)]
         words.sort(key=lambda word: _order(word.level))
         lines.append(Line(conn_id=seen.conn_id, last_callout_at=seen.last_callout_at, words=tuple(words)))
     return page(request, "health.html", lines=sorted(lines, key=lambda line: (_order(line.level), line.conn_id)))
@@ -93,7 +96,7 @@ def _connection(request: Request, conn_id: str) -> tuple[MediationConnection | N
     try:
         if connection.callouts.enabled:
             return connection, []
-        return connection, [Word(WARN, "takes no callouts: what is known of its sessions rests on polls")]
+        return connection, [_NO_CALLOUTS]
     except MisconfigurationError as error:
         return connection, [Word(BAD, f"cannot take callouts: {error}")]
 
@@ -107,10 +110,6 @@ def _budget(calls: Budget, connection: MediationConnection | None, now: datetime
 def _words(each: Signs) -> Iterator[Word]:
     if each.unread:
         yield Word(BAD, f"{_number(each.unread, 'callout')} of a day could not be read", "/unread")
-    if each.unheard:
-        yield Word(BAD, f"no callout came of {_number(each.unheard, 'session')} that Airflow started")
-    if each.unheard_ends:
-        yield Word(BAD, f"polls saw an end that no callout told, of meter {', '.join(each.unheard_ends[:5])}")
     if each.unseen:
         tasks = _number(each.unseen, "waiting task")
         yield Word(BAD, f"nobody has asked the feed for {tasks} for {humanize(UNSEEN)}: look at the triggerer")
@@ -118,6 +117,14 @@ def _words(each: Signs) -> Iterator[Word]:
         yield Word(WARN, f"{_number(each.silent, 'session')} went silent more than {humanize(SILENT)} ago")
     if each.waiting:
         yield Word(GOOD, f"{_number(each.waiting, 'task')} waiting, the feed is read")
+
+
+def _unheard(each: Signs) -> Iterator[Word]:
+    """Say what no callout told; where a connection takes none, that says nothing."""
+    if each.unheard:
+        yield Word(BAD, f"no callout came of {_number(each.unheard, 'session')} that Airflow started")
+    if each.unheard_ends:
+        yield Word(BAD, f"polls saw an end that no callout told, of meter {', '.join(each.unheard_ends[:5])}")
 
 
 def _number(count: int, what: str) -> str:
