@@ -87,7 +87,8 @@ class Screen:
             self.wrong = [each for each in self.wrong if text not in each]
 
     def _console(self, message: ConsoleMessage) -> None:
-        if message.type == "error":
+        # What another origin is asked for is noted as such already.
+        if message.type == "error" and urlsplit(message.location["url"]).netloc in ("", urlsplit(self.url).netloc):
             self.wrong.append(f"console: {message.text} ({message.location['url']})")
 
     def _request(self, request: Request) -> None:

@@ -23,8 +23,6 @@ if TYPE_CHECKING:
 
 GRAVE = {"serious", "critical"}
 TIME = "table.sessions tbody tr time"
-# Those of the application's pages that are parts of others, and shown there.
-PARTS = {"/sessions/chart", "/health"}
 
 
 def wear(tab: Screen, theme: str) -> None:
@@ -75,7 +73,8 @@ def test_the_pages_follow_airflow_from_light_to_dark(screen: Callable[..., Scree
     tab.open_sessions()
 
     def background(inside: Frame | Page) -> str:
-        return inside.evaluate("getComputedStyle(document.body).backgroundColor")
+        colours = "[document.body, document.documentElement].map(each => getComputedStyle(each).backgroundColor)"
+        return inside.evaluate(f"{colours}.find(each => each !== 'rgba(0, 0, 0, 0)')")
 
     light = background(tab.frame)
     assert light == background(tab.page)
@@ -107,16 +106,21 @@ def test_times_are_shown_in_the_zone_that_the_user_chose(screen: Callable[..., S
 
 def test_no_page_scrolls_sideways_on_a_phone(screen: Callable[..., Screen], scene: Scene) -> None:
     tab = screen("admin", viewport={"width": 390, "height": 844}, has_touch=True)
-    wider = {}
-    for path, address in addresses(tab, scene).items():
-        frame = show(tab, address)
-        wider[path] = frame.evaluate(
-            "[...document.querySelectorAll('main, main *')].filter(each => !each.closest('svg'))"
-            ".filter(each => each.getBoundingClientRect().right > document.documentElement.clientWidth + 1)"
-            ".map(each => each.outerHTML.slice(0, 120))"
-            " .concat(document.documentElement.scrollWidth > document.documentElement.clientWidth ? ['the page'] : [])"
-        )
-    assert {path: found for path, found in wider.items() if found} == {}
+    # Airflow's own page of a task is wider than a phone, so these are looked at by themselves.
+    alone = {path: f"{tab.url}{MOUNT}{scene.pages[path]}" for path in ("/task", "/run")}
+    wide = {}
+    for path, address in {**addresses(tab, scene), **alone}.items():
+        if path in alone:
+            tab.page.goto(address)
+        inside = tab.page.main_frame if path in alone else show(tab, address)
+        expect(inside.locator("main")).to_be_visible()
+        if inside.evaluate("document.documentElement.scrollWidth > document.documentElement.clientWidth"):
+            wide[path] = inside.evaluate(
+                "[...document.querySelectorAll('main *')]"
+                ".filter(each => each.getBoundingClientRect().right > document.documentElement.clientWidth)"
+                ".map(each => each.outerHTML.slice(0, 120))"
+            )
+    assert wide == {}
 
 
 def test_a_session_is_reached_by_the_keyboard_alone(screen: Callable[..., Screen], scene: Scene) -> None:
