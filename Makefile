@@ -16,10 +16,10 @@ SCRATCH := $(CURDIR)/.scratch
 PYTEST = rm -rf $(SCRATCH) && mkdir -p $(SCRATCH) && trap 'rm -rf $(SCRATCH)' EXIT && \
 	TMPDIR=$(SCRATCH) AIRFLOW_HOME=$(SCRATCH)/airflow $(BIN)/python -m pytest
 
-.PHONY: help setup demo test lint unit integration drill-callouts bench format constraints clean
+.PHONY: help setup demo test lint unit e2e integration drill-callouts bench format constraints clean
 
 help:  ## this list
-	@grep -hE '^[a-z-]+:.*##' $(firstword $(MAKEFILE_LIST)) | sed -E 's/^([a-z-]+):.*## */\1|/' | \
+	@grep -hE '^[a-z0-9-]+:.*##' $(firstword $(MAKEFILE_LIST)) | sed -E 's/^([a-z0-9-]+):.*## */\1|/' | \
 		while IFS='|' read -r name what; do printf 'make %-14s %s\n' "$$name" "$$what"; done
 
 setup:  ## make .venv (with uv where there is one), or bring it up to date
@@ -28,8 +28,8 @@ setup:  ## make .venv (with uv where there is one), or bring it up to date
 demo: setup  ## run the example DAGs on a private Airflow against a simulated Zuora Mediation (KEEP=1: leave the UI up)
 	@exec $(BIN)/python -m demo $(if $(filter-out 0,$(KEEP)),--keep)
 
-test: lint  ## everything: lint, types, unit tests, and the integration tests on a real Airflow
-	@$(PYTEST) tests/unit tests/integration
+test: lint  ## everything: lint, types, unit tests, and those on a real Airflow, with a browser and without
+	@$(PYTEST) tests/unit tests/e2e tests/integration
 
 lint: setup  ## ruff (rules and format) and mypy
 	@$(BIN)/ruff check --quiet .
@@ -38,6 +38,9 @@ lint: setup  ## ruff (rules and format) and mypy
 
 unit: setup  ## unit tests, a few minutes
 	@$(PYTEST) tests/unit
+
+e2e: setup  ## tests of the pages, in a browser on a real Airflow
+	@$(PYTEST) tests/e2e
 
 integration: setup  ## tests on a real Airflow
 	@$(PYTEST) tests/integration
