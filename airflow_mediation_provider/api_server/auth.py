@@ -108,7 +108,7 @@ def _same_origin(request: Request) -> None:
         # A page without an origin of its own says "null".
         site = "same-origin" if all(_origin(origin)) and _origin(origin) in ours else None
     if site != "same-origin":
-        raise HTTPException(403, "this request comes from another site")
+        raise HTTPException(403, "This request comes from another site.")
 
 
 def _origin(url: str) -> tuple[str, str]:

@@ -1,0 +1,117 @@
+"""A page as a browser's parser sees it: its elements, what they say, and where they lead."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from html.parser import HTMLParser
+from typing import TYPE_CHECKING
+from urllib.parse import parse_qsl, urlsplit
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+VOID = frozenset({"meta", "link", "input", "br", "img"})
+
+
+@dataclass
+class Element:
+    tag: str
+    attributes: dict[str, str]
+    inside: list[Element | str] = field(default_factory=list)
+
+    @property
+    def text(self) -> str:
+        """What it says, with one space where there is any."""
+        return " ".join("".join(self._words()).split())
+
+    @property
+    def classes(self) -> set[str]:
+        return set(self.attributes.get("class", "").split())
+
+    def _words(self) -> Iterator[str]:
+        for each in self.inside:
+            if isinstance(each, str):
+                yield each
+            else:
+                yield from each._words()
+                # What stands in cells of its own is no one word.
+                yield " " if each.tag not in ("bdi", "span", "a", "code", "strong") else ""
+
+    def walk(self) -> Iterator[Element]:
+        yield self
+        for each in self.inside:
+            if isinstance(each, Element):
+                yield from each.walk()
+
+    def all(self, tag: str | None = None, **attributes: str) -> list[Element]:
+        """The elements within; `class_` and `data_x` stand for what Python cannot name."""
+
+        def fits(element: Element) -> bool:
+            if tag is not None and element.tag != tag:
+                return False
+            return all(
+                value in element.classes
+                if name == "class_"
+                else element.attributes.get(name.replace("_", "-")) == value
+                for name, value in attributes.items()
+            )
+
+        return [element for element in self.walk() if element is not self and fits(element)]
+
+    def one(self, tag: str | None = None, **attributes: str) -> Element:
+        found = self.all(tag, **attributes)
+        assert len(found) == 1, f"{len(found)} of {tag} {attributes}"
+        return found[0]
+
+    def links(self) -> dict[str, str]:
+        """Where each link leads, by what it says."""
+        return {each.text: each.attributes["href"] for each in self.all("a")}
+
+    def cells(self) -> list[dict[str, str]]:
+        """What each row of the tables says, by the heads of its cells."""
+        return [
+            {cell.attributes["data-label"]: cell.text for cell in row.all() if "data-label" in cell.attributes}
+            for body in self.all("tbody")
+            for row in body.all("tr")
+        ]
+
+    def skeleton(self) -> list[tuple[str, tuple[str, ...]]]:
+        """The elements and the names of their attributes, in their order: all that values must not change."""
+        return [(each.tag, tuple(each.attributes)) for each in self.walk()]
+
+
+class _Builder(HTMLParser):
+    def __init__(self) -> None:
+        super().__init__()
+        self.root = Element("", {})
+        self.open = [self.root]
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        names = [name for name, _ in attrs]
+        assert len(names) == len(set(names)), f"{tag} has an attribute twice: {names}"
+        element = Element(tag, {name: value or "" for name, value in attrs})
+        self.open[-1].inside.append(element)
+        if tag not in VOID:
+            self.open.append(element)
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open[-1].tag == tag, f"</{tag}> within <{self.open[-1].tag}>"
+        self.open.pop()
+
+    def handle_data(self, data: str) -> None:
+        self.open[-1].inside.append(data)
+
+
+def parsed(text: str) -> Element:
+    """Return the page; every element that is opened must be closed where it should be."""
+    builder = _Builder()
+    builder.feed(text)
+    builder.close()
+    assert builder.open == [builder.root], f"<{builder.open[-1].tag}> is left open"
+    return builder.root
+
+
+def asked(address: str) -> tuple[str, dict[str, str]]:
+    """Return the path of an address and what it asks for."""
+    parts = urlsplit(address)
+    return parts.path, dict(parse_qsl(parts.query, keep_blank_values=True))

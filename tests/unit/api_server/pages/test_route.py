@@ -1,0 +1,188 @@
+"""What goes wrong is a page too: with the right status, a sentence that helps, and the headers of every page."""
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING
+
+import pytest
+from airflow import settings
+from sqlalchemy import text
+
+from airflow_mediation_provider.api_server.pages import sessions
+from airflow_mediation_provider.journal.tables import Base
+from airflow_mediation_provider.journal.transaction import JournalUnavailable
+from tests.unit.api_server.pages.html import parsed
+from tests.unit.journal.old_rows import keep, session_of
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    import httpx
+
+    from tests.unit.api_server.pages.conftest import Browser
+
+A_SESSION = {"conn": "zuora", "meter": "1001", "session": "R-1"}
+A_TASK = {"dag_id": "load", "run_id": "r", "task_id": "wait"}
+
+
+def said(reply: httpx.Response, status: int) -> str:
+    """What the error page says below its heading."""
+    assert reply.status_code == status
+    section = parsed(reply.text).one("section", class_="message")
+    assert section.attributes["data-error"] == str(status)
+    return section.all("p")[0].text
+
+
+def secured(reply: httpx.Response) -> bool:
+    policy = dict(directive.split(maxsplit=1) for directive in reply.headers["content-security-policy"].split("; "))
+    assert policy["default-src"] == "'none'"
+    assert policy["script-src"] == policy["style-src"] == policy["connect-src"] == policy["form-action"] == "'self'"
+    assert policy["frame-ancestors"] == "'self'"
+    assert "unsafe" not in str(policy)
+    assert reply.headers["content-type"] == "text/html; charset=utf-8"
+    assert reply.headers["x-content-type-options"] == "nosniff"
+    assert reply.headers["referrer-policy"] == "same-origin"
+    return bool(reply.headers["cache-control"] == "no-store")
+
+
+@pytest.mark.usefixtures("journal")
+async def test_every_answer_is_kept_by_nobody_and_loads_nothing_from_elsewhere(alice: Browser) -> None:
+    keep(session_of("R-1"))
+    for path in ("/sessions", "/sessions/chart", "/unread", "/health"):
+        reply = await alice.get(path)
+        assert reply.status_code == 200
+        assert secured(reply)
+    for reply, status in [
+        (await alice.get("/session", **A_SESSION), 200),
+        (await alice.get("/session", **{**A_SESSION, "session": "R-2"}), 404),
+        (await alice.get("/session"), 400),
+        (await alice.post("/unread/reparse", conn="zuora", headers={}), 403),
+    ]:
+        assert reply.status_code == status
+        assert secured(reply)
+    alice.client.cookies.clear()
+    reply = await alice.get("/sessions")
+    assert reply.status_code == 401
+    assert secured(reply)
+
+
+@pytest.mark.usefixtures("journal")
+async def test_no_style_or_script_stands_in_a_page_for_the_policy_would_not_let_it_work(alice: Browser) -> None:
+    keep(session_of("R-1"))
+    for page in (await alice.sees("/sessions"), await alice.sees("/session", **A_SESSION)):
+        assert [each for each in page.all() if "style" in each.attributes] == []
+        assert page.all("style") == []
+        assert [each.inside for each in page.all("script")] == [[]]
+        assert [name for each in page.all() for name in each.attributes if name.startswith("on")] == []
+
+
+@pytest.mark.usefixtures("journal")
+@pytest.mark.parametrize(
+    ("path", "asked", "sentence"),
+    [
+        (
+            "/sessions",
+            {"since": "yesterday"},
+            "since=yesterday is no time: write 2026-03-31T09:00, or one of 1h, 24h, 7d, 30d.",
+        ),
+        ("/sessions", {"until": "2026-13-01"}, "until=2026-13-01 is no time"),
+        ("/sessions", {"since": "0001-01-01T00:00"}, "since=0001-01-01T00:00 is no time"),
+        ("/sessions", {"since": "9999-12-31T23:59Z"}, "since=9999-12-31T23:59Z is no time"),
+        ("/sessions/chart", {"until": "0001-01-01T00:00Z"}, "until=0001-01-01T00:00Z is no time"),
+        ("/sessions", {"since": "2026-03-31T09:00", "tz": "Mars/Base"}, "since=2026-03-31T09:00 is no time"),
+        ("/sessions", {"since": "2026-03-31T09:00", "tz": "../../etc/passwd"}, "is no time"),
+        ("/sessions", {"since": "2026-03-31T09:00", "tz": "A" * 300}, "is no time"),
+        ("/sessions", {"since": "2026-03-31T09:00", "tz": "Europe"}, "is no time"),
+        ("/sessions", {"before": "1-2-3"}, "'1-2-3' is no place in the list: go back to the newest sessions."),
+        ("/sessions", {"after": "x"}, "'x' is no place in the list"),
+        ("/sessions", {"before": "0-99999999999999999999"}, "is no place in the list"),
+        ("/task", {**A_TASK, "map_index": "first"}, "map_index=first is no number of a mapped task."),
+        ("/task", {**A_TASK, "map_index": "-2"}, "map_index=-2 is no number of a mapped task."),
+        ("/task", {**A_TASK, "map_index": "9" * 30}, "is no number of a mapped task."),
+        ("/task", {"dag_id": "load"}, "These parts of it are missing or wrong: run_id, task_id."),
+        ("/session", {"conn": "zuora"}, "These parts of it are missing or wrong: meter, session."),
+        ("/sessions", {"meter": "1\0"}, "These parts of it are missing or wrong: meter."),
+        ("/sessions/chart", {"status": "\0"}, "These parts of it are missing or wrong: status."),
+        ("/session", {**A_SESSION, "session": "R\0"}, "These parts of it are missing or wrong: session."),
+        ("/run", {"dag_id": "a\0", "run_id": "\0"}, "These parts of it are missing or wrong: dag_id, run_id."),
+        ("/task", {**A_TASK, "map_index": "\0"}, "These parts of it are missing or wrong: map_index."),
+    ],
+)
+async def test_an_address_that_cannot_be_read(alice: Browser, path: str, asked: dict[str, str], sentence: str) -> None:
+    assert sentence in said(await alice.get(path, **asked), 400)
+
+
+async def test_a_form_that_cannot_be_read(alice: Browser) -> None:
+    missing = "These parts of it are missing or wrong: "
+    assert said(await alice.post("/unread/reparse"), 400) == f"{missing}conn."
+    assert said(await alice.post("/unread/reparse", conn="a\0"), 400) == f"{missing}conn."
+    assert said(await alice.post("/session/summary", conn="zuora", meter="1"), 400) == f"{missing}session."
+    assert said(await alice.post("/session/replay", **A_SESSION), 400) == f"{missing}dag_id."
+
+
+@pytest.mark.usefixtures("journal")
+async def test_of_what_nobody_knows_it_says_so(alice: Browser) -> None:
+    sentence = said(await alice.get("/session", conn="zuora", meter="1001", session="R-404"), 404)
+    assert sentence.startswith("The journal does not know session R-404 of meter 1001 over connection zuora.")
+
+
+async def test_in_any_database_whatever_is_asked_for_is_found_or_not(alice: Browser, airflow_database: str) -> None:
+    """PostgreSQL refuses what SQLite takes."""
+    del airflow_database
+    odd = "\ud7ff\ufffd\u202e%_'\";--\\"
+    for name in ("conn", "meter", "status", "run_type"):
+        for path in ("/sessions", "/sessions/chart"):
+            assert (await alice.get(path, **{name: odd})).status_code == 200
+    assert (await alice.get("/session", conn=odd, meter=odd, session=odd)).status_code == 404
+    assert (await alice.get("/task", dag_id=odd, run_id=odd, task_id=odd, map_index=999_999_999)).status_code == 200
+    assert (await alice.get("/run", dag_id=odd, run_id=odd)).status_code == 200
+    for place in ("0-0", f"{'9' * 17}-{'9' * 18}"):
+        assert (await alice.get("/sessions", before=place)).status_code == 200
+        assert (await alice.get("/sessions", after=place)).status_code == 200
+
+
+@pytest.mark.usefixtures("journal")
+async def test_without_the_tables_the_command_is_named(alice: Browser) -> None:
+    Base.metadata.drop_all(settings.get_engine())
+    for path, asked in [
+        ("/sessions", {}),
+        ("/sessions/chart", {}),
+        ("/session", A_SESSION),
+        ("/task", A_TASK),
+        ("/run", {"dag_id": "load", "run_id": "r"}),
+        ("/unread", {}),
+        ("/health", {}),
+    ]:
+        reply = await alice.get(path, **asked)
+        assert "run `airflow db migrate`" in said(reply, 503)
+        assert secured(reply)
+
+
+@pytest.mark.usefixtures("journal")
+async def test_with_the_tables_of_an_older_version_too(alice: Browser) -> None:
+    with settings.get_engine().begin() as connection:
+        connection.execute(text("DROP TABLE mediation_calls"))
+    assert "run `airflow db migrate`" in said(await alice.get("/health"), 503)
+
+
+async def test_a_database_that_is_away_is_a_matter_of_the_log(
+    alice: Browser, monkeypatch: pytest.MonkeyPatch, said_log: Callable[[], list[str]]
+) -> None:
+    def away(_: object) -> None:
+        raise JournalUnavailable("could not connect to server db.internal")
+
+    monkeypatch.setattr(sessions, "read", away)
+    for _ in range(3):
+        assert said(await alice.get("/sessions"), 503) == "The API server's log says why."
+    [line] = said_log()
+    assert "A page was answered 503" in line
+    assert "db.internal" in line
+
+
+@pytest.fixture
+def said_log(caplog: pytest.LogCaptureFixture) -> Callable[[], list[str]]:
+    def errors() -> list[str]:
+        return [each.getMessage() for each in caplog.records if each.levelno >= logging.WARNING]
+
+    return errors

@@ -1,0 +1,134 @@
+"""All routes of the application, as they are found in it: what each asks for before it says anything."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+from fastapi.routing import APIRoute
+from starlette.routing import Mount
+
+from airflow_mediation_provider.api_server import pages as package
+from airflow_mediation_provider.api_server.app import create_app
+from airflow_mediation_provider.api_server.pages.route import PageRoute
+from tests.unit.api_server.pages.conftest import SAME_ORIGIN
+from tests.unit.api_server.pages.html import parsed
+
+if TYPE_CHECKING:
+    from tests.unit.api_server.pages.conftest import Browser, Manager
+
+# They authenticate by signatures, and one tells nothing.
+MACHINES = {
+    ("POST", "/callouts/{conn_id:path}"),
+    ("POST", "/feed"),
+    ("POST", "/observations"),
+    ("POST", "/prune"),
+    ("POST", "/reconcile"),
+    ("GET", "/handshake"),
+}
+APP = create_app()
+ROUTES = {
+    (method, route.path): route for route in APP.routes if isinstance(route, APIRoute) for method in route.methods
+}
+PAGES = [which for which in ROUTES if which not in MACHINES]
+WRITING = [which for which in PAGES if which[0] != "GET"]
+each_page = pytest.mark.parametrize(("method", "path"), PAGES)
+
+
+def test_nothing_but_pages_machines_and_files_is_there() -> None:
+    assert set(ROUTES) >= MACHINES
+    others = [route for route in APP.routes if not isinstance(route, APIRoute)]
+    assert [(type(route), getattr(route, "path", "")) for route in others] == [(Mount, "/static")]
+    assert {path for _, path in PAGES} == {
+        "/sessions", "/sessions/chart", "/session", "/session/summary", "/session/replay",
+        "/task", "/run", "/unread", "/unread/reparse", "/health",
+    }  # fmt: skip
+
+
+@each_page
+def test_a_page_is_html_whatever_happens_and_reads_or_writes(method: str, path: str) -> None:
+    assert isinstance(ROUTES[method, path], PageRoute)
+    assert method in ("GET", "POST")
+    assert ROUTES[method, path].methods == {method}
+
+
+@each_page
+@pytest.mark.parametrize("token", [None, "expired", "forged"])
+async def test_without_a_login_it_says_so_and_nothing_else(
+    stranger: Browser, manager: Manager, method: str, path: str, token: str | None
+) -> None:
+    if token:
+        stranger.client.cookies.set("_token", token)
+    reply = await stranger.client.request(method, f"/mediation{path}", headers=SAME_ORIGIN)
+    assert reply.status_code == 401
+    page = parsed(reply.text)
+    assert page.one("h1").text == "Your login has expired"
+    assert page.one("a", data_login="").attributes["href"] == "/api/v2/auth/login"
+    assert manager.asked == []
+
+
+@each_page
+async def test_who_may_not_read_assets_sees_nothing(alice: Browser, manager: Manager, method: str, path: str) -> None:
+    manager.deny("asset", "GET")
+    reply = await alice.client.request(method, f"/mediation{path}", headers=SAME_ORIGIN)
+    assert reply.status_code == 403
+    assert parsed(reply.text).one("h1").text == "You may not see this"
+    assert manager.asked == [("asset", "GET")]
+
+
+async def test_a_token_in_a_header_is_a_login_too(stranger: Browser, manager: Manager) -> None:
+    """As scripts send it; a good cookie does not help a bad one."""
+    manager.deny("asset", "GET")
+    for token, status in [("good", 403), ("expired", 401), ("forged", 401)]:
+        stranger.client.cookies.set("_token", "good")
+        reply = await stranger.client.get("/mediation/sessions", headers={"Authorization": f"Bearer {token}"})
+        assert reply.status_code == status
+
+
+@pytest.mark.parametrize(("method", "path"), WRITING)
+async def test_what_writes_is_not_done_for_another_site(alice: Browser, method: str, path: str) -> None:
+    for headers in ({}, {"Sec-Fetch-Site": "cross-site"}, {"Origin": "https://evil.example"}):
+        reply = await alice.client.request(method, f"/mediation{path}", headers=headers)
+        assert reply.status_code == 403
+        section = parsed(reply.text).one("section", data_error="403")
+        assert [each.text for each in section.all("p")] == ["This request comes from another site.", "All sessions"]
+
+
+@pytest.mark.parametrize(("method", "path"), sorted(MACHINES))
+async def test_what_is_for_machines_takes_no_users_login_for_a_proof(alice: Browser, method: str, path: str) -> None:
+    reply = await alice.client.request(
+        method, f"/mediation{path.replace('{conn_id:path}', 'zuora')}", headers=SAME_ORIGIN
+    )
+    if path == "/handshake":
+        assert set(reply.json()) == {"service", "protocol", "version"}
+    else:
+        assert reply.status_code == 401
+        assert reply.json()["success"] is False
+
+
+@each_page
+async def test_by_another_method_nothing_is_there(alice: Browser, method: str, path: str) -> None:
+    others = {"GET", "POST", "PUT", "DELETE", "PATCH"} - {each for each, of in PAGES if of == path}
+    for other in sorted(others):
+        assert (await alice.client.request(other, f"/mediation{path}", headers=SAME_ORIGIN)).status_code == 405
+
+
+async def test_files_are_for_everybody_and_only_those_that_are_meant(stranger: Browser) -> None:
+    folder = Path(package.__file__).parent / "static"
+    kinds = {".css": "text/css", ".js": "text/javascript", ".svg": "image/svg+xml"}
+    files = list(folder.iterdir())
+    assert {file.suffix for file in files} == set(kinds)
+    for file in files:
+        reply = await stranger.get(f"/static/{file.name}")
+        assert (reply.status_code, reply.content) == (200, file.read_bytes())
+        assert reply.headers["content-type"].partition(";")[0] == kinds[file.suffix]
+    for other in ("", "nothing.js", "../templates/base.html", "%2e%2e/templates/base.html", "..%2fsession.py"):
+        assert (await stranger.get(f"/static/{other}")).status_code == 404
+
+
+def test_the_files_name_nothing_that_is_elsewhere() -> None:
+    for file in (Path(package.__file__).parent / "static").iterdir():
+        named = re.findall(r"//[\w.-]+\.\w[^\s\"']*", file.read_text())
+        assert set(named) <= {"//www.w3.org/2000/svg"}, file
