@@ -344,5 +344,7 @@ class _Writer:
             if row.emitted.get(told.status, 0):
                 return
             row.emitted = {**row.emitted, told.status: 1}
+            # Whoever looks for the event of a session looks around the time of its row.
+            row.updated_at = datetime.now(UTC)
             key = extra["session_id"] = row.session_id
         self._announce(told.meter_id, told.status, key, extra)

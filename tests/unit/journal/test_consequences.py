@@ -7,15 +7,19 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from airflow import settings
 from airflow.sdk import Asset, PartitionedAssetTimetable, StartOfDayMapper
+from sqlalchemy import update
 
 from airflow_mediation_provider.assets import on_meter_session
 from airflow_mediation_provider.journal import consequences
 from airflow_mediation_provider.journal.consequences import Consumer, Scheduled, StartedRun, Wait
 from airflow_mediation_provider.journal.listing import Filters, Listed, SessionKey, find_session, list_sessions
 from airflow_mediation_provider.journal.replay import replay
+from airflow_mediation_provider.journal.tables import SessionRow
 from airflow_mediation_provider.journal.transaction import read
 from airflow_mediation_provider.protocol.asset_uri import asset_uri
+from airflow_mediation_provider.protocol.transition import Source
 from tests.unit.journal.old_rows import keep, session_of, wait_of
 from tests.unit.journal.plans import explained, uses_an_index
 from tests.unit.journal.scheduling import CONN, NOW, SINCE, Airflow, change, poll, tell
@@ -172,6 +176,17 @@ class TestRuns:
         assert found == key(partition)
         assert read(partial(find_session, key=found)) is None
 
+    def test_what_a_poll_announced_of_the_one_live_session_however_long_it_was_silent(self, airflow: Airflow) -> None:
+        airflow.know("load", on_meter_session("1", "COMPLETED"))
+        tell(change("R-1", "RUNNING", None, observed_at=datetime.now(UTC), source=Source.RUN))
+        with settings.get_engine().begin() as connection:
+            hours_ago = datetime.now(UTC) - timedelta(hours=9)
+            connection.execute(update(SessionRow).values(first_observed_at=hours_ago, updated_at=hours_ago))
+        for at, status in enumerate(["RUNNING", "COMPLETED"]):
+            tell(poll(status, at))
+        airflow.schedule()
+        assert started() == {key(): [("load", "COMPLETED")]}
+
     def test_without_sessions_or_dags_nothing_is_asked_for(self, airflow: Airflow) -> None:
         assert read(lambda session: consequences.runs_started(session, [])) == {}
         assert read(lambda session: consequences.scheduled(session, [])) == {}
@@ -282,14 +297,13 @@ class TestWaits:
             {"session_id": "R-3", "task_id": "a", "created_at": self.at(7), "conn_id": "other"},
         ]
         keep(*(wait_of(f"w{number}", **values) for number, values in enumerate(waits)))
-        first, second = SessionKey("zuora", "1001", "R-1"), SessionKey("zuora", "1001", "R-2")
-        third = SessionKey("zuora", "1001", "R-9")
-        of = read(partial(consequences.waits_of, keys=[first, second, third]))
+        keep(*(session_of(session_id) for session_id in ("R-1", "R-2", "R-9")))
+        of = read(lambda session: consequences.waits_of(session, everything()))
         assert {each.session_id: self.tasks(found) for each, found in of.items()} == {
             "R-1": ["b[-1]", "a[-1]"],
             "R-2": ["a[-1]", "a[3]"],
         }
-        assert read(partial(consequences.waits_of, keys=[])) == {}
+        assert read(lambda session: consequences.waits_of(session, [])) == {}
         of_run = read(partial(consequences.waits_of_run, dag_id="usage", run_id="r"))
         assert self.tasks(of_run) == ["a[-1]", "d[-1]", "a[3]", "c[-1]", "a[-1]"]
 
@@ -340,9 +354,10 @@ class TestWaits:
 
 def test_what_is_asked_of_the_waits_uses_indexes(airflow_on: Callable[[str], str], sqlite_database: str) -> None:
     airflow_on(sqlite_database)
-    keep(session_of("R-1"), wait_of("w", session_id="R-1"))
+    keep(session_of("R-1"), session_of("R-2"), wait_of("w", session_id="R-1"))
+    listed = everything()
     with explained() as plans:
-        read(partial(consequences.waits_of, keys=[SessionKey("zuora", "1001", "R-1"), SessionKey("zuora", "7", "R-2")]))
+        read(lambda session: consequences.waits_of(session, listed))
         read(partial(consequences.waits_of_run, dag_id="usage", run_id="r"))
         read(partial(consequences.wait_of_task, dag_id="usage", run_id="r", task_id="wait", map_index=-1))
     assert len(plans) == 3
