@@ -65,6 +65,11 @@ class WaitMemory:
         """Say whether it is the memory of this try of a task."""
         return (self._generation, self._try_number) == (ti.max_tries, ti.try_number)
 
+    @property
+    def of_this_try(self) -> bool:
+        """Whether this try has waited already, in an earlier process."""
+        return self._wait_try == self._try_number
+
     def recall(self, fresh: SessionWait) -> SessionWait:
         """Return the kept wait where it asks the same as ``fresh``, else ``fresh``.
 
@@ -73,7 +78,7 @@ class WaitMemory:
         kept = self.last()
         if kept is None or question(kept) != question(fresh):
             return fresh
-        if self._wait_try == self._try_number:
+        if self.of_this_try:
             return kept
         return kept.renewed(until=fresh.condition.until)
 

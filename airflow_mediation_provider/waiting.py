@@ -135,7 +135,9 @@ class SessionWaitMixin(_Operator):
         if wait.result is not None:
             return wait.result
         memory = self._wait_memory(context)
-        wait = memory.recall(wait)
+        fresh, wait = wait, memory.recall(wait)
+        if wait is fresh or not memory.of_this_try:
+            self.log.info(wait.known.opening(self.mediation_conn_id))
         poller, feed = self._make_hook(attempts=1), self._wait_feed(context)
         said_at = time.monotonic()
         while True:

@@ -255,7 +255,15 @@ class MeterSessionBranchOperator(SessionWaitMixin, BaseBranchOperator):
                 f"Session {name} is {status}, which has no branch: the branches are for {given}. Add it to branches, or"
                 " give a default."
             )
-        self.log.info("Session %s is %s: following %s.", name, status, branch or "no branch")
+        self.log.info(
+            "Session %s of meter %s is %s, by %s%s: following %s.",
+            name,
+            session.get("meter_id"),
+            status,
+            session.get("evidence", "what the task before said"),
+            "" if session.get("certain", False) else ", and that is not certain",
+            branch or "no branch",
+        )
         context["ti"].xcom_push(key="session", value=session)
         return self.do_branch(context, branch)
 

@@ -130,6 +130,13 @@ class SessionCondition:
         if self.since is not None and self.until is not None and self.until < self.since:
             raise ValueError(f"until ({self.until.isoformat()}) is before since ({self.since.isoformat()})")
 
+    def in_words(self) -> str:
+        """Return the statuses that end the wait, in words."""
+        words = " or ".join(self.statuses or ())
+        if self.previous_statuses:
+            words += f" right after {' or '.join(self.previous_statuses)}"
+        return words + (f" ({' or '.join(self.fail_on)} fails it)" if self.fail_on else "")
+
     def outcome_of(self, status: str) -> Outcome:
         """Return what the status of the awaited session means for the condition, its previous status left aside."""
         if self.statuses and status in self.statuses:

@@ -13,7 +13,7 @@ from airflow_mediation_provider.protocol.binding import CLOCK_SKEW, Binding
 from airflow_mediation_provider.protocol.condition import Outcome, Verdict, judge
 from airflow_mediation_provider.protocol.status import RunType
 from airflow_mediation_provider.protocol.story import Story
-from airflow_mediation_provider.protocol.times import to_json, to_utc
+from airflow_mediation_provider.protocol.times import in_words, to_json, to_utc
 from airflow_mediation_provider.protocol.transition import SessionTransition
 
 if TYPE_CHECKING:
@@ -202,10 +202,28 @@ class SessionKnowledge:
         verdict = judge(self._condition, state)
         lines: list[str] = []
         if not state.ambiguous and state.status != self.story.status:
-            lines.append(self.story.change(state.status, to_utc("observed_at", state.observed_at), self.subject()))
+            since = to_utc("observed_at", state.observed_at)
+            lines.append(self.story.change(state.status, since, self.subject(), state.source))
         if verdict.outcome is Outcome.WAITING:
             lines += self.story.hold_back(verdict.reason)
         return lines, Told(state, verdict)
+
+    def opening(self, conn_id: str) -> str:
+        """Return one line that says what is waited for, and what is known of it already.
+
+        :param conn_id: the Airflow connection
+        """
+        condition, story = self._condition, self.story
+        who = self.subject()
+        if self.session_id is None:
+            meter = f"meter {condition.meter_id}"
+            who = meter if self.named else f"the first session of {meter} from {in_words(self.earliest)} on"
+        line = f"waiting for {who}, over connection {conn_id!r}, to be {condition.in_words()}"
+        if condition.until is not None:
+            line += f", until {in_words(condition.until)}"
+        if story.status is not None and story.status_since is not None:
+            line += f"; it is {story.status} since {in_words(story.status_since)}"
+        return line
 
     def subject(self) -> str:
         """Return the session in words."""

@@ -57,7 +57,10 @@ class Outage:
         if self._since is not None:
             return ()
         self._since = at
-        return (f"the status cannot be read: {error}; asking again for up to {humanize(self._max_unreachable)}",)
+        often = f"for up to {humanize(self._max_unreachable)}"
+        if self._refusals:
+            often = f"{LASTING_REFUSALS - 1} more times, in case that does not last"
+        return (f"the status cannot be read: {str(error).rstrip('.')}; asking again {often}",)
 
     def end(self, error: MediationError, at: datetime) -> tuple[WaitEnd, str] | None:
         """Return how the failed attempt just noted ends the wait, with a message, or ``None``.

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from airflow_mediation_provider.protocol.times import from_json, humanize, in_words, to_json
+from airflow_mediation_provider.protocol.transition import Source
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -33,26 +34,35 @@ class Story:
         if self.read_since is None or (status != self.read and at > self.read_since):
             self.read, self.read_since = status, at
 
-    def change(self, status: str, since: datetime, subject: str) -> str:
-        """Take a new status of the session and return the line that says so."""
+    def change(self, status: str, since: datetime, subject: str, source: Source) -> str:
+        """Take a new status of the session and return the line that says so.
+
+        :param status: the status
+        :param since: since when the session is known to have it
+        :param subject: the session in words
+        :param source: how that was learned
+        """
         if self.status is None or self.status_since is None:
             line = f"{subject} is {status}"
         else:
             line = f"{self.status} -> {status} after {humanize(since - self.status_since)}"
         self.status, self.status_since, self.note = status, since, ""
-        return line
+        return f"{line}, by {source}"
 
-    def take(self, status: str, note: str, subject: str, *, speaks: bool) -> list[str]:
+    def take(self, status: str, at: datetime, note: str, subject: str, *, speaks: bool) -> list[str]:
         """Take a reading, and return what to log.
 
         :param speaks: whether it is the session's own status
         :param status: the status that was read
+        :param at: when it was
         :param note: why more is not known, in words
         :param subject: the session in words
         """
         lines = []
         if speaks and status != self.status and self.read_since is not None:
-            lines.append(self.change(status, self.read_since, subject))
+            # The meter may show since long ago what the session, by a callout, left and came back to meanwhile.
+            again = self.status_since is not None and self.read_since < self.status_since
+            lines.append(self.change(status, at if again else self.read_since, subject, Source.POLL))
         elif speaks and self.note and not note:
             lines.append(f"the meter shows {status} again")
             self.note = ""

@@ -178,7 +178,7 @@ class SessionWait:
         verdict = self.known.observe(reading, () if self.polls_only else others)
         open_question = self._open_question(verdict)
         note = open_question or verdict.reason if not verdict.speaks or open_question else ""
-        lines += self.known.story.take(reading.status, note, self.known.subject(), speaks=verdict.speaks)
+        lines += self.known.story.take(reading.status, at, note, self.known.subject(), speaks=verdict.speaks)
         if verdict.outcome is Outcome.WAITING or open_question:
             self._held_back = None
         elif self.callouts is Callouts.READ and not verdict.certain:
@@ -240,7 +240,7 @@ class SessionWait:
         self._look_at_clock(at)
         if end is not None and self.callouts is not Callouts.READ:
             # Where callouts are read, they go on without Zuora's REST API.
-            self._end(*end)
+            self._end(end[0], f"{end[1].rstrip('.')}; {self.known.subject()} {self.known.story.at_deadline(at)}")
         return WaitUpdate(() if self._result else lines, self._result)
 
     def tick(self, at: datetime) -> WaitUpdate:

@@ -96,6 +96,8 @@ class MeterSessionTrigger(BaseTrigger):
 
         memory = TriggerMemory(self.task_instance)
         self._followed = wait = await memory.recall(wait)
+        if eager:
+            self.log.info(wait.known.opening(self.mediation_conn_id))
         waiter = watch.subscribe(
             self.mediation_conn_id,
             wait,

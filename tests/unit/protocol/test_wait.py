@@ -48,28 +48,77 @@ class TestLines:
         readings = [(5, "INITIALIZING"), (12, "RUNNING"), (40, "RUNNING"), (700, "RUNNING"), (736, "COMPLETED")]
         assert [read(wait, *reading).lines for reading in readings] == [
             (),
-            ("INITIALIZING -> RUNNING after 12s",),
+            ("INITIALIZING -> RUNNING after 12s, by poll",),
             (),
             (),
-            ("RUNNING -> COMPLETED after 12m 4s",),
+            ("RUNNING -> COMPLETED after 12m 4s, by poll",),
         ]
 
     def test_without_a_run_reply_the_first_status_is_said(self) -> None:
         wait = SessionWait(condition(), created_at=at(0))
-        assert read(wait, 5, "RUNNING").lines == ("session R-1 of meter 2470 is RUNNING",)
+        assert read(wait, 5, "RUNNING").lines == ("session R-1 of meter 2470 is RUNNING, by poll",)
 
     def test_what_may_be_the_session_before_is_said_once_and_is_no_change(self) -> None:
         wait = started()
         note = "the meter still shows COMPLETED, which may be the session before; waiting on"
         assert [read(wait, s, "COMPLETED").lines for s in (1, 5, 9)] == [(note,), (), ()]
         assert wait.heartbeat(at(20)).startswith("still INITIALIZING, 20s so far (the meter still shows COMPLETED")
-        assert read(wait, 35, "RUNNING").lines == ("INITIALIZING -> RUNNING after 35s",)
+        assert read(wait, 35, "RUNNING").lines == ("INITIALIZING -> RUNNING after 35s, by poll",)
 
     def test_a_sensor_says_what_it_waits_for(self) -> None:
         wait = sensing()
         assert read(wait, 0, "COMPLETED").lines == ("the meter is COMPLETED, no session has begun yet; waiting on",)
         assert wait.heartbeat(at(63)) == "the meter is COMPLETED, no session has begun yet, 1m 3s so far"
-        assert read(wait, 70, "RUNNING").lines == ("the session of meter 2470 is RUNNING",)
+        assert read(wait, 70, "RUNNING").lines == ("the session of meter 2470 is RUNNING, by poll",)
+
+    @pytest.mark.parametrize(
+        ("wait", "line"),
+        [
+            (
+                started(until=at(3600)),
+                "waiting for session R-1 of meter 2470, over connection 'zuora', to be COMPLETED (CANCELED or FAILED "
+                "fails it), until 2026-03-31 10:00:00 UTC; it is INITIALIZING since 2026-03-31 09:00:00 UTC",
+            ),
+            (
+                SessionWait(SessionCondition(meter_id="2470", since=at(-60)), created_at=at(0)),
+                "waiting for the first session of meter 2470 from 2026-03-31 08:59:00 UTC on, over connection 'zuora', "
+                "to be COMPLETED (CANCELED or FAILED fails it)",
+            ),
+            (
+                SessionWait(
+                    SessionCondition(
+                        meter_id="2470",
+                        session_id="R-1",
+                        run_type=RunType.DEBUG,
+                        statuses=("TESTING_PASSED", "TESTING_FAILED"),
+                        previous_statuses=("TESTING",),
+                    ),
+                    created_at=at(0),
+                ),
+                "waiting for DEBUG session R-1 of meter 2470, over connection 'zuora', to be TESTING_PASSED or "
+                "TESTING_FAILED right after TESTING",
+            ),
+            (
+                SessionWait(
+                    SessionCondition(meter_id="2470", statuses=("CANCELED",), fail_on=("RUNNING",), since=at(0)),
+                    created_at=at(0),
+                    polls_only=True,
+                ),
+                "waiting for meter 2470, over connection 'zuora', to be CANCELED (RUNNING fails it)",
+            ),
+        ],
+    )
+    def test_the_first_line_says_what_is_waited_for_and_what_is_known(self, wait: SessionWait, line: str) -> None:
+        assert wait.known.opening("zuora") == line
+
+    def test_a_refusal_is_said_without_patience_that_it_does_not_get(self) -> None:
+        wait = started()
+        (line,) = wait.fault(MisconfigurationError("Meter 2470 is unknown."), at(60)).lines
+        assert line == (
+            "the status cannot be read: Meter 2470 is unknown; asking again 2 more times, in case that does not last"
+        )
+        assert wait.fault(MisconfigurationError("Meter 2470 is unknown."), at(120)).result is None
+        assert wait.fault(MisconfigurationError("Meter 2470 is unknown."), at(180)).result is not None
 
     def test_a_mask_is_said_once_and_its_end(self) -> None:
         wait = started()
@@ -245,7 +294,10 @@ class TestPatience:
         result = wait.fault(DOWN, at(700)).result
         assert result is not None
         assert result.end is WaitEnd.UNREACHABLE
-        assert result.message == ("Zuora gave no good answer for 10m, since 2026-03-31 09:01:40 UTC: HTTP 503.")
+        assert result.message == (
+            "Zuora gave no good answer for 10m, since 2026-03-31 09:01:40 UTC: HTTP 503; "
+            "session R-1 of meter 2470 was RUNNING since 2026-03-31 09:00:40 UTC, for 11m."
+        )
         assert result.last_status == "RUNNING"
 
     def test_a_good_answer_begins_it_anew(self) -> None:
@@ -392,7 +444,7 @@ class TestStored:
         wait = SessionWait.from_dict(json.loads(text))
         assert wait.deadline == at(7200)
         update = read(wait, 90, "COMPLETED")
-        assert update.lines == ("Zuora reached again after 30s", "RUNNING -> COMPLETED after 50s")
+        assert update.lines == ("Zuora reached again after 30s", "RUNNING -> COMPLETED after 50s, by poll")
         assert update.result is not None
         assert update.result.session is not None
         assert update.result.session["certain"]
@@ -463,4 +515,4 @@ def test_a_condition_in_the_wait_is_the_one_given() -> None:
     wait = SessionWait(asked, created_at=at(0))
     assert wait.condition == asked
     read(wait, 0, "COMPLETED")
-    assert read(wait, 40, "TESTING").lines == ("the DEBUG session of meter 7 is TESTING",)
+    assert read(wait, 40, "TESTING").lines == ("the DEBUG session of meter 7 is TESTING, by poll",)

@@ -59,7 +59,7 @@ def ended(update: WaitUpdate) -> tuple[WaitEnd, str, bool]:
 class TestTheyDecide:
     def test_they_are_exact(self) -> None:
         update = learn(waiting(require_certain=True), 101, state("COMPLETED", second=100))
-        assert update.lines == ("INITIALIZING -> COMPLETED after 1m 40s",)
+        assert update.lines == ("INITIALIZING -> COMPLETED after 1m 40s, by callout",)
         assert ended(update) == (WaitEnd.MET, "callout", True)
         assert update.result is not None
         assert update.result.session is not None
@@ -69,11 +69,18 @@ class TestTheyDecide:
     def test_what_is_said_again_is_not_news(self) -> None:
         wait = waiting()
         running = state("RUNNING", "INITIALIZING", 20)
-        assert learn(wait, 21, running).lines == ("INITIALIZING -> RUNNING after 20s",)
+        assert learn(wait, 21, running).lines == ("INITIALIZING -> RUNNING after 20s, by callout",)
         assert learn(wait, 60, running) == WaitUpdate()
         # A poll is ahead of a callout that is late: the old one does not take it back.
-        assert read(wait, 60, "USAGE_PUSHING").lines == ("RUNNING -> USAGE_PUSHING after 40s",)
+        assert read(wait, 60, "USAGE_PUSHING").lines == ("RUNNING -> USAGE_PUSHING after 40s, by poll",)
         assert learn(stored(wait), 120, running) == WaitUpdate()
+
+    def test_a_status_that_a_poll_finds_again_lasts_since_then(self) -> None:
+        wait = waiting()
+        read(wait, 40, "RUNNING")
+        assert learn(wait, 100, state("PAUSED", "RUNNING", 100)).lines == ("RUNNING -> PAUSED after 1m, by callout",)
+        assert read(wait, 300, "RUNNING").lines == ("PAUSED -> RUNNING after 3m 20s, by poll",)
+        assert wait.heartbeat(at(360)) == "still RUNNING, 1m so far"
 
     def test_other_meters_say_nothing(self) -> None:
         assert learn(waiting(), 101, state("COMPLETED", meter_id="7")) == WaitUpdate()
@@ -353,7 +360,7 @@ class TestWithoutASessionId:
         assert ended(update) == (WaitEnd.MET, "callout", True)
         assert update.lines == (
             "waiting for session R-1, the first that is known",
-            "session R-1 of meter 2470 is COMPLETED",
+            "session R-1 of meter 2470 is COMPLETED, by callout",
         )
 
     def test_the_first_of_several_counts_in_whatever_order_they_are_told(self) -> None:
@@ -376,7 +383,7 @@ class TestWithoutASessionId:
         update = learn(stored(wait), 900, state("RUNNING", "INITIALIZING", 899), later)
         assert update.lines == (
             "session R-1 comes first, and not R-2: waiting for that one",
-            "session R-1 of meter 2470 is RUNNING",
+            "session R-1 of meter 2470 is RUNNING, by callout",
         )
 
     def test_one_that_turns_out_to_have_begun_too_early_is_given_up(self) -> None:
