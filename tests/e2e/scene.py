@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     from demo.stage import Stage
 
 METER = "1013"
+PAUSED = "on_either"
+PAUSED_METER = "1016"
 WAITS = ("run_and_branch", "run_meter")
 
 
@@ -23,11 +25,13 @@ class Scene:
 
     :param waiting: the run of the DAG whose task waited for it
     :param started: the run of ``people.ONE_DAG`` that it started
+    :param missed: another session, of ``PAUSED_METER``, which started nothing because the DAG ``PAUSED`` is paused
     """
 
     session_id: str
     waiting: str
     started: str
+    missed: str
 
     @property
     def key(self) -> dict[str, str]:
@@ -46,6 +50,9 @@ class Scene:
 
 def play(stage: Stage) -> Scene:
     """Let it happen."""
+    stage.airflow.wait_dags({WAITS[0], people.ONE_DAG, PAUSED})
+    stage.airflow.api("PATCH", f"/dags/{PAUSED}", json={"is_paused": True})
+    missed = str(stage.simulator.start_session(PAUSED_METER, script=[["COMPLETED", None]])["session_id"])
     stage.simulator.meter(METER, script=[["INITIALIZING", None]], records=30, errors=1)
     waiting = stage.airflow.trigger(WAITS[0], {"meter_id": METER})
     stage.airflow.wait_task(WAITS[0], waiting, WAITS[1], {"deferred"})
@@ -58,4 +65,4 @@ def play(stage: Stage) -> Scene:
 
     run_id = wait_until(started, timeout=90, what=f"a run of {people.ONE_DAG} for {session_id}")
     stage.airflow.wait_success(WAITS[0], waiting)
-    return Scene(session_id=session_id, waiting=waiting, started=run_id)
+    return Scene(session_id=session_id, waiting=waiting, started=run_id, missed=missed)
