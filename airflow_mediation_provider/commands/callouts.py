@@ -66,12 +66,22 @@ def _post(url: str, headers: dict[str, str], body: bytes) -> tuple[int, dict[str
         ) as reply:
             return reply.status_code, {name.lower(): value for name, value in reply.headers.items()}, reply.text
     except requests.exceptions.SSLError as error:
-        what = "its certificate is not accepted; Zuora would not take it either (or needs it in the callout template)"
-        raise SystemExit(f"Failed: {what}: {error}.") from None
+        what = "there is no TLS as it should be"
+        if "certificate" in str(error).lower():
+            what = (
+                "its certificate is not accepted; Zuora would not take it either (or needs it in the callout template)"
+            )
+        raise SystemExit(f"Failed: {what}: {_reason(error)}.") from None
     except requests.exceptions.Timeout:
         raise SystemExit(f"Failed: no answer in time; Zuora waits {SECONDS:g} s and tries again later.") from None
     except requests.exceptions.RequestException as error:
-        raise SystemExit(f"Failed: no answer: {error}.") from None
+        raise SystemExit(f"Failed: no answer: {_reason(error)}.") from None
+
+
+def _reason(error: Exception) -> str:
+    """Return what lies beneath an error of requests, without the names of the classes around it."""
+    text = str(getattr(error.args[0] if error.args else None, "reason", None) or error)
+    return text.rpartition("): ")[2].rstrip(".")
 
 
 def _doubts(url: str) -> list[str]:

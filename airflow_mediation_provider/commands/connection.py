@@ -25,7 +25,9 @@ def connection_of(conn_id: str) -> MediationConnection:
     try:
         connection = find_connection(conn_id)
     except LookupFailedError as error:
-        raise SystemExit(f"Connection {conn_id!r} could not be looked up: {error}.") from None
+        # What a backend says may hold secrets, so it is for those alone who ask for it.
+        more = "AIRFLOW__LOGGING__LOGGING_LEVEL=DEBUG shows the whole error"
+        raise SystemExit(f"Connection {conn_id!r} could not be looked up: {error}. {more}.") from None
     if connection is None:
         raise SystemExit(f"There is no connection {conn_id!r} of type mediation.")
     return connection
@@ -48,8 +50,12 @@ def callout_url(conn_id: str, given: str | None) -> str:
     """Return the address of the connection's callouts.
 
     :param given: as it was typed, in full or up to Airflow; ``[api] base_url`` unless given
+    :raises SystemExit: one sentence: it is no address of the web
     """
     base = (given or conf.get("api", "base_url", fallback=None) or "http://localhost:8080").rstrip("/")
+    if urlsplit(base).scheme not in ("http", "https") or not urlsplit(base).netloc:
+        source = "--url" if given else "[api] base_url"
+        raise SystemExit(f"{source} must be an address like https://airflow.example.com, not {base!r}.")
     if "/callouts/" in urlsplit(base).path + "/":
         return base
     return f"{base.removesuffix('/mediation')}/mediation/callouts/{quote(conn_id, safe='')}"

@@ -8,9 +8,11 @@ from typing import TYPE_CHECKING
 from airflow.utils.db import DBLocks, create_global_lock
 from airflow.utils.session import create_session
 from alembic.util import CommandError
+from sqlalchemy.exc import OperationalError
 
 from airflow_mediation_provider.commands.command import command
 from airflow_mediation_provider.journal.manager import MediationDBManager
+from airflow_mediation_provider.journal.transaction import said
 
 if TYPE_CHECKING:
     from argparse import Namespace
@@ -30,7 +32,7 @@ def downgrade(args: Namespace) -> None:
     """Go back to an earlier revision, which ``airflow db downgrade`` does for no provider."""
     lost = "all that the journal knows" if args.to_revision == "base" else "what that revision has no place for"
     question = f"Going back to revision {args.to_revision} deletes {lost}. Proceed? (y/n) "
-    if not (args.yes or input(question).strip().lower() == "y"):
+    if not (args.yes or _agreed(question)):
         raise SystemExit("Nothing was changed.")
     with _manager() as manager:
         manager.downgrade(args.to_revision)
@@ -40,7 +42,7 @@ def downgrade(args: Namespace) -> None:
 @command
 def check(_args: Namespace) -> None:
     """Say whether the tables are those that this version works with; the exit code says it too."""
-    with create_session() as session:
+    with _explained(), create_session() as session:
         manager = MediationDBManager(session)
         wanted = ", ".join(manager.get_script_object().get_heads())
         if not manager.check_migration():
@@ -54,11 +56,30 @@ def check(_args: Namespace) -> None:
 @contextmanager
 def _manager() -> Iterator[MediationDBManager]:
     """Give the manager while nobody else migrates Airflow's database."""
+    with (
+        _explained(),
+        create_session() as session,
+        create_global_lock(session=session, lock=DBLocks.MIGRATIONS),
+    ):
+        yield MediationDBManager(session)
+
+
+@contextmanager
+def _explained() -> Iterator[None]:
+    """Say in a sentence what stands in the way."""
     try:
-        with create_session() as session, create_global_lock(session=session, lock=DBLocks.MIGRATIONS):
-            yield MediationDBManager(session)
+        yield
     except CommandError as error:
         raise SystemExit(f"{error}.") from None
+    except OperationalError as error:
+        raise SystemExit(f"Airflow's database gave an error: {said(error)}.") from None
+
+
+def _agreed(question: str) -> bool:
+    try:
+        return input(question).strip().lower() == "y"
+    except EOFError:
+        raise SystemExit("Nothing was changed: nobody is there to answer. Add --yes to do it unasked.") from None
 
 
 def _revision(manager: MediationDBManager) -> str:

@@ -33,7 +33,8 @@ def replay(args: Namespace) -> None:
             done += not each.refused
             _tell(each, since, until, dry_run=args.dry_run)
     except (ValueError, JournalUnavailable, UnknownAirflowError) as error:
-        raise SystemExit(f"{error}.") from None
+        text = str(error)
+        raise SystemExit(f"{text[:1].upper()}{text[1:]}.") from None
     if not done:
         raise SystemExit(1)
 
@@ -44,6 +45,10 @@ def _tell(replayed: Replayed, since: datetime, until: datetime, *, dry_run: bool
         return
     missed, span = len(replayed.missed), f"from {in_words(since)} until {in_words(until)}"
     news = f"{missed:,} {'would get one' if dry_run else 'get one now'}{':' if missed else '.'}"
-    print(f"{replayed.dag_id}: {missed + replayed.known:,} sessions {span}; {replayed.known:,} have a run, {news}")
+    print(f"{replayed.dag_id}: {_sessions(missed + replayed.known)} {span}; {replayed.known:,} have a run, {news}")
     for each in replayed.missed:
         print(f"  {in_words(each.at)}  {each.key}  {each.uri}")
+
+
+def _sessions(number: int) -> str:
+    return f"{number:,} session{'' if number == 1 else 's'}"

@@ -66,9 +66,7 @@ def write(work: Callable[[Session], T], *, deadline_seconds: float) -> T:
     try:
         return retrying(attempt)
     except RetryError as error:
-        # The driver's words alone: SQLAlchemy's hold the statement's values, which are the sender's.
-        last = error.last_attempt.exception()
-        raise JournalUnavailable(f"the journal could not be written: {getattr(last, 'orig', last)}") from error
+        raise JournalUnavailable(f"the journal could not be written: {said(error.last_attempt.exception())}") from error
     except TimeoutError as error:
         raise JournalUnavailable(f"the journal could not be written: {error}") from error
     except (DBAPIError, PoolTimeoutError) as error:
@@ -90,7 +88,7 @@ def read(work: Callable[[Session], T]) -> T:
 
 def unavailable(error: Exception) -> JournalUnavailable:
     """Return what a database error means for a reader or writer of the journal."""
-    words = str(getattr(error, "orig", error)).lower()
+    words = said(error)
     missing = (
         "no such table",
         "no such column",
@@ -99,9 +97,15 @@ def unavailable(error: Exception) -> JournalUnavailable:
         "doesn't exist",
         "unknown column",
     )
-    if isinstance(error, (ProgrammingError, OperationalError)) and any(each in words for each in missing):
-        return JournalMissing(f"the journal's tables are missing or old: run `{MIGRATE}` ({words.splitlines()[0]})")
+    if isinstance(error, (ProgrammingError, OperationalError)) and any(each in words.lower() for each in missing):
+        return JournalMissing(f"the journal's tables are missing or old: run `{MIGRATE}` ({words})")
     return JournalUnavailable(f"the journal's database gave an error: {words}")
+
+
+def said(error: BaseException | None) -> str:
+    """Return the database's own words, without the statement and its values: they may be the sender's."""
+    lines = str(getattr(error, "orig", error)).splitlines()
+    return lines[0] if lines else type(error).__name__
 
 
 def _is_passing(error: BaseException) -> bool:

@@ -147,8 +147,22 @@ def test_a_challenge_that_gets_lost_on_its_way(monkeypatch: pytest.MonkeyPatch) 
 
 
 def test_nobody_there() -> None:
-    with pytest.raises(SystemExit, match="no answer"):
+    with pytest.raises(SystemExit, match=r"^Failed: no answer: Failed to establish a new connection: .*refused\.$"):
         send("http://127.0.0.1:9/mediation")
+
+
+def test_what_speaks_no_tls_is_not_called_a_wrong_certificate() -> None:
+    with (
+        served(Page(REFUSED)) as url,
+        pytest.raises(SystemExit, match=r"^Failed: there is no TLS as it should be: (?!.*certificate)"),
+    ):
+        send(url.replace("http://", "https://"))
+
+
+@pytest.mark.parametrize("name", ["send-test-callout", "callout-template"])
+def test_an_address_without_a_scheme(name: str) -> None:
+    with pytest.raises(SystemExit, match=r"--url must be an address like https://.*, not 'airflow.example.com'"):
+        airflow(name, "--conn-id", "zuora", "--url", "airflow.example.com")
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from typing import TYPE_CHECKING
 
 import pytest
@@ -9,10 +10,14 @@ from airflow import settings
 from airflow.cli.cli_parser import get_parser
 from sqlalchemy import inspect
 
+from airflow_mediation_provider.journal.manager import MediationDBManager
 from airflow_mediation_provider.journal.tables import VERSION_TABLE, Base
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from pathlib import Path
+
+*_, HEAD = MediationDBManager.revision_heads_map.values()
 
 
 def airflow(*arguments: str) -> None:
@@ -34,7 +39,7 @@ def test_the_tables_come_and_go_by_themselves(capsys: pytest.CaptureFixture[str]
     airflow("migrate")
     assert tables() == {VERSION_TABLE, *Base.metadata.tables}
     airflow("migrate")
-    airflow("migrate", "--to-revision", "0001")
+    airflow("migrate", "--to-revision", HEAD)
     airflow("check")
 
     airflow("downgrade", "--to-revision", "base", "--yes")
@@ -42,15 +47,25 @@ def test_the_tables_come_and_go_by_themselves(capsys: pytest.CaptureFixture[str]
     assert tables() == {VERSION_TABLE}
     said = [line for line in capsys.readouterr().out.splitlines() if line.startswith("The journal's tables are")]
     assert said == [
-        *["The journal's tables are at revision 0001."] * 3,
-        "The journal's tables are at revision 0001, as this version needs them.",
+        *[f"The journal's tables are at revision {HEAD}."] * 3,
+        f"The journal's tables are at revision {HEAD}, as this version needs them.",
         "The journal's tables are at revision base (there are none).",
     ]
 
 
 def test_check_fails_and_names_the_command() -> None:
-    with pytest.raises(SystemExit, match=r"base \(there are none\).*needs 0001: run `airflow db migrate`"):
+    with pytest.raises(SystemExit, match=rf"base \(there are none\).*needs {HEAD}: run `airflow db migrate`"):
         airflow("check")
+
+
+@pytest.mark.parametrize("arguments", [("check",), ("migrate",), ("downgrade", "--to-revision", "base", "--yes")])
+def test_a_database_that_is_away_is_one_sentence(
+    arguments: tuple[str, ...], tmp_path: Path, airflow_on: Callable[[str], str]
+) -> None:
+    airflow_on(f"sqlite:///{tmp_path / 'nowhere' / 'airflow.db'}")
+
+    with pytest.raises(SystemExit, match=r"^Airflow's database gave an error: unable to open database file\.$"):
+        airflow(*arguments)
 
 
 def test_a_downgrade_asks_first(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -62,6 +77,16 @@ def test_a_downgrade_asks_first(monkeypatch: pytest.MonkeyPatch) -> None:
         airflow("downgrade", "--to-revision", "base")
 
     assert asked == ["Going back to revision base deletes all that the journal knows. Proceed? (y/n) "]
+    assert tables() == {VERSION_TABLE, *Base.metadata.tables}
+
+
+def test_a_downgrade_that_nobody_is_asked_about_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    airflow("migrate")
+    monkeypatch.setattr("sys.stdin", io.StringIO())
+
+    with pytest.raises(SystemExit, match=r"Nothing was changed: nobody is there to answer\. Add --yes"):
+        airflow("downgrade", "--to-revision", "base")
+
     assert tables() == {VERSION_TABLE, *Base.metadata.tables}
 
 

@@ -89,11 +89,17 @@ def test_a_paused_dag_alone_is_an_error(journal: Journal) -> None:
     assert ended.value.code == 1
 
 
-@pytest.mark.parametrize("error", [ValueError("there is no DAG 'load'"), JournalMissing("run `airflow db migrate`")])
-def test_what_is_wrong_is_said_in_a_sentence(journal: Journal, error: Exception) -> None:
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (ValueError("there is no DAG 'load'"), r"^There is no DAG 'load'\.$"),
+        (JournalMissing("run `airflow db migrate`"), r"^Run `airflow db migrate`\.$"),
+    ],
+)
+def test_what_is_wrong_is_said_in_a_sentence(journal: Journal, error: Exception, said: str) -> None:
     journal.answer = [error]
 
-    with pytest.raises(SystemExit, match=f"^{error}.$"):
+    with pytest.raises(SystemExit, match=said):
         airflow("--dag", "load", *DAY)
 
 
