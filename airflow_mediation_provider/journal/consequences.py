@@ -13,12 +13,12 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 from airflow.models.asset import AssetEvent, AssetModel, DagScheduleAssetReference, association_table
 from airflow.models.dag import DagModel
 from airflow.models.dagrun import DagRun
-from sqlalchemy import and_, or_, select, true
+from sqlalchemy import and_, or_, select
 
-from airflow_mediation_provider.journal.listing import SessionKey, of_sessions
+from airflow_mediation_provider.journal.listing import SessionKey, of_rows
 from airflow_mediation_provider.journal.tables import WaitRow
 from airflow_mediation_provider.protocol.asset_uri import asset_uri, read_asset_uri
-from airflow_mediation_provider.protocol.status import is_news_for_dags
+from airflow_mediation_provider.protocol.status import SessionStatus, is_news_for_dags
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Mapping, Sequence
@@ -100,12 +100,11 @@ class Wait:
 _WAIT_COLUMNS: Final = tuple(getattr(WaitRow, name) for name in Wait.__slots__)
 
 
-def waits_of(session: Session, keys: Collection[SessionKey]) -> dict[SessionKey, list[Wait]]:
+def waits_of(session: Session, sessions: Sequence[Listed]) -> dict[SessionKey, list[Wait]]:
     """Return who waits or waited for some sessions, the last that began first."""
     waits: dict[SessionKey, list[Wait]] = defaultdict(list)
-    if keys:
-        for wait in _waits(session, of_sessions(WaitRow, keys)):
-            waits[SessionKey(wait.conn_id, wait.meter_id, str(wait.session_id))].append(wait)
+    for wait in _waits(session, of_rows(WaitRow, [each.id for each in sessions])):
+        waits[SessionKey(wait.conn_id, wait.meter_id, str(wait.session_id))].append(wait)
     return waits
 
 
@@ -129,12 +128,10 @@ def runs_started(session: Session, sessions: Sequence[Listed]) -> dict[SessionKe
     """Return the DAG runs that some sessions started, the first first."""
     assets = _assets(session, {each.meter for each in sessions})
     events = [
+        # The index goes by asset and time. An event is written with the session's row, by the clock of another process.
         and_(
             AssetEvent.asset_id.in_(of_meter),
-            # The index goes by time. An event is written with the session's row, by the clock of another process.
-            AssetEvent.timestamp >= each.first_observed_at - _CLOCKS,
-            AssetEvent.timestamp <= each.updated_at + _CLOCKS if each.terminal else true(),
-            AssetEvent.partition_key == each.session_id,
+            AssetEvent.timestamp.between(each.first_observed_at - _CLOCKS, each.updated_at + _CLOCKS),
         )
         for each in sessions
         if (of_meter := assets.get(each.meter))
@@ -153,7 +150,7 @@ def runs_started(session: Session, sessions: Sequence[Listed]) -> dict[SessionKe
         )
         .join(association_table, association_table.c.event_id == AssetEvent.id)
         .join(DagRun, DagRun.id == association_table.c.dag_run_id)
-        .where(or_(*events))
+        .where(or_(*events), AssetEvent.partition_key.in_({each.session_id for each in sessions}))
         .order_by(DagRun.id)
         .limit(_MOST)
     )
@@ -242,16 +239,9 @@ def sessions_of_run(session: Session, dag_id: str, run_id: str) -> list[SessionK
 
 def _assets(session: Session, meters: Collection[tuple[str, str]]) -> Mapping[tuple[str, str], dict[int, str]]:
     """Return the assets of some meters' statuses, as far as a DAG names them: asset id -> status."""
+    places = {asset_uri(*meter, status): (meter, status) for meter in meters for status in SessionStatus}
     found: dict[tuple[str, str], dict[int, str]] = defaultdict(dict)
-    if not meters:
-        return found
-    prefixes = [asset_uri(conn_id, meter_id, "") for conn_id, meter_id in meters]
-    query = select(AssetModel.id, AssetModel.uri)
-    query = query.where(or_(*(AssetModel.uri.startswith(prefix, autoescape=True) for prefix in prefixes)))
-    for asset_id, uri in session.execute(query):
-        try:
-            asset = read_asset_uri(uri)
-        except ValueError:  # the one that has a meter watched stands for no status
-            continue
-        found[asset.conn_id, asset.meter_id][asset_id] = asset.status
+    for asset_id, uri in session.execute(select(AssetModel.id, AssetModel.uri).where(AssetModel.uri.in_(places))):
+        meter, status = places[uri]
+        found[meter][asset_id] = str(status)
     return found

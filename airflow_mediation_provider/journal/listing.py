@@ -17,7 +17,7 @@ from airflow_mediation_provider.protocol.entry import EntryKind
 from airflow_mediation_provider.protocol.phases import Phase, phases
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Sequence
+    from collections.abc import Collection, Iterator, Sequence
 
     from sqlalchemy import ColumnElement, Row
     from sqlalchemy.orm import InstrumentedAttribute, Session
@@ -260,7 +260,7 @@ def _phases(session: Session, rows: Sequence[Row[Any]]) -> dict[SessionKey, tupl
     names = [getattr(TransitionRow, name) for name in _Report._fields]
     numbered = (
         select(*keys, *names, newest)
-        .where(of_sessions(TransitionRow, [_key(row) for row in rows]))
+        .where(of_rows(TransitionRow, [row.id for row in rows]))
         .where(is_of_kind(EntryKind.STATUS_CHANGE))
         .subquery()
     )
@@ -275,12 +275,14 @@ def _phases(session: Session, rows: Sequence[Row[Any]]) -> dict[SessionKey, tupl
     }
 
 
-def of_sessions(table: Any, keys: Iterable[SessionKey]) -> ColumnElement[bool]:
-    """Return the condition that a row is of one of some sessions; each part of it is found by an index.
+def of_rows(table: Any, ids: Collection[int]) -> ColumnElement[bool]:
+    """Return the condition that a row of another table is of one of some sessions; their rows lead to it by an index.
 
     :param table: with the columns of a ``SessionKey``
+    :param ids: of the rows of the sessions
     """
-    return or_(*(and_(*_is(table, key)) for key in keys))
+    same = (getattr(table, name) == getattr(SessionRow, name) for name in SessionKey._fields)
+    return and_(SessionRow.id.in_(ids), *same)
 
 
 def is_of_kind(kind: EntryKind) -> ColumnElement[bool]:

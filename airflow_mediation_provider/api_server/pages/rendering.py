@@ -14,6 +14,7 @@ from markupsafe import Markup
 from starlette.responses import HTMLResponse
 
 from airflow_mediation_provider import __version__
+from airflow_mediation_provider.api_server.pages import phase_bar
 from airflow_mediation_provider.protocol.pages import MOUNT, address, framed, session_page
 from airflow_mediation_provider.protocol.status import SessionStatus
 from airflow_mediation_provider.protocol.times import humanize, in_words
@@ -114,7 +115,16 @@ def _templates() -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    templates.filters.update(time=_time, lasted=humanize, tone=tone, learned=_learned, outcome=_outcome, pretty=_pretty)
+    templates.filters.update(
+        time=_time,
+        lasted=humanize,
+        tone=tone,
+        learned=_learned,
+        outcome=_outcome,
+        pretty=_pretty,
+        phase_parts=phase_bar.parts,
+        phases_in_words=phase_bar.in_words,
+    )
     templates.globals.update(version=__version__)
     return templates
 
@@ -141,4 +151,4 @@ def _time(instant: datetime | None) -> Markup:
     if instant is None:
         return Markup('<span class="muted">&ndash;</span>')
     iso = instant.astimezone(UTC).isoformat(timespec="seconds")
-    return Markup('<time datetime="{}">{}</time>').format(iso, in_words(instant))
+    return Markup('<time datetime="%s">%s</time>') % (iso, in_words(instant))

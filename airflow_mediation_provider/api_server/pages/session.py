@@ -18,7 +18,6 @@ from airflow_mediation_provider.api_server.pages.rendering import page
 from airflow_mediation_provider.api_server.pages.route import PageRoute, Text
 from airflow_mediation_provider.api_server.pages.sessions import Row, rows_of
 from airflow_mediation_provider.hooks.mediation import MediationHook
-from airflow_mediation_provider.journal import consequences
 from airflow_mediation_provider.journal.emission import UnknownAirflowError
 from airflow_mediation_provider.journal.listing import SessionKey, find_session
 from airflow_mediation_provider.journal.replay import replay
@@ -31,7 +30,6 @@ from airflow_mediation_provider.protocol.errors import MediationError
 if TYPE_CHECKING:
     from sqlalchemy.orm import Session
 
-    from airflow_mediation_provider.journal.consequences import Consumer
     from airflow_mediation_provider.journal.listing import Listed
     from airflow_mediation_provider.journal.timeline import Told
 
@@ -46,14 +44,12 @@ class Story:
 
     :param told: the timeline, the last first
     :param cut: whether it is not all of it
-    :param consumers: the DAGs that are scheduled on it
-    :param startable: of these, those of which the user may start runs
+    :param startable: of the DAGs that missed it, those of which the user may start runs
     """
 
     row: Row
     told: list[Told]
     cut: bool
-    consumers: list[Consumer]
     startable: set[str]
 
 
@@ -161,15 +157,9 @@ def _story(reader: Reader, key: SessionKey) -> Story:
         listed = find_session(session, key)
         if listed is None:
             return None
-        now = datetime.now(UTC)
-        (row,) = rows_of(session, (listed,), reader, now)
+        (row,) = rows_of(session, (listed,), reader, datetime.now(UTC))
         told, cut = timeline(session, listed)
-        scheduled = consequences.scheduled(session, [listed.meter]).get(listed.meter, [])
-        seen = reader.sees_runs({each.dag_id for each in scheduled})
-        runs = consequences.runs_started(session, [listed]).get(key, [])
-        consumers = [each for each in consequences.consumers(listed, scheduled, runs, now) if each.dag_id in seen]
-        startable = reader.starts_runs({each.dag_id for each in consumers if each.missed})
-        return Story(row=row, told=told, cut=cut, consumers=consumers, startable=startable)
+        return Story(row=row, told=told, cut=cut, startable=reader.starts_runs(set(row.missed)))
 
     story = read(work)
     if story is None:

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from sqlalchemy.orm import Session
 
     from airflow_mediation_provider.api_server.auth import Reader
-    from airflow_mediation_provider.journal.consequences import Scheduled, StartedRun, Wait
+    from airflow_mediation_provider.journal.consequences import Consumer, Scheduled, StartedRun, Wait
     from airflow_mediation_provider.journal.listing import Listing
 
 router = APIRouter(route_class=PageRoute)
@@ -109,15 +109,20 @@ class Row:
 
     :param waits: of tasks that the user may see, those that go on first
     :param runs: of DAGs that the user may see
-    :param missed: DAGs that should have been started, and were not
+    :param consumers: DAGs that are scheduled on it and that the user may see
     :param silent: whether it goes on, and nothing was told of it for hours
     """
 
     session: Listed
     waits: tuple[Wait, ...]
     runs: tuple[StartedRun, ...]
-    missed: tuple[str, ...]
+    consumers: tuple[Consumer, ...]
     silent: bool
+
+    @property
+    def missed(self) -> tuple[str, ...]:
+        """The DAGs that should have been started, and were not."""
+        return tuple(each.dag_id for each in self.consumers if each.missed)
 
 
 @router.get("/sessions")
@@ -190,7 +195,7 @@ def sessions_chart(
 
 def rows_of(session: Session, listed: tuple[Listed, ...], reader: Reader, now: datetime) -> list[Row]:
     """Return sessions with what waits for them and what they started, as far as the user may see that."""
-    waits = consequences.waits_of(session, [each.key for each in listed])
+    waits = consequences.waits_of(session, listed)
     runs = consequences.runs_started(session, listed)
     scheduled = consequences.scheduled(session, {each.meter for each in listed})
     seen_tasks = reader.sees_tasks({wait.dag_id for each in waits.values() for wait in each})
@@ -204,10 +209,10 @@ def rows_of(session: Session, listed: tuple[Listed, ...], reader: Reader, now: d
                 )
             ),
             runs=tuple(run for run in runs.get(each.key, ()) if run.dag_id in seen_runs),
-            missed=tuple(
-                consumer.dag_id
+            consumers=tuple(
+                consumer
                 for consumer in consequences.consumers(each, scheduled.get(each.meter, ()), runs.get(each.key, ()), now)
-                if consumer.missed and consumer.dag_id in seen_runs
+                if consumer.dag_id in seen_runs
             ),
             silent=not each.terminal and now - each.last_observed_at > SILENT,
         )

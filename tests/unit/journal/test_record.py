@@ -190,9 +190,12 @@ class TestRecord:
     def test_a_poll_that_drives_announces_the_only_live_session_and_a_callout_does_not_repeat_it(self):
         add_asset("COMPLETED")
         record([change(None, "INITIALIZING", "n-1")], conn_id=CONN)
-        for at, status in enumerate(["RUNNING", "COMPLETED"]):
-            record([poll(status, at=at)], conn_id=CONN)
+        record([poll("RUNNING", at=0)], conn_id=CONN)
+        before = datetime.now(UTC)
+        record([poll("COMPLETED", at=1)], conn_id=CONN)
         assert events() == [("COMPLETED", "R-1", "R-1")]
+        # The pages look for a session's events around the time of its row.
+        assert min(all_of(SessionRow.updated_at)) >= before
         record([change("RUNNING", "COMPLETED", "n-2", at=9)], conn_id=CONN)
         assert len(events()) == 1
 
