@@ -10,6 +10,7 @@ from urllib.parse import parse_qsl, urlsplit
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+WITHIN_WORDS = frozenset({"bdi", "span", "a", "code", "strong"})
 VOID = frozenset({"meta", "link", "input", "br", "img"})
 
 
@@ -33,9 +34,9 @@ class Element:
             if isinstance(each, str):
                 yield each
             else:
-                yield from each._words()
-                # What stands in cells of its own is no one word.
-                yield " " if each.tag not in ("bdi", "span", "a", "code", "strong") else ""
+                # What stands in a cell or a line of its own is no part of the word before or after it.
+                around = "" if each.tag in WITHIN_WORDS else " "
+                yield from (around, *each._words(), around)
 
     def walk(self) -> Iterator[Element]:
         yield self

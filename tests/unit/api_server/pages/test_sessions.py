@@ -1,0 +1,331 @@
+"""The list of all sessions: what a row says, by which filters, page by page, and with whose eyes."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from airflow_mediation_provider.api_server.pages import sessions as module
+from airflow_mediation_provider.assets import on_meter_session
+from tests.unit.api_server.pages.conftest import now
+from tests.unit.api_server.pages.html import asked, parsed
+from tests.unit.journal.old_rows import NOW, keep, session_of, told, wait_of
+from tests.unit.journal.scheduling import CONN, change, tell
+
+if TYPE_CHECKING:
+    from datetime import datetime
+
+    from tests.unit.api_server.pages.conftest import Browser, Manager
+    from tests.unit.api_server.pages.html import Element
+    from tests.unit.journal.scheduling import Airflow
+
+NOTHING = "\N{EN DASH}"
+
+pytestmark = pytest.mark.usefixtures("journal")
+
+
+def at(minutes: float) -> datetime:
+    return NOW + timedelta(minutes=minutes)
+
+
+def ago(**span: float) -> datetime:
+    return now() - timedelta(**span)
+
+
+def began(session_id: str, minutes: float, **values: Any) -> Any:
+    return session_of(session_id, at(minutes), **values)
+
+
+def names(page: Element) -> list[str]:
+    return [row["Session"] for row in page.cells()]
+
+
+async def listed(browser: Browser, **filters: object) -> list[str]:
+    return names(await browser.sees("/sessions", **filters))
+
+
+class TestRow:
+    async def test_it_says_what_is_known(self, alice: Browser) -> None:
+        keep(
+            began("R-1", 0, meter_name="Usage of April", last_observed_at=at(95), ended_at=at(90)),
+            told("R-1", at(0), status="INITIALIZING", notification_id="a"),
+            told("R-1", at(30), previous_status="INITIALIZING", status="RUNNING", notification_id="b"),
+            told("R-1", at(95), previous_status="RUNNING", status="COMPLETED", notification_id="c"),
+        )
+        page = await alice.sees("/sessions")
+        assert page.cells() == [
+            {
+                "Status": "COMPLETED",
+                "Session": "R-1",
+                "Meter": "1001 Usage of April",
+                "Run type": "NORMAL",
+                "Phases": "INITIALIZING: 30m RUNNING: 1h COMPLETED: 0s",
+                "Started": "2026-06-01 00:00:00 UTC",
+                "Ended": "2026-06-01 01:30:00 UTC",
+                "Duration": "1h 30m",
+                "Waits on it": NOTHING,
+                "Started by it": NOTHING,
+            }
+        ]
+        assert page.one("span", class_="badge").classes == {"badge", "t-success"}
+        picture = page.one("svg", class_="phases")
+        assert picture.attributes["aria-label"] == "INITIALIZING 30m, RUNNING 1h, COMPLETED 0s"
+        assert [each.classes for each in picture.all("rect")] == [{"f-queued"}, {"f-running"}, {"f-success"}]
+        drawn = [(float(each.attributes["x"]), float(each.attributes["width"])) for each in picture.all("rect")]
+        assert drawn[:2] == [(0, 333.3), (333.3, 666.7)]
+        assert drawn[2] == (994, 6)  # what is there is seen
+        times = {each.text: each.attributes["datetime"] for each in page.all("time")}
+        assert times["2026-06-01 01:30:00 UTC"] == "2026-06-01T01:30:00+00:00"
+        path, which = asked(page.links()["R-1"])
+        assert (path, which) == ("/mediation/session", {"conn": "zuora", "meter": "1001", "session": "R-1"})
+
+    async def test_each_status_has_a_colour_and_a_failed_one_stands_out(self, alice: Browser) -> None:
+        colours = {
+            "COMPLETED": "success",
+            "FAILED": "failed",
+            "CANCELED": "canceled",
+            "RUNNING": "running",
+            "INITIALIZING": "queued",
+            "PAUSED": "paused",
+            "STOPPING": "paused",
+            "USAGE_PUSHING": "pushing",
+            "TESTING_FAILED": "failed",
+            "MYSTERY": "none",
+        }
+        keep(*(session_of(f"R-{status}", ago(minutes=1), status=status) for status in colours))
+        rows = (await alice.sees("/sessions")).one("tbody").all("tr")
+        badges = {row.one("span", class_="badge").text: row.one("span", class_="badge").classes for row in rows}
+        assert badges == {status: {"badge", f"t-{colour}"} for status, colour in colours.items()}
+        failed = [row.one("span", class_="badge").text for row in rows if "is-failed" in row.classes]
+        assert sorted(failed) == ["FAILED", "TESTING_FAILED"]
+
+    async def test_one_of_which_nothing_was_told_for_hours_stands_out_while_it_goes_on(self, alice: Browser) -> None:
+        live: dict[str, Any] = {"status": "RUNNING", "terminal": False}
+        keep(
+            session_of("R-1", ago(hours=8), **live),
+            session_of("R-2", ago(hours=9), **live, last_observed_at=ago(hours=5)),
+            session_of("R-3", ago(hours=10)),
+        )
+        rows = (await alice.sees("/sessions")).one("tbody").all("tr")
+        assert [("is-silent" in row.classes) for row in rows] == [True, False, False]
+        cells = (await alice.sees("/sessions")).cells()
+        assert [row["Status"] for row in cells] == ["RUNNING silent for 8h", "RUNNING", "COMPLETED"]
+        assert [row["Ended"] for row in cells][:2] == [NOTHING, NOTHING]
+        assert [row["Duration"] for row in cells][:2] == ["8h", "9h"]
+
+    async def test_what_is_not_certain_says_so(self, alice: Browser) -> None:
+        keep(
+            session_of("R-1", ago(minutes=1), ambiguous=True, terminal=False),
+            session_of("R-2", ago(minutes=2), conflict=True, status="FAILED"),
+        )
+        said = [row["Status"] for row in (await alice.sees("/sessions")).cells()]
+        assert said == ["COMPLETED ambiguous", "FAILED conflict"]
+
+    async def test_the_connection_is_named_where_there_are_several(self, alice: Browser) -> None:
+        keep(began("R-1", 0))
+        assert "Connection" not in (await alice.sees("/sessions")).cells()[0]
+        keep(began("R-2", 1, conn_id="other"))
+        assert [row["Connection"] for row in (await alice.sees("/sessions")).cells()] == ["other", "zuora"]
+
+
+class TestFilters:
+    async def test_each_of_them(self, alice: Browser) -> None:
+        keep(
+            began("R-1", 1, conn_id="other"),
+            began("R-2", 2, run_type="DEBUG", status="TESTING_PASSED"),
+            began("R-3", 3, meter_id="7"),
+            began("R-4", 4, status="FAILED"),
+            session_of("R-5", ago(minutes=30)),
+        )
+        for filters, found in [
+            ({}, "R-5 R-4 R-3 R-2 R-1"),
+            ({"conn": "other"}, "R-1"),
+            ({"meter": " 7 "}, "R-3"),
+            ({"status": "failed"}, "R-4"),
+            ({"run_type": "debug"}, "R-2"),
+            ({"since": "1h"}, "R-5"),
+            ({"since": "24h"}, "R-5"),
+            ({"since": "2026-06-01T00:04", "until": "2026-06-01T00:05"}, "R-4"),
+            ({"since": "2026-06-01T02:04", "until": "2026-06-01T02:05", "tz": "Europe/Berlin"}, "R-4"),
+            ({"since": "2026-06-01T02:04+02:00", "until": "2026-06-01T00:05Z", "tz": "Asia/Tokyo"}, "R-4"),
+            ({"until": "2026-06-01T00:02"}, "R-1"),
+            ({"conn": "zuora", "meter": "1001", "status": "COMPLETED", "run_type": "NORMAL", "since": "1h"}, "R-5"),
+            ({"meter": "8"}, ""),
+            ({"since": "7d", "until": "2026-06-01"}, ""),
+        ]:
+            assert await listed(alice, **filters) == found.split(), filters  # type: ignore[arg-type]
+
+    async def test_they_stand_in_the_form_again(self, alice: Browser) -> None:
+        keep(began("R-1", 0), began("R-2", 0, conn_id="other"))
+        filters = {
+            "conn": "other", "meter": "7", "status": "FAILED", "run_type": "DEBUG",
+            "since": "2026-06-01T02:04", "until": "2026-06-01T02:05", "tz": "Europe/Berlin",
+        }  # fmt: skip
+        page = await alice.sees("/sessions", **filters)
+        form = page.one("form", role="search")
+        assert (form.attributes["method"], form.attributes["action"]) == ("get", "/mediation/sessions")
+        chosen = {
+            each.attributes["name"]: [o.attributes.get("value", o.text) for o in each.all("option", selected="")]
+            for each in form.all("select")
+        }
+        written = {
+            each.attributes["name"]: [each.attributes["value"]]
+            for each in form.all("input")
+            if "name" in each.attributes
+        }
+        assert {**chosen, **written} == {name: [value] for name, value in filters.items()}
+        assert form.links() == {"Clear": "/mediation/sessions"}
+
+    async def test_what_is_none_of_the_choices_is_chosen_nevertheless(self, alice: Browser) -> None:
+        page = await alice.sees("/sessions", conn="gone", status="mystery")
+        assert [each.text for each in page.all("option", selected="")] == ["gone", "mystery"]
+
+    async def test_without_any_there_is_nothing_to_clear(self, alice: Browser) -> None:
+        page = await alice.sees("/sessions", tz="Europe/Berlin")
+        assert "Clear" not in page.links()
+        assert page.all("option", selected="") == []
+
+    async def test_the_chart_is_of_the_same_sessions(self, alice: Browser) -> None:
+        page = await alice.sees("/sessions", meter="7", since="7d", tz="Europe/Berlin")
+        path, of = asked(page.one("div", id="chart").attributes["data-src"])
+        assert (path, of) == ("/mediation/sessions/chart", {"meter": "7", "since": "7d", "tz": "Europe/Berlin"})
+
+
+class TestPaging:
+    @pytest.fixture(autouse=True)
+    def _short_pages(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(module, "PAGE", 2)
+
+    async def test_forth_and_back_with_the_filters(self, alice: Browser) -> None:
+        keep(*(began(f"R-{number}", 0 if number < 3 else number, meter_id="7") for number in range(5)), began("R-9", 9))
+        seen = []
+        page = await alice.sees("/sessions", meter="7", tz="UTC")
+        while True:
+            seen.append(names(page))
+            links = {each.attributes["id"]: each.attributes["href"] for each in page.one("nav").all("a")}
+            if "older" not in links:
+                break
+            path, where = asked(links["older"])
+            assert {name: where[name] for name in ("meter", "tz")} == {"meter": "7", "tz": "UTC"}
+            page = await alice.sees(path.removeprefix("/mediation"), **where)
+        assert seen == [["R-4", "R-3"], ["R-2", "R-1"], ["R-0"]]
+        assert asked(links["newest"]) == ("/mediation/sessions", {"meter": "7", "tz": "UTC"})
+        back = []
+        while "newer" in links:
+            path, where = asked(links["newer"])
+            page = await alice.sees(path.removeprefix("/mediation"), **where)
+            back.append(names(page))
+            links = {each.attributes["id"]: each.attributes["href"] for each in page.one("nav").all("a")}
+        assert back == [["R-2", "R-1"], ["R-4", "R-3"]]
+        assert set(links) == {"older"}
+
+    async def test_one_page_needs_no_links(self, alice: Browser) -> None:
+        keep(began("R-1", 1), began("R-2", 2))
+        assert (await alice.sees("/sessions")).one("nav").all("a") == []
+
+
+async def test_an_empty_journal_says_from_where_sessions_come(alice: Browser) -> None:
+    page = await alice.sees("/sessions")
+    assert "The journal knows no session yet" in page.one("p", class_="empty").text
+
+
+async def test_filters_that_fit_nothing_lead_back_to_all(alice: Browser) -> None:
+    keep(began("R-1", 0))
+    for filters in ({"meter": "8"}, {"before": "0-1"}):
+        empty = (await alice.sees("/sessions", **filters)).one("p", class_="empty")
+        assert empty.text == "No session fits. Show all."
+        assert empty.links() == {"Show all": "/mediation/sessions"}
+
+
+class TestWithWhoseEyes:
+    """What waits for a session and what it started are of DAGs that not everybody may see."""
+
+    @pytest.fixture(autouse=True)
+    def _story(self, airflow: Airflow) -> None:
+        for dag_id in ("load", "secret"):
+            airflow.know(dag_id, on_meter_session("1", "COMPLETED"))
+        for dag_id in ("asleep", "unlisted"):
+            airflow.know(dag_id, on_meter_session("1", "COMPLETED"), paused=True)
+        tell(change("R-1", "COMPLETED", observed_at=now()))
+        airflow.schedule()
+        wait: dict[str, Any] = {"conn_id": CONN, "meter_id": "1", "session_id": "R-1"}
+        keep(
+            wait_of("w", **wait, dag_id="usage", task_id="first", ended_at=now(), outcome="met", created_at=at(1)),
+            wait_of("v", **wait, dag_id="usage", task_id="mapped", map_index=4, created_at=at(0)),
+            wait_of("u", **wait, dag_id="covert", task_id="third", created_at=at(2)),
+        )
+
+    async def page(self, alice: Browser, monkeypatch: pytest.MonkeyPatch) -> Element:
+        """As it is once the scheduler had its time."""
+        monkeypatch.setattr("airflow_mediation_provider.journal.consequences._SCHEDULED_WITHIN", timedelta(0))
+        return await alice.sees("/sessions")
+
+    async def test_who_may_see_all_sees_all(self, alice: Browser, monkeypatch: pytest.MonkeyPatch) -> None:
+        page = await self.page(alice, monkeypatch)
+        [cells] = page.cells()
+        assert cells["Waits on it"] == "covert.third waits usage.mapped [4] waits and 1 more"
+        started, _, missed = cells["Started by it"].partition(" no run: ")
+        assert started in ("load queued secret queued", "secret queued load queued")
+        assert missed == "asleep and 1 more"
+        links = page.links()
+        assert links["usage.mapped [4]"] == "/dags/usage/runs/r/tasks/mapped/mapped/4"
+        assert links["covert.third"] == "/dags/covert/runs/r/tasks/third"
+        assert links["load"].startswith("/dags/load/runs/asset_triggered__")
+        assert "+" not in links["load"]
+        assert page.one("div", class_="missed").attributes["title"].endswith("not started: asleep, unlisted")
+
+    async def test_what_a_user_may_not_see_is_not_there(
+        self, alice: Browser, manager: Manager, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        for dag_id in ("secret", "unlisted"):
+            manager.deny("dag", "GET", "RUN", dag_id)
+        manager.deny("dag", "GET", "TASK_INSTANCE", "covert")
+        monkeypatch.setattr("airflow_mediation_provider.journal.consequences._SCHEDULED_WITHIN", timedelta(0))
+        reply = await alice.get("/sessions")
+        assert not any(word in reply.text for word in ("secret", "unlisted", "covert", "third"))
+        [cells] = parsed(reply.text).cells()
+        assert cells["Waits on it"] == "usage.mapped [4] waits usage.first met"
+        assert cells["Started by it"] == "load queued no run: asleep"
+
+    async def test_a_run_is_missing_only_once_the_scheduler_had_its_time(self, alice: Browser) -> None:
+        [cells] = (await alice.sees("/sessions")).cells()
+        assert cells["Started by it"] in ("load queued secret queued", "secret queued load queued")
+
+
+class TestChart:
+    async def test_of_the_last_day_where_nothing_else_is_asked_for(self, alice: Browser) -> None:
+        keep(
+            session_of("R-1", ago(hours=23.5)),
+            session_of("R-2", ago(hours=1.5), status="FAILED"),
+            session_of("R-3", ago(hours=1.4)),
+            session_of("R-4", ago(hours=25)),
+        )
+        page = await alice.sees("/sessions/chart")
+        part = page.one("div", data_part="")
+        picture = part.one("svg")
+        assert picture.attributes["aria-label"] == "Sessions that began, by status: 1 FAILED, 2 COMPLETED"
+        bars = picture.all("g")
+        assert len(bars) == 24
+        assert [len(each.all("rect")) - 1 for each in bars] == [1] + [0] * 21 + [2, 0]
+        assert [each.text for each in part.all("span", class_="key")] == ["1 FAILED", "2 COMPLETED"]
+        assert "at most 2 at a time" in part.one("figcaption").text
+        assert bars[1].one("title").text.endswith("UTC: none")
+        assert bars[-2].one("title").text.endswith("UTC: 1 FAILED, 1 COMPLETED")
+
+    async def test_of_the_time_and_the_sessions_that_are_asked_for(self, alice: Browser) -> None:
+        keep(began("R-1", 1), began("R-2", 2, meter_id="7"), began("R-3", 60 * 24))
+        for filters, label in [
+            ({"since": "2026-06-01", "until": "2026-06-02", "tz": "UTC"}, "2 COMPLETED"),
+            ({"since": "2026-06-01", "until": "2026-06-03", "tz": "UTC"}, "3 COMPLETED"),
+            ({"since": "2026-06-01", "until": "2026-06-02", "meter": "7"}, "1 COMPLETED"),
+            ({"until": "2026-06-02"}, "2 COMPLETED"),
+        ]:
+            page = await alice.sees("/sessions/chart", **filters)
+            assert page.one("svg").attributes["aria-label"] == f"Sessions that began, by status: {label}", filters
+
+    async def test_where_nothing_began_it_says_so(self, alice: Browser) -> None:
+        for filters in ({}, {"since": "2026-06-02", "until": "2026-06-01"}, {"since": "1h", "until": "2026-06-01"}):
+            page = await alice.sees("/sessions/chart", **filters)
+            assert page.one("div", data_part="").text == "No session began in this time."
