@@ -17,6 +17,7 @@ import pytest
 
 from demo.scenes import SCENES
 from demo.stage import PROJECT, Stage
+from tests.unit.statsd import StatsdServer
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -35,7 +36,15 @@ ENV = {
 
 
 @pytest.fixture(scope="session")
-def stage(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stage]:
+def statsd() -> Iterator[StatsdServer]:
+    """What Airflow's metrics are sent to."""
+    server = StatsdServer()
+    yield server
+    server.close()
+
+
+@pytest.fixture(scope="session")
+def stage(tmp_path_factory: pytest.TempPathFactory, statsd: StatsdServer) -> Iterator[Stage]:
     """Simulator and Airflow with the example DAGs and those of the tests; removed at the end."""
     root = tmp_path_factory.mktemp("stage")
     dags = tmp_path_factory.mktemp("dags")
@@ -45,7 +54,7 @@ def stage(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stage]:
     (dags / "wrong_branch.py").write_text(_with_branches_swapped((PROJECT / "dags" / "run_and_branch.py").read_text()))
     # One meter for each test may run at the same time as those of the examples.
     examples = {row.meter for scene in SCENES for row in scene.rows}
-    with Stage(root, dags, calling_out=examples, env=ENV) as stage:
+    with Stage(root, dags, calling_out=examples, env={**ENV, **statsd.settings}) as stage:
         stage.simulator.call("POST", "/config", json={"max_running_meters": 60})
         yield stage
 

@@ -44,6 +44,12 @@ class StatsdServer:
     def port(self) -> int:
         return int(self._socket.getsockname()[1])
 
+    @property
+    def settings(self) -> dict[str, str]:
+        """Return what has Airflow send its metrics here, with InfluxDB's tags, as environment variables."""
+        settings = {"on": "True", "host": "127.0.0.1", "port": str(self.port), "influxdb_enabled": "True"}
+        return {f"AIRFLOW__METRICS__STATSD_{name.upper()}": value for name, value in settings.items()}
+
     def close(self) -> None:
         self._send(CLOSE)
         self._thread.join(10)
@@ -94,17 +100,11 @@ def statsd_server(**settings: str) -> Iterator[StatsdServer]:
     :param settings: further ones of Airflow's section ``metrics``
     """
     server = StatsdServer()
-    settings = {
-        "statsd_on": "True",
-        "statsd_host": "127.0.0.1",
-        "statsd_port": str(server.port),
-        "statsd_influxdb_enabled": "True",
-        **settings,
-    }
+    more = {f"AIRFLOW__METRICS__{name.upper()}": value for name, value in settings.items()}
     try:
         with pytest.MonkeyPatch.context() as environment:
-            for name, value in settings.items():
-                environment.setenv(f"AIRFLOW__METRICS__{name.upper()}", value)
+            for name, value in {**server.settings, **more}.items():
+                environment.setenv(name, value)
             _set_up()
             yield server
     finally:

@@ -21,6 +21,8 @@ from airflow_mediation_provider.simulator import CalloutConfig, Simulator, runni
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
+    from tests.unit.statsd import StatsdServer
+
 URL = "http://127.0.0.1:9/mediation/callouts/zuora"
 NOW = datetime(2026, 3, 31, 12, tzinfo=UTC)
 
@@ -54,6 +56,17 @@ def sim(sqlite_database: str, airflow_on: Callable[[str], str], monkeypatch: pyt
         simulator.wait_for("transition", 3)
         simulator.wait_delivered()
         yield simulator
+
+
+@pytest.mark.usefixtures("sim")
+def test_what_it_puts_in_is_counted_as_learned_from_the_history(statsd: StatsdServer) -> None:
+    airflow("--dry-run")
+    assert statsd.counted() == {}
+    airflow()
+    transition = "mediation.transitions,conn_id=zuora,evidence=history,run_type=NORMAL,status="
+    assert statsd.counted() == {f"{transition}{status}": 1 for status in ("INITIALIZING", "RUNNING", "COMPLETED")}
+    airflow()
+    assert statsd.counted() == {}
 
 
 @pytest.mark.usefixtures("sim")
