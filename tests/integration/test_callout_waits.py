@@ -8,8 +8,10 @@ import time
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
+import httpx
 import pytest
 
+from demo.processes import wait_until
 from tests.integration.test_callouts import SECRET, Callouts, connect
 
 if TYPE_CHECKING:
@@ -60,8 +62,14 @@ class Play:
             kind = "running" if "poke" in name.split("_") else "deferred"
             states = {"up_for_reschedule"} if name == "reschedule" else {kind}
             self.airflow.wait_task("callout_waits", self.run_id, name, states)
-        # A feed looks at new waiters at once, and the scheduler has to know that the workers were left.
-        time.sleep(3)
+            if kind == "deferred" and name != "reschedule":
+                wait_until(lambda name=name: self.triggerer_waits(name), timeout=60, what=f"the trigger of {name}")
+
+    def triggerer_waits(self, name: str) -> bool:
+        """Say whether the trigger of a task has told the API server that it waits: the task's tab shows it."""
+        task = {"dag_id": "callout_waits", "run_id": self.run_id, "task_id": name}
+        tab = httpx.get(f"{self.airflow.url}/mediation/task", params=task, trust_env=False)
+        return "by a triggerer" in tab.raise_for_status().text
 
     def post(self, name: str, status: str, previous: str) -> None:
         answer = self.callouts.post(self.meters[name], self.sessions[name], status, previous)
