@@ -84,7 +84,10 @@ def session_summary(
     if not reader.reads_connection(conn):
         raise HTTPException(403, "Error records are customers' data: only who may read the connection may see them.")
     key = SessionKey(conn, meter, session)
-    return _shown(request, reader, key, summary=_summary(_story(reader, key).row.session))
+    summary = _summary(_story(reader, key).row.session)
+    # What this process asked Zuora counts for the budget as well.
+    from_thread.run_sync(request.app.state.calls.keep, conn)
+    return _shown(request, reader, key, summary=summary)
 
 
 @router.post("/session/replay", dependencies=[same_origin])
