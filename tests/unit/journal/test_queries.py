@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pytest
 from airflow import settings
@@ -17,9 +16,7 @@ from airflow_mediation_provider.journal.waits import record_waits
 from airflow_mediation_provider.protocol.entry import Entry, EntryKind
 from airflow_mediation_provider.protocol.feed import MeterQuestion, WaitEnded, WaitReport
 from airflow_mediation_provider.protocol.transition import SessionTransition, Source
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
+from tests.unit.journal.plans import explained, uses_an_index
 
 NOW = datetime(2026, 3, 31, 12, tzinfo=UTC)
 CONN = "mediation_default"
@@ -145,31 +142,6 @@ class TestQueries:
         assert second is not None
         assert (first.try_number, first.ended_at, first.outcome) == (2, None, None)
         assert (second.ended_at, second.outcome, second.session_id) == (NOW, "met", "R-9")
-
-
-@contextmanager
-def explained() -> Iterator[list[tuple[str, list[str]]]]:
-    """What SQLite does for each question that is asked of the journal meanwhile."""
-    asked: list[tuple[str, Any]] = []
-    plans: list[tuple[str, list[str]]] = []
-
-    def keep(conn: Any, cursor: Any, statement: str, parameters: Any, context: Any, executemany: bool) -> None:
-        if statement.startswith(("SELECT", "UPDATE")) and "mediation_" in statement:
-            asked.append((statement, parameters))
-
-    assert settings.engine is not None
-    event.listen(settings.engine, "before_cursor_execute", keep)
-    yield plans
-    event.remove(settings.engine, "before_cursor_execute", keep)
-    with settings.engine.connect() as connection:
-        for statement, parameters in asked:
-            plan = connection.exec_driver_sql(f"EXPLAIN QUERY PLAN {statement}", parameters)
-            plans.append((statement, [row[-1] for row in plan]))
-
-
-def uses_an_index(plan: list[str]) -> bool:
-    steps = [step for step in plan if not step.startswith("USE TEMP B-TREE")]
-    return bool(steps) and all(("USING" in step and "INDEX" in step) or "PRIMARY KEY" in step for step in steps)
 
 
 def test_each_query_of_the_feed_uses_an_index_and_its_order(airflow_on, sqlite_database):
