@@ -181,7 +181,7 @@ class TestConsequences:
         airflow.schedule()
         wait: dict[str, Any] = {"conn_id": CONN, "meter_id": "1", "session_id": "R-1", "run_id": "manual__2026+1"}
         keep(
-            wait_of("w", **wait, dag_id="usage", task_id="first", ended_at=at(3), outcome="met", created_at=at(1)),
+            wait_of("w", **wait, dag_id="usage", task_id="first", ended_at=at(3), outcome="MET", created_at=at(1)),
             wait_of("v", **wait, dag_id="usage", task_id="mapped", map_index=4, until=at(60), created_at=at(2)),
             wait_of("u", **wait, dag_id="covert", task_id="third"),
         )

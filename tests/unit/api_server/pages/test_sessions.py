@@ -252,7 +252,7 @@ class TestWithWhoseEyes:
         airflow.schedule()
         wait: dict[str, Any] = {"conn_id": CONN, "meter_id": "1", "session_id": "R-1"}
         keep(
-            wait_of("w", **wait, dag_id="usage", task_id="first", ended_at=now(), outcome="met", created_at=at(1)),
+            wait_of("w", **wait, dag_id="usage", task_id="first", ended_at=now(), outcome="MET", created_at=at(1)),
             wait_of("v", **wait, dag_id="usage", task_id="mapped", map_index=4, created_at=at(0)),
             wait_of("u", **wait, dag_id="covert", task_id="third", created_at=at(2)),
         )
