@@ -26,6 +26,14 @@ def test_what_came_of_the_turns_is_added_up():
     assert made.row()[4:] == ["callouts", "0.8", "400", "never", "never", "1000.0", "3", "1 x 503"]
 
 
+def test_one_moment_in_which_the_machine_did_something_else_decides_nothing():
+    made = result("callouts", [0.1] * 100)
+    made.add(Sent(2.0, [0.1] * 92 + [0.9] * 8, {}), 1.0)
+    made.add(Sent(2.0, [0.1] * 98 + [0.2] * 2, {}), 1.0)
+
+    assert made.row()[6:9] == ["100", "200", "900"]
+
+
 def test_not_behind():
     assert broken_claims(result("callouts", [0.1] * 100), result("events", [0.1] * 102)) == []
     assert broken_claims(result("callouts", [0.1] * 100), result("events", [])) == []
