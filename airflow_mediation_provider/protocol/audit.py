@@ -96,11 +96,12 @@ def counts_of(summary: Mapping[str, Any]) -> list[dict[str, Any]]:
 def span_of_session(begun: datetime | None, ended: datetime | None, *, now: datetime) -> tuple[datetime, datetime]:
     """Return the time window in which a session's records are.
 
-    :param begun: its start, where it is known
+    :param begun: its start, where it is known, else when it was heard of, which may be after its end
     :param ended: its end, where it is known
     :param now: the time now
     """
-    return (begun or now) - _MARGIN, (ended or now) + _MARGIN
+    end = ended or now
+    return min(begun or end, end) - _MARGIN, end + _MARGIN
 
 
 def audit_trail_entries(

@@ -203,8 +203,5 @@ def _zuora_url(request: Request, key: SessionKey) -> str | None:
         connection = from_thread.run(request.app.state.connections.get, key.conn_id)
     except (UnknownConnectionError, LookupFailedError):
         return None
-    try:
-        url = connection.settings.session_url(key.meter_id, key.session_id, None) if connection.settings else None
-    except (ValueError, IndexError):  # a template that is none
-        return None
+    url = connection.settings.session_url(key.meter_id, key.session_id, None) if connection.settings else None
     return url if url and urlsplit(url).scheme in ("http", "https") else None

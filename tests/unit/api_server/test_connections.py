@@ -278,6 +278,21 @@ def test_the_environment_is_a_backend_like_any_other(monkeypatch):
     assert (found.client_secret, found.extra, found.team) == ("hush", {"callout_token": "t"}, None)
 
 
+def test_how_zuora_is_called_is_known_too_and_callouts_do_not_mind_where_it_is_not(backends_of_airflow):
+    good = {"data_center": "SBX", "callout_token": "t"}
+    backends_of_airflow(Backend({(None, "zuora"): connection(login="client", extra=json.dumps(good))}))
+    found = find_connection("zuora")
+    assert found.settings.base_url == "https://rest.apisandbox.zuora.com"
+    assert "hush" not in repr(found)
+
+    for wrong in ({"data_center": "Mars"}, {"data_center": "SBX", "ui_link_template": "{nothing}"}, {}):
+        extra = json.dumps({**wrong, "callout_token": "t"})
+        backends_of_airflow(Backend({(None, "zuora"): connection(login="client", extra=extra)}))
+        found = find_connection("zuora")
+        assert found.settings is None
+        assert found.callouts.enabled
+
+
 def test_a_backend_that_fails_is_passed_over_as_airflow_does(backends_of_airflow):
     backends_of_airflow(Backend(error=ConnectionError()), OldBackend({(None, "zuora"): connection()}))
 
