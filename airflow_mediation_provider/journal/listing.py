@@ -5,28 +5,27 @@ A page is found by its place, not by its number, so the last one of a million se
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
-from sqlalchemy import and_, case, func, or_, select, true
+from sqlalchemy import and_, case, func, select
 
+from airflow_mediation_provider.journal.filters import Place, look, without_index
 from airflow_mediation_provider.journal.tables import CallsRow, SessionRow, TransitionRow, WaitRow
 from airflow_mediation_provider.protocol.entry import EntryKind
 from airflow_mediation_provider.protocol.phases import Phase, phases
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator, Sequence
+    from datetime import datetime
 
     from sqlalchemy import ColumnElement, Row
     from sqlalchemy.orm import InstrumentedAttribute, Session
 
+    from airflow_mediation_provider.journal.filters import Filters
+
 # Of a session that loops for ever the newest changes are drawn.
 _CHANGES_DRAWN: Final = 40
-_EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
-# Of instants within the calendar, and numbers within what databases have for them.
-_PLACE: Final = re.compile(r"[0-9]{1,17}-[0-9]{1,18}")
 _FIELDS: Final = (
     "id",
     "conn_id",
@@ -55,54 +54,6 @@ class SessionKey(NamedTuple):
     conn_id: str
     meter_id: str
     session_id: str
-
-
-class Place(NamedTuple):
-    """Where in the list a session stands: what comes later in it began earlier."""
-
-    begun_at: datetime
-    id: int
-
-    def __str__(self) -> str:
-        """Return the place as it stands in an address."""
-        return f"{(self.begun_at - _EPOCH) // timedelta(microseconds=1)}-{self.id}"
-
-    @classmethod
-    def parse(cls, text: str) -> Place:
-        """Read a place.
-
-        :raises ValueError: it is none
-        """
-        if not _PLACE.fullmatch(text):
-            raise ValueError(f"{text!r} is no place in the list")
-        at, _, number = text.partition("-")
-        return cls(_EPOCH + timedelta(microseconds=int(at)), int(number))
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Filters:
-    """Which sessions; what is ``None`` is no matter.
-
-    :param since: that began then or later
-    :param until: and before then
-    """
-
-    conn_id: str | None = None
-    meter_id: str | None = None
-    status: str | None = None
-    run_type: str | None = None
-    since: datetime | None = None
-    until: datetime | None = None
-
-    def where(self) -> ColumnElement[bool]:
-        """Return the condition."""
-        names = ("conn_id", "meter_id", "status", "run_type")
-        same = [getattr(SessionRow, name) == value for name in names if (value := getattr(self, name)) is not None]
-        if self.since is not None:
-            same.append(SessionRow.begun_at >= self.since)
-        if self.until is not None:
-            same.append(SessionRow.begun_at < self.until)
-        return and_(true(), *same)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -153,13 +104,15 @@ class Listing:
     """One page of the list.
 
     :param sessions: the newest first
-    :param newer: whether there are newer ones than these
-    :param older: whether there are older ones than these
+    :param newer: the place from which newer ones are found, ``None`` where there are none
+    :param older: the place from which older ones are found, ``None`` where there are none
+    :param cut: whether the search ended at that place, and not because the page is full: there may be none beyond
     """
 
     sessions: tuple[Listed, ...]
-    newer: bool
-    older: bool
+    newer: Place | None
+    older: Place | None
+    cut: bool = False
 
 
 def list_sessions(
@@ -171,25 +124,20 @@ def list_sessions(
     :param before: those that come right after this place in the list: older ones
     :param after: those that come right before it: newer ones
     """
-    query = select(*_COLUMNS).where(filters.where())
-    begun, number = SessionRow.begun_at, SessionRow.id
-    if after is not None:
-        # The first half of the condition is what an index can use.
-        query = query.where(begun >= after.begun_at, or_(begun > after.begun_at, number > after.id))
-        query = query.order_by(begun, number)
-    else:
-        if before is not None:
-            query = query.where(begun <= before.begun_at, or_(begun < before.begun_at, number < before.id))
-        query = query.order_by(begun.desc(), number.desc())
+    back = after is None
+    reach, where = look(session, filters, before or after, back=back)
+    order = (SessionRow.begun_at, SessionRow.id)
+    query = select(*_COLUMNS).where(where).order_by(*(each.desc() if back else each for each in order))
     rows = session.execute(query.limit(limit + 1)).all()
     more, rows = len(rows) > limit, rows[:limit]
-    if after is not None:
-        rows = rows[::-1]
     drawn = _phases(session, rows)
-    listed = tuple(_listed(row, drawn.get(_key(row), ())) for row in rows)
+    listed = [_listed(row, drawn.get(_key(row), ())) for row in rows]
+    cut = reach is not None and not more
+    onward = listed[-1].place if more else reach
     if after is not None:
-        return Listing(listed, newer=more, older=True)
-    return Listing(listed, newer=before is not None, older=more)
+        return Listing(tuple(reversed(listed)), newer=onward, older=listed[0].place if listed else after, cut=cut)
+    backward = before and (listed[0].place if listed else before)
+    return Listing(tuple(listed), newer=backward, older=onward, cut=cut)
 
 
 def find_session(session: Session, key: SessionKey) -> Listed | None:
@@ -211,11 +159,11 @@ def count_by_status(
     begun = SessionRow.begun_at
     step = (until - since) / bars
     span = case(*((begun < since + step * (number + 1), number) for number in range(bars - 1)), else_=bars - 1)
-    # Of its own, for PostgreSQL takes no two of the same expression with values in them for the same.
-    which = replace(filters, since=since, until=until).where()
-    spans = select(span.label("span"), SessionRow.status).where(which)
-    each = spans.subquery()
-    query = select(each.c.span, each.c.status, func.count()).group_by(each.c.span, each.c.status)
+    query = (
+        select(span, SessionRow.status, func.count())
+        .where(replace(filters, since=since, until=until).where())
+        .group_by(span, SessionRow.status)
+    )
     counts: list[dict[str, int]] = [{} for _ in range(bars)]
     for number, status, count in session.execute(query):
         counts[number][status] = count
@@ -288,9 +236,9 @@ def of_rows(table: Any, ids: Collection[int]) -> ColumnElement[bool]:
 def is_of_kind(kind: EntryKind) -> ColumnElement[bool]:
     """Return the condition that a transition is of a kind, where its meter or session leads to it.
 
-    Not of the column as it is: SQLite would rather take the index of kinds, and with it all rows of the connection.
+    SQLite would rather take the index of kinds, and with it all rows of the connection.
     """
-    return func.coalesce(TransitionRow.kind, "") == kind
+    return without_index(TransitionRow.kind) == kind
 
 
 def _is(table: Any, key: SessionKey) -> list[ColumnElement[bool]]:

@@ -15,11 +15,10 @@ from airflow_mediation_provider.api_server.pages.chart import Chart, bars
 from airflow_mediation_provider.api_server.pages.rendering import page
 from airflow_mediation_provider.api_server.pages.route import PageRoute, Text
 from airflow_mediation_provider.journal import consequences
+from airflow_mediation_provider.journal.filters import LOOKED_AT, Filters, Place
 from airflow_mediation_provider.journal.health import SILENT
 from airflow_mediation_provider.journal.listing import (
-    Filters,
     Listed,
-    Place,
     count_by_status,
     known_connections,
     list_sessions,
@@ -153,7 +152,6 @@ def sessions(
         return listing, rows_of(session, listing.sessions, reader, now), known_connections(session)
 
     listing, rows, connections = read(work)
-    listed = listing.sessions
     return page(
         request,
         "sessions.html",
@@ -163,10 +161,19 @@ def sessions(
         statuses=[str(each) for each in SessionStatus if each is not SessionStatus.NEVER_RUN],
         run_types=[str(each) for each in RunType],
         spans=SPANS,
-        newer=listed[0].place if listing.newer and listed else None,
-        older=listed[-1].place if listing.older and listed else None,
+        newer=listing.newer,
+        older=listing.older,
+        further=_further(listing, after=bool(after)),
+        looked_at=LOOKED_AT,
         paged=bool(before or after),
     )
+
+
+def _further(listing: Listing, *, after: bool) -> dict[str, Place | None]:
+    """Return where a search goes on that did not look at all sessions; empty where it did."""
+    if not listing.cut:
+        return {}
+    return {"after": listing.newer} if after else {"before": listing.older}
 
 
 @router.get("/sessions/chart")

@@ -15,8 +15,9 @@ from airflow_mediation_provider.api_server.pages.rendering import page
 from airflow_mediation_provider.api_server.pages.route import PageRoute, Text
 from airflow_mediation_provider.api_server.pages.sessions import Row, rows_of
 from airflow_mediation_provider.journal import consequences
+from airflow_mediation_provider.journal.filters import Filters
 from airflow_mediation_provider.journal.health import UNSEEN
-from airflow_mediation_provider.journal.listing import Filters, Listed, SessionKey, find_session, list_sessions
+from airflow_mediation_provider.journal.listing import Listed, SessionKey, find_session, list_sessions
 from airflow_mediation_provider.journal.timeline import timeline
 from airflow_mediation_provider.journal.transaction import read
 from airflow_mediation_provider.protocol.times import from_json

@@ -10,7 +10,8 @@ from airflow.models.dagrun import DagRun
 from sqlalchemy import delete, func, select
 
 from airflow_mediation_provider.journal.consequences import runs_started, sessions_of_run
-from airflow_mediation_provider.journal.listing import Filters, list_sessions
+from airflow_mediation_provider.journal.filters import Filters
+from airflow_mediation_provider.journal.listing import list_sessions
 from airflow_mediation_provider.journal.record import record
 from airflow_mediation_provider.journal.tables import SessionRow, TransitionRow, WaitRow
 from airflow_mediation_provider.protocol.entry import Entry, EntryKind

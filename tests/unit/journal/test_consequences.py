@@ -14,7 +14,8 @@ from sqlalchemy import update
 from airflow_mediation_provider.assets import on_meter_session
 from airflow_mediation_provider.journal import consequences
 from airflow_mediation_provider.journal.consequences import Consumer, Scheduled, StartedRun, Wait
-from airflow_mediation_provider.journal.listing import Filters, Listed, SessionKey, find_session, list_sessions
+from airflow_mediation_provider.journal.filters import Filters
+from airflow_mediation_provider.journal.listing import Listed, SessionKey, find_session, list_sessions
 from airflow_mediation_provider.journal.replay import replay
 from airflow_mediation_provider.journal.tables import SessionRow
 from airflow_mediation_provider.journal.transaction import read

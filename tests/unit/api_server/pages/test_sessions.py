@@ -9,6 +9,7 @@ import pytest
 
 from airflow_mediation_provider.api_server.pages import sessions as module
 from airflow_mediation_provider.assets import on_meter_session
+from airflow_mediation_provider.journal import filters as journal_filters
 from tests.unit.api_server.pages.conftest import now
 from tests.unit.api_server.pages.html import asked, parsed
 from tests.unit.journal.old_rows import NOW, keep, session_of, told, wait_of
@@ -220,6 +221,30 @@ class TestPaging:
             links = {each.attributes["id"]: each.attributes["href"] for each in page.one("nav").all("a")}
         assert back == [["R-2", "R-1"], ["R-4", "R-3"]]
         assert set(links) == {"older"}
+
+    async def test_a_search_for_what_is_rare_stops_says_so_and_goes_on(
+        self, alice: Browser, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        for each in (module, journal_filters):
+            monkeypatch.setattr(each, "LOOKED_AT", 3)
+        keep(*(began(f"R-{number}", number, status="FAILED" if number == 1 else "COMPLETED") for number in range(7)))
+        keep(*(began(f"R-F{number}", -number, meter_id="7", status="FAILED") for number in range(1, 5)))
+        page = await alice.sees("/sessions", meter="1001", status="FAILED", tz="UTC")
+        assert names(page) == ["R-1"]
+        notice = page.one("p", class_="notice")
+        assert notice.text.startswith("Few sessions fit so far: 3 that fit one of the filters were looked at, back to ")
+        assert notice.one("time").attributes["datetime"] == at(-2).isoformat(timespec="seconds")
+        path, where = asked(notice.links()["Look further"])
+        assert {name: where[name] for name in ("meter", "status", "tz")} == {
+            "meter": "1001",
+            "status": "FAILED",
+            "tz": "UTC",
+        }
+        page = await alice.sees(path.removeprefix("/mediation"), **where)
+        assert page.one("p", class_="empty").text == "No session fits. Show all."
+        assert page.all("p", class_="notice") == []
+        back, where = asked(page.one("a", id="newer").attributes["href"])
+        assert names(await alice.sees(back.removeprefix("/mediation"), **where)) == ["R-1"]
 
     async def test_one_page_needs_no_links(self, alice: Browser) -> None:
         keep(began("R-1", 1), began("R-2", 2))
