@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass, field
 from html.parser import HTMLParser
 from typing import TYPE_CHECKING
@@ -76,9 +77,12 @@ class Element:
             for row in body.all("tr")
         ]
 
-    def skeleton(self) -> list[tuple[str, tuple[str, ...]]]:
-        """The elements and the names of their attributes, in their order: all that values must not change."""
-        return [(each.tag, tuple(each.attributes)) for each in self.walk()]
+    def skeleton(self) -> Counter[tuple[str, ...]]:
+        """The elements with the names of their attributes, and how often: all that values must not change.
+
+        Where there is a choice of names, they stand in the order of the alphabet.
+        """
+        return Counter((each.tag, *each.attributes) for each in self.walk())
 
 
 class _Builder(HTMLParser):
