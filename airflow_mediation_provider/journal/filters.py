@@ -1,8 +1,8 @@
 """Which sessions a list shows, from which place on, and how far a search for them goes.
 
 One filter is read off an index. There is none for each combination of filters, as each callout would pay for them all.
-So where there are several, the sessions of the rarest one are looked at, so many and no more, and the next search goes
-on from there.
+So where there are several, so many sessions of the rarest one are looked at and no more, and the next search goes on
+from there.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from sqlalchemy import ColumnElement
     from sqlalchemy.orm import Session
 
-LOOKED_AT: Final = 5_000
+LOOKED_AT: Final = 2_000
 """So many sessions of the rarest of several filters are looked at."""
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 # Of instants within the calendar, and numbers within what databases have for them.
@@ -109,37 +109,41 @@ def look(
         beyond.append(or_(later, SessionRow.id < place.id if back else SessionRow.id > place.id))
     if len(filters.leads()) < 2:
         return None, and_(true(), *filters.same(), *times, *beyond)
-    rarest, end = _rarest(session, filters, times, back=back)
-    same = (
-        (_column(name) if name in rarest else without_index(_column(name))) == value
-        for name, value in filters.values().items()
-    )
+    end, which = few(session, filters, LOOKED_AT, times, back=back)
     if end is None:
-        return None, and_(*same, *times, *beyond)
+        return None, and_(which, *beyond)
     # The next search begins beyond all that began at the same instant.
-    reach = Place(end if back else end + timedelta(microseconds=1), 0)
-    return reach, and_(*same, *times, *beyond, begun >= end if back else begun <= end)
+    return Place(end if back else end + timedelta(microseconds=1), 0), and_(which, *beyond)
 
 
-def _rarest(
-    session: Session, filters: Filters, times: list[ColumnElement[bool]], *, back: bool
-) -> tuple[tuple[str, ...], datetime | None]:
-    """Return the filter of which so many sessions take the furthest time, and the end of that time.
+def few(
+    session: Session, filters: Filters, most: int, times: list[ColumnElement[bool]], *, back: bool = True
+) -> tuple[datetime | None, ColumnElement[bool]]:
+    """Return the condition of what fits among so many sessions of the rarest filter, and the instant where these end.
 
-    It is ``None`` where there are not so many.
+    That is ``None`` where there are no more of them. The rarest filter is the one of which so many take the longest time.
+
+    :param most: how many
+    :param times: when they began
+    :param back: whether the newest of them, or the oldest
     """
     begun, values, ends = SessionRow.begun_at, filters.values(), {}
-    for lead in filters.leads():
-        of_lead = select(begun).where(*(_column(name) == values[name] for name in lead), *times)
+    for lead in filters.leads() or [()]:
+        of_lead = select(begun).where(true(), *(_column(name) == values[name] for name in lead), *times)
         ordered = of_lead.order_by(begun.desc() if back else begun)
-        ends[lead] = session.scalar(ordered.offset(LOOKED_AT - 1).limit(1))
+        ends[lead] = session.scalar(ordered.offset(most).limit(1))
 
     def distance(lead: tuple[str, ...]) -> float:
         end = ends[lead]
         return math.inf if end is None else (-1 if back else 1) * end.timestamp()
 
     rarest = max(ends, key=distance)
-    return rarest, ends[rarest]
+    end = ends[rarest]
+    within = true() if end is None else begun >= end if back else begun <= end
+    same = (
+        (_column(name) if name in rarest else without_index(_column(name))) == value for name, value in values.items()
+    )
+    return end, and_(*same, *times, within)
 
 
 def without_index(column: Any) -> ColumnElement[str]:

@@ -8,9 +8,9 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
-from sqlalchemy import and_, case, func, select
+from sqlalchemy import and_, case, func, literal, select
 
-from airflow_mediation_provider.journal.filters import Place, look, without_index
+from airflow_mediation_provider.journal.filters import Place, few, look, without_index
 from airflow_mediation_provider.journal.tables import CallsRow, SessionRow, TransitionRow, WaitRow
 from airflow_mediation_provider.protocol.entry import EntryKind
 from airflow_mediation_provider.protocol.phases import Phase, phases
@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 
     from airflow_mediation_provider.journal.filters import Filters
 
+COUNTED: Final = 100_000
+"""So many sessions a chart stands for, and no more: the newest ones."""
 # Of a session that loops for ever the newest changes are drawn.
 _CHANGES_DRAWN: Final = 40
 _FIELDS: Final = (
@@ -146,28 +148,51 @@ def find_session(session: Session, key: SessionKey) -> Listed | None:
     return None if row is None else _listed(row, _phases(session, [row]).get(key, ()))
 
 
-def count_by_status(
-    session: Session, filters: Filters, *, since: datetime, until: datetime, bars: int
-) -> list[dict[str, int]]:
-    """Return how many sessions began in each of some equal spans of time, by their present status.
+class Counts(NamedTuple):
+    """How many sessions began in each of some equal spans of time, by their present status.
+
+    :param since: where the first span begins: later than was asked for, where there are more sessions than are counted
+    :param spans: status -> number of sessions
+    """
+
+    since: datetime
+    spans: list[dict[str, int]]
+
+
+def count_by_status(session: Session, filters: Filters, *, since: datetime, until: datetime, bars: int) -> Counts:
+    """Count sessions, the newest ``COUNTED`` of the rarest filter.
 
     :param filters: its own times are left aside
     :param since: where the first span begins
     :param until: where the last one ends
     :param bars: how many spans
     """
-    begun = SessionRow.begun_at
+    times = replace(filters, since=since, until=until).times()
+    end, which = few(session, filters, COUNTED, times)
+    since = end or since
     step = (until - since) / bars
-    span = case(*((begun < since + step * (number + 1), number) for number in range(bars - 1)), else_=bars - 1)
-    query = (
-        select(span, SessionRow.status, func.count())
-        .where(replace(filters, since=since, until=until).where())
-        .group_by(span, SessionRow.status)
-    )
+    edges = [since + step * number for number in range(1, bars)]
+    # A table of its own, for PostgreSQL takes no two of the same expression with values in them for the same.
+    each = select(_span(edges, 0).label("span"), SessionRow.status).where(which).subquery()
     counts: list[dict[str, int]] = [{} for _ in range(bars)]
-    for number, status, count in session.execute(query):
+    for number, status, count in session.execute(
+        select(each.c.span, each.c.status, func.count()).group_by(each.c.span, each.c.status)
+    ):
         counts[number][status] = count
-    return counts
+    return Counts(since, counts)
+
+
+def _span(edges: Sequence[datetime], first: int) -> ColumnElement[int]:
+    """Return the number of the span in which a session began, found by halves: a million of them are compared.
+
+    :param edges: between the spans
+    :param first: the number of the first one
+    """
+    if not edges:
+        return literal(first)
+    half = len(edges) // 2
+    earlier = SessionRow.begun_at < edges[half]
+    return case((earlier, _span(edges[:half], first)), else_=_span(edges[half + 1 :], first + half + 1))
 
 
 def known_connections(session: Session) -> list[str]:

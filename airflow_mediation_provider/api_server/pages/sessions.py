@@ -18,6 +18,7 @@ from airflow_mediation_provider.journal import consequences
 from airflow_mediation_provider.journal.filters import LOOKED_AT, Filters, Place
 from airflow_mediation_provider.journal.health import SILENT
 from airflow_mediation_provider.journal.listing import (
+    COUNTED,
     Listed,
     count_by_status,
     known_connections,
@@ -194,10 +195,12 @@ def sessions_chart(
     end = filters.until or now
     begin = filters.since or end - timedelta(days=1)
     chart: Chart | None = None
+    cut = False
     if begin < end:
         counts = read(lambda session: count_by_status(session, filters, since=begin, until=end, bars=_BARS))
-        chart = bars(counts, since=begin, until=end)
-    return page(request, "chart.html", chart=chart)
+        chart = bars(counts.spans, since=counts.since, until=end)
+        cut = counts.since > begin
+    return page(request, "chart.html", chart=chart, counted=COUNTED if cut else None)
 
 
 def rows_of(session: Session, listed: tuple[Listed, ...], reader: Reader, now: datetime) -> list[Row]:

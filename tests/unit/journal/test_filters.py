@@ -129,7 +129,7 @@ class TestLooks:
         keep(*(session_of(f"R-{number}", NOW + number * MINUTE, run_type="DEBUG") for number in range(4)))
         keep(*(session_of(f"R-{number}", NOW + number * MINUTE) for number in range(4, 16)))
         completed_tests = Filters(status="COMPLETED", run_type="DEBUG")
-        # There are less than five of the rarer sort, so they are all that there is to look at.
+        # There are no more than five of the rarer sort, so they are all that there is to look at.
         assert names([page := listed(completed_tests)]) == ["R-3", "R-2", "R-1", "R-0"]
         assert (page.newer, page.older, page.cut) == (None, None, False)
         keep(session_of("R-T", NOW - MINUTE, run_type="DEBUG", status="FAILED"))
@@ -139,7 +139,7 @@ class TestLooks:
         keep(*(session_of(f"R-F{number}", NOW - number * MINUTE, **failed) for number in range(2, 9)))
         first = listed(none)
         assert (first.sessions, first.newer, first.cut) == ((), None, True)
-        assert first.older == Place(NOW - 5 * MINUTE, 0)
+        assert first.older == Place(NOW - 6 * MINUTE, 0)
         last = listed(none, before=first.older)
         assert (last.sessions, last.newer, last.older, last.cut) == ((), first.older, None, False)
 
@@ -155,7 +155,7 @@ def test_the_rarest_filter_leads_to_the_sessions(
 ) -> None:
     """SQLite takes any index that fits, and knows nothing of how many rows it leads to."""
     airflow_on(sqlite_database)
-    monkeypatch.setattr(module, "LOOKED_AT", 3)
+    monkeypatch.setattr(module, "LOOKED_AT", 2)
     for number in range(12):
         values = {"status": "FAILED" if number % 4 == 0 else "COMPLETED", "conn_id": f"c{number % 2}"}
         keep(session_of(f"R-{number}", NOW + number * MINUTE, meter_id=f"m{number}", **values))

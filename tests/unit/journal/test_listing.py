@@ -8,8 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from airflow_mediation_provider.journal import listing as module
 from airflow_mediation_provider.journal.filters import Filters, Place
 from airflow_mediation_provider.journal.listing import (
+    Counts,
     Listing,
     SessionKey,
     count_by_status,
@@ -37,7 +39,9 @@ def names(listing: Listing) -> list[str]:
 
 
 def counted(since: datetime, until: datetime, bars: int, **filters: Any) -> list[dict[str, int]]:
-    return read(lambda session: count_by_status(session, Filters(**filters), since=since, until=until, bars=bars))
+    found = read(lambda session: count_by_status(session, Filters(**filters), since=since, until=until, bars=bars))
+    assert found.since == since
+    return found.spans
 
 
 def at(minutes: float) -> datetime:
@@ -225,7 +229,21 @@ class TestCounts:
         keep(began("R-1", 1))
         others = Filters(since=at(5), until=at(1))
         counts = read(lambda session: count_by_status(session, others, since=at(0), until=at(20), bars=2))
-        assert counts == [{"COMPLETED": 1}, {}]
+        assert counts == Counts(at(0), [{"COMPLETED": 1}, {}])
+
+    def test_of_more_than_can_be_counted_the_newest_are(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(module, "COUNTED", 4)
+        keep(*(began(f"R-{number}", number, conn_id=f"c{number % 3}") for number in range(12)))
+        for filters, since, spans in [
+            ({}, 7, [{"COMPLETED": 3}, {"COMPLETED": 2}]),
+            ({"conn_id": "c1"}, 0, [{"COMPLETED": 2}, {"COMPLETED": 2}]),
+            # No more than four of the connection: all of them are looked at, however many there are of the status.
+            ({"conn_id": "c1", "status": "COMPLETED"}, 0, [{"COMPLETED": 2}, {"COMPLETED": 2}]),
+            ({"status": "COMPLETED", "run_type": "NORMAL"}, 7, [{"COMPLETED": 3}, {"COMPLETED": 2}]),
+        ]:
+            counting = partial(count_by_status, filters=Filters(**filters), since=at(0), until=at(12), bars=2)
+            counts = read(counting)
+            assert counts == Counts(at(since), spans), filters
 
     def test_no_session_is_lost_between_spans_that_are_no_whole_seconds(self) -> None:
         keep(*(session_of(f"R-{number}", at(0) + number * timedelta(seconds=1.7)) for number in range(30)))

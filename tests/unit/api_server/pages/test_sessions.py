@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -10,14 +10,13 @@ import pytest
 from airflow_mediation_provider.api_server.pages import sessions as module
 from airflow_mediation_provider.assets import on_meter_session
 from airflow_mediation_provider.journal import filters as journal_filters
+from airflow_mediation_provider.journal import listing as journal_listing
 from tests.unit.api_server.pages.conftest import now
 from tests.unit.api_server.pages.html import asked, parsed
 from tests.unit.journal.old_rows import NOW, keep, session_of, told, wait_of
 from tests.unit.journal.scheduling import CONN, change, tell
 
 if TYPE_CHECKING:
-    from datetime import datetime
-
     from tests.unit.api_server.pages.conftest import Browser, Manager
     from tests.unit.api_server.pages.html import Element
     from tests.unit.journal.scheduling import Airflow
@@ -233,7 +232,7 @@ class TestPaging:
         assert names(page) == ["R-1"]
         notice = page.one("p", class_="notice")
         assert notice.text.startswith("Few sessions fit so far: 3 that fit one of the filters were looked at, back to ")
-        assert notice.one("time").attributes["datetime"] == at(-2).isoformat(timespec="seconds")
+        assert notice.one("time").attributes["datetime"] == at(-3).isoformat(timespec="seconds")
         path, where = asked(notice.links()["Look further"])
         assert {name: where[name] for name in ("meter", "status", "tz")} == {
             "meter": "1001",
@@ -349,6 +348,20 @@ class TestChart:
         ]:
             page = await alice.sees("/sessions/chart", **filters)
             assert page.one("svg").attributes["aria-label"] == f"Sessions that began, by status: {label}", filters
+
+    async def test_of_very_many_it_is_of_the_newest_and_says_so(
+        self, alice: Browser, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        keep(*(session_of(f"R-{hours}", ago(hours=hours)) for hours in (1, 2, 3, 4)))
+        caption = (await alice.sees("/sessions/chart")).one("figcaption")
+        assert "looked at" not in caption.text
+        for each in (module, journal_listing):
+            monkeypatch.setattr(each, "COUNTED", 2)
+        caption = (await alice.sees("/sessions/chart")).one("figcaption")
+        assert "; 2 sessions were looked at, and none before" in caption.text
+        assert "3 COMPLETED" in caption.text
+        began_at = datetime.fromisoformat(caption.all("time")[0].attributes["datetime"])
+        assert abs(began_at - ago(hours=3)) < timedelta(minutes=1)
 
     async def test_where_nothing_began_it_says_so(self, alice: Browser) -> None:
         for filters in ({}, {"since": "2026-06-02", "until": "2026-06-01"}, {"since": "1h", "until": "2026-06-01"}):
