@@ -121,7 +121,8 @@ def few(
 ) -> tuple[datetime | None, ColumnElement[bool]]:
     """Return the condition of what fits among so many sessions of the rarest filter, and the instant where these end.
 
-    That is ``None`` where there are no more of them. The rarest filter is the one of which so many take the longest time.
+    That is ``None`` where there are no more of them. The rarest filter is the one of which so many take the longest
+    time.
 
     :param most: how many
     :param times: when they began
