@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Annotated, Any, Final
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
-from fastapi import APIRouter, Request, Response
+from fastapi import APIRouter, Depends, Request, Response
 from starlette.exceptions import HTTPException
 
 from airflow_mediation_provider.api_server.auth import ReaderDep  # noqa: TC001  # FastAPI reads it
@@ -103,6 +103,21 @@ class Search:
             ) from None
 
 
+def _search(
+    conn: Text = "",
+    meter: Text = "",
+    status: Text = "",
+    run_type: Text = "",
+    since: Text = "",
+    until: Text = "",
+    tz: Text = "",
+) -> Search:
+    return Search(conn=conn, meter=meter, status=status, run_type=run_type, since=since, until=until, tz=tz)
+
+
+SearchDep = Annotated[Search, Depends(_search)]
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Row:
     """One line of the list.
@@ -126,22 +141,9 @@ class Row:
 
 
 @router.get("/sessions")
-def sessions(
-    request: Request,
-    reader: ReaderDep,
-    conn: Text = "",
-    meter: Text = "",
-    status: Text = "",
-    run_type: Text = "",
-    since: Text = "",
-    until: Text = "",
-    tz: Text = "",
-    before: Text = "",
-    after: Text = "",
-) -> Response:
+def sessions(request: Request, reader: ReaderDep, search: SearchDep, before: Text = "", after: Text = "") -> Response:
     """Show the list."""
     now = datetime.now(UTC)
-    search = Search(conn=conn, meter=meter, status=status, run_type=run_type, since=since, until=until, tz=tz)
     filters = search.filters(now)
     try:
         places = {"before": Place.parse(before) if before else None, "after": Place.parse(after) if after else None}
@@ -178,19 +180,9 @@ def _further(listing: Listing, *, after: bool) -> dict[str, Place | None]:
 
 
 @router.get("/sessions/chart")
-def sessions_chart(
-    request: Request,
-    conn: Text = "",
-    meter: Text = "",
-    status: Text = "",
-    run_type: Text = "",
-    since: Text = "",
-    until: Text = "",
-    tz: Text = "",
-) -> Response:
+def sessions_chart(request: Request, search: SearchDep) -> Response:
     """Show how many sessions began when, by their status: of the time that is asked for, else of the last day."""
     now = datetime.now(UTC)
-    search = Search(conn=conn, meter=meter, status=status, run_type=run_type, since=since, until=until, tz=tz)
     filters = search.filters(now)
     end = filters.until or now
     begin = filters.since or end - timedelta(days=1)
