@@ -251,6 +251,9 @@ class TestCounts:
             counts = counted(at(0), at(1), bars)
             assert len(counts) == bars
             assert sum(count for each in counts for count in each.values()) == 30
+        # Seven parts of a second are some microseconds short of it.
+        keep(began("R-last", 1, begun_at=at(1) - timedelta(microseconds=1)))
+        assert counted(at(1) - timedelta(seconds=1), at(1), 7)[-1] == {"COMPLETED": 1}
 
 
 @pytest.mark.usefixtures("airflow_database")
