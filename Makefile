@@ -57,6 +57,7 @@ bench:  ## measure what waiting costs and survives, and what callouts and the fe
 	@$(BIN)/python -m benchmarks.callout_throughput --check --markdown docs/benchmarks.md
 	@$(BIN)/python -m benchmarks.callout_lag --check --markdown docs/benchmarks.md
 	@$(BIN)/python -m benchmarks.feed_at_scale --check --markdown docs/benchmarks.md
+	@$(BIN)/python -m benchmarks.pages_at_scale --check --markdown docs/benchmarks.md
 
 format: setup  ## write the code in ruff's format
 	@$(BIN)/ruff check --quiet --fix .

@@ -33,7 +33,7 @@ from airflow_mediation_provider.protocol.feed import FeedRequest, MeterQuestion
 from airflow_mediation_provider.protocol.transition import SessionTransition, Source
 from benchmarks.feed_polls import SECRET, Asker, IdlePolls
 from benchmarks.journal_rows import METERS, ROWS, meter_of, seed, session_of
-from benchmarks.report import Table, common_arguments, publish
+from benchmarks.report import Table, common_arguments, publish, quantile
 from demo.postgres import Postgres
 from demo.stack import AirflowStack
 
@@ -67,8 +67,7 @@ class Timing:
 
     def quantile(self, part: float) -> float:
         """Return the seconds within which so large a part of them came."""
-        ordered = sorted(self.seconds)
-        return ordered[min(int(len(ordered) * part), len(ordered) - 1)]
+        return quantile(self.seconds, part)
 
     def row(self) -> list[str]:
         """Return the cells of the table."""

@@ -39,6 +39,12 @@ def environment() -> dict[str, str]:
     } | versions
 
 
+def quantile(seconds: Sequence[float], part: float) -> float:
+    """Return the seconds within which so large a part of them came."""
+    ordered = sorted(seconds)
+    return ordered[min(int(len(ordered) * part), len(ordered) - 1)]
+
+
 @dataclass
 class Table:
     """A result as people read it: a title, columns, rows of text, and what to know before reading them.

@@ -1,0 +1,158 @@
+"""What the benchmark of the pages asks for: each list, filter, page and tab by its address, and what it must show."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
+
+from airflow_mediation_provider.api_server.pages.sessions import PAGE
+from airflow_mediation_provider.journal.filters import Place
+from airflow_mediation_provider.protocol.pages import address, session_page, task_page
+from benchmarks.busy_journal import BUSY, EU, POLLED, PROD, SANDBOX, SILENT, WAITED, session_of
+from benchmarks.journal_starts import dag_of, is_missed, run_of
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from benchmarks.busy_journal import Plan
+
+LIST_SECONDS: Final = 0.100
+COUNT_SECONDS: Final = 1.0
+"""A chart is fetched by itself: nothing waits for it."""
+NOTHING: Final = "No session "
+_DEEP: Final = 1000
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """One page.
+
+    :param what: in words
+    :param path: its address below Airflow's
+    :param shows: text that it must show, or it is not what was asked for
+    :param claimed: seconds that 95 of 100 answers may take
+    """
+
+    what: str
+    path: str
+    shows: str
+    claimed: float = LIST_SECONDS
+
+
+def questions(plan: Plan) -> list[Question]:
+    """Return what is asked of a journal that was seeded."""
+    return [*_lists(plan), *_charts(plan), *_pages(plan), *_tabs(plan)]
+
+
+def first_page(plan: Plan) -> Question:
+    """Return the list as it is opened."""
+    return Question("first page", address("", "/sessions"), session_of(plan.last))
+
+
+def burst_questions(plan: Plan) -> list[Question]:
+    """Return what is asked of a journal with very many sessions of one day.
+
+    :param plan: of these sessions
+    """
+    return [
+        first_page(plan),
+        _filtered("a meter, CANCELED (never)", NOTHING, meter=BUSY, status="CANCELED", since="24h"),
+        _chart("the last day", LIST_SECONDS),
+        _chart("the last day of the busiest meter", LIST_SECONDS, meter=BUSY),
+        Question("health", address("", "/health"), PROD),
+    ]
+
+
+def _filtered(what: str, shows: str | int, **parameters: object) -> Question:
+    text = shows if isinstance(shows, str) else session_of(shows)
+    return Question(f"list: {what}", address("", "/sessions", **parameters), text)
+
+
+def _chart(what: str, claimed: float = COUNT_SECONDS, **parameters: object) -> Question:
+    return Question(f"chart: {what}", address("", "/sessions/chart", **parameters), "COMPLETED", claimed)
+
+
+def _lists(plan: Plan) -> Iterator[Question]:
+    newest = plan.newest
+    canceled = newest(PROD, None, "CANCELED")
+    some = plan.meter(canceled)[1]
+    yield first_page(plan)
+    yield _filtered("one connection", newest(EU), conn=EU)
+    yield _filtered("a connection silent for a year", newest(SILENT), conn=SILENT)
+    yield _filtered("one meter", newest(PROD, some), meter=some)
+    yield _filtered("the busiest meter", newest(PROD, BUSY), meter=BUSY)
+    yield _filtered("COMPLETED", newest(PROD, BUSY, "COMPLETED"), status="COMPLETED")
+    yield _filtered("FAILED", newest(PROD, BUSY, "FAILED"), status="FAILED")
+    yield _filtered("a status that never occurs", NOTHING, status="PAUSED")
+    yield _filtered("NORMAL", plan.last, run_type="NORMAL")
+    yield _filtered("DEBUG", ">DEBUG</td>", run_type="DEBUG")
+    yield _filtered("the last day", plan.last, since="24h")
+    middle = plan.sessions // 2
+    old = {"since": plan.began(middle // 2).isoformat(), "until": plan.began(middle).isoformat()}
+    yield _filtered("half a year, long ago", middle - 1, **old)
+
+    yield _filtered("busiest meter, FAILED", newest(PROD, BUSY, "FAILED"), meter=BUSY, status="FAILED")
+    yield _filtered("busiest meter, CANCELED (never)", NOTHING, meter=BUSY, status="CANCELED")
+    yield _filtered("busiest meter, DEBUG (never)", NOTHING, meter=BUSY, run_type="DEBUG")
+    yield _filtered("one meter, CANCELED", canceled, meter=some, status="CANCELED")
+    yield _filtered("one meter, a status that never occurs", NOTHING, meter=some, status="PAUSED")
+    yield _filtered("a connection, FAILED", newest(SANDBOX, None, "FAILED"), conn=SANDBOX, status="FAILED")
+    yield _filtered("silent connection, COMPLETED", newest(SILENT, None, "COMPLETED"), conn=SILENT, status="COMPLETED")
+    yield _filtered("silent connection, FAILED", newest(SILENT, None, "FAILED"), conn=SILENT, status="FAILED")
+    yield _filtered("silent connection, NORMAL, a month", NOTHING, conn=SILENT, run_type="NORMAL", since="30d")
+    tested = newest(SANDBOX, None, "TESTING_PASSED")
+    yield _filtered("a connection, DEBUG", tested, conn=SANDBOX, run_type="DEBUG")
+    yield _filtered("COMPLETED and DEBUG (never)", NOTHING, status="COMPLETED", run_type="DEBUG")
+    yield _filtered("FAILED, half a year, long ago", 't-failed">FAILED', status="FAILED", **old)
+    every = {"conn": PROD, "meter": some, "status": "COMPLETED", "run_type": "NORMAL", "since": "30d"}
+    yield _filtered("all filters at once", newest(PROD, some, "COMPLETED"), **every)
+
+    def place(number: int) -> Place:
+        return Place(plan.began(number), number + 1)
+
+    deep = max(plan.sessions - PAGE * (_DEEP - 1), 1)
+    yield _filtered(f"page {_DEEP}", deep - 1, before=place(deep))
+    yield _filtered("the last page", 0, before=place(PAGE))
+    yield _filtered("back from the last page", PAGE, after=place(PAGE - 1))
+
+
+def _charts(plan: Plan) -> Iterator[Question]:
+    begin = plan.began(0).isoformat()
+    yield _chart("the last day", LIST_SECONDS)
+    yield _chart("30 days", since="30d")
+    yield _chart("everything", since=begin)
+    yield _chart("everything of one connection", since=begin, conn=EU)
+    yield _chart("everything of the busiest meter", since=begin, meter=BUSY)
+    yield _chart("everything NORMAL", since=begin, run_type="NORMAL")
+
+
+def _pages(plan: Plan) -> Iterator[Question]:
+    def session(what: str, number: int, shows: str) -> Question:
+        return Question(f"session: {what}", session_page("", *plan.meter(number), session_of(number)), shows)
+
+    yield session("one that started a run", _started(plan), dag_of(BUSY))
+    yield session("a meter with many polls", plan.newest(PROD, POLLED, "COMPLETED"), "of the meter")
+    yield session("silent for years", plan.first, "nothing was told")
+    yield Question("health", address("", "/health"), PROD)
+    yield Question("unreadable callouts", address("", "/unread"), "it names no meter")
+
+
+def _tabs(plan: Plan) -> Iterator[Question]:
+    waited = session_of(next(number for number in reversed(plan.numbers) if plan.is_awaited(number)))
+    yield Question("task tab", task_page("", WAITED, f"run-{waited}", "wait", -1), waited)
+    unnamed = task_page("", WAITED, "run-unnamed-0", "wait", -1)
+    yield Question("task tab: no session yet", unnamed, "It takes the first session")
+    started = session_of(_started(plan))
+    path = address("", "/run", dag_id=dag_of(BUSY), run_id=run_of(started))
+    yield Question("run tab", path, started)
+
+
+def _started(plan: Plan) -> int:
+    """Return the newest session that started a run."""
+    return next(
+        number
+        for number in reversed(plan.numbers)
+        if plan.meter(number)[1] == BUSY
+        and plan.walk(number)[1][-1] == "COMPLETED"
+        and not is_missed(session_of(number))
+    )

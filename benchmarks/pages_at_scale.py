@@ -1,0 +1,238 @@
+"""What the pages cost beside a million sessions: the server's time for each of them, and the browser's for the list.
+
+A real `airflow api-server` with default settings, on SQLite, then on a private PostgreSQL, and a user who is logged in.
+Every page is asked for over HTTP, one after the other and all of them again and again, and must show what it was asked
+for. Then Chromium opens the list, by itself and in Airflow's own frame, until its table is there and its script has
+run. At last so many sessions are added to the last day as nobody has.
+
+  python -m benchmarks.pages_at_scale                      everything, about half an hour
+  python -m benchmarks.pages_at_scale --check              the same; exit code 1 unless our claims hold
+  python -m benchmarks.pages_at_scale --only sqlite --sessions 50000 --times 10      a quick look
+  python -m benchmarks.pages_at_scale --markdown docs/benchmarks.md     renew the numbers of the documentation
+
+Run it on a machine that does nothing else.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import sys
+import tempfile
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+import httpx
+
+from airflow_mediation_provider.protocol.pages import address, framed
+from benchmarks.busy_journal import LAST_DAY, METERS, SESSIONS, seed, seed_burst
+from benchmarks.page_questions import Question, burst_questions, first_page, questions
+from benchmarks.report import Table, common_arguments, publish, quantile
+from demo.browser import chromium
+from demo.postgres import Postgres
+from demo.stack import AirflowStack
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping, Sequence
+
+    from benchmarks.busy_journal import Plan
+
+DATABASES: Final = ("sqlite", "postgresql")
+COLUMNS: Final = ("database", "beside", "what", "p50 ms", "p95 ms", "max ms")
+BURST: Final = 100_000
+USABLE_SECONDS: Final = 1.0
+LOGIN: Final = ("bench", "s3cret-of-the-benchmark")
+# The table is there, and the script has put times into the user's zone.
+_USABLE: Final = "table.sessions tbody tr time[title]"
+_WARM_UP: Final = 3
+
+
+@dataclass
+class Timing:
+    """One row: how long a page took, each time.
+
+    :param claimed: seconds that 95 of 100 may take; ``None``: nothing is claimed
+    """
+
+    database: str
+    beside: str
+    what: str
+    seconds: list[float]
+    claimed: float | None
+
+    def row(self) -> list[str]:
+        """Return the cells of the table."""
+        numbers = (f"{1000 * quantile(self.seconds, part):.0f}" for part in (0.5, 0.95, 1.0))
+        return [self.database, self.beside, self.what, *numbers]
+
+    def broken_claims(self) -> list[str]:
+        """Return what is claimed and does not hold."""
+        p95 = quantile(self.seconds, 0.95)
+        if self.claimed is None or p95 <= self.claimed:
+            return []
+        what = f"{self.database}, {self.beside}: {self.what}"
+        return [f"{what}: 95 of 100 within {1000 * p95:.0f} ms, {1000 * self.claimed:.0f} claimed"]
+
+
+@contextlib.contextmanager
+def empty_database(database: str, root: Path) -> Iterator[str]:
+    """Give the address of an empty database."""
+    if database == "postgresql":
+        with Postgres(durable=True) as cluster:
+            yield cluster.create("airflow")
+    else:
+        yield f"sqlite:///{root / 'airflow.db'}"
+
+
+@contextlib.contextmanager
+def airflow(root: Path, database: str, login: tuple[str, str] | None) -> Iterator[AirflowStack]:
+    """Run an API server.
+
+    :param root: directory of its files
+    :param database: its address
+    :param login: who gets in; ``None``: everybody
+    """
+    root.mkdir()
+    env = {}
+    if login is not None:
+        user, password = login
+        passwords = root / "passwords.json"
+        passwords.write_text(json.dumps({user: password}))
+        env["AIRFLOW__CORE__SIMPLE_AUTH_MANAGER_USERS"] = f"{user}:admin"
+        env["AIRFLOW__CORE__SIMPLE_AUTH_MANAGER_PASSWORDS_FILE"] = str(passwords)
+    for conn_id in METERS:
+        connection = {"conn_type": "mediation", "extra": {"callout_token": LOGIN[1]}}
+        env[f"AIRFLOW_CONN_{conn_id.upper()}"] = json.dumps(connection)
+    options = {"database": database, "components": ["api-server"], "login": login}
+    with AirflowStack(root, root / "no-dags", env, **options) as stack:
+        yield stack
+
+
+def time_pages(url: str, token: str | None, asked: Sequence[Question], times: int) -> Mapping[Question, list[float]]:
+    """Ask for all pages, one after the other, and again.
+
+    :param token: of who is logged in, as in a browser's cookie
+    :return: the seconds that each answer took
+    """
+    cookies = {"_token": token} if token else {}
+    seconds: dict[Question, list[float]] = {question: [] for question in asked}
+    with httpx.Client(base_url=url, cookies=cookies, trust_env=False, timeout=120) as client:
+        for number in range(_WARM_UP + times):
+            for question in asked:
+                began = time.perf_counter()
+                reply = client.get(question.path)
+                took = time.perf_counter() - began
+                assert reply.is_success, f"{question.what}: {reply.status_code} {reply.text[:500]}"
+                assert question.shows in reply.text, f"{question.what}: {question.shows} is not shown"
+                if number >= _WARM_UP:
+                    seconds[question].append(took)
+    return seconds
+
+
+def time_browser(url: str, token: str, path: str, times: int) -> tuple[list[float], list[float]]:
+    """Open the list by itself, and in Airflow's frame.
+
+    :return: the seconds until it was usable, each time, of both
+    """
+    alone: list[float] = []
+    inside: list[float] = []
+    with chromium() as browser:
+        context = browser.new_context(viewport={"width": 1400, "height": 1000})
+        context.add_cookies([{"name": "_token", "value": token, "url": url}])
+        page = context.new_page()
+        for number in range(_WARM_UP + times):
+            for seconds, where, holder in (
+                (alone, f"{url}{path}", page),
+                (inside, framed(url, f"{url}{path}"), page.frame_locator("iframe")),
+            ):
+                page.goto("about:blank")
+                began = time.perf_counter()
+                page.goto(where, wait_until="commit")
+                holder.locator(_USABLE).first.wait_for()
+                if number >= _WARM_UP:
+                    seconds.append(time.perf_counter() - began)
+    return alone, inside
+
+
+def measure(database: str, sessions: int, burst: int, times: int, looks: int) -> tuple[list[Timing], list[str]]:
+    """Measure one database; return the timings, and what else there is to know."""
+    timings: list[Timing] = []
+
+    def keep(beside: str, measured: Mapping[Question, list[float]], ending: str = "") -> None:
+        for question, seconds in measured.items():
+            timings.append(Timing(database, beside, question.what + ending, seconds, question.claimed))
+
+    with contextlib.ExitStack() as stack:
+        root = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="bench-")))
+        location = stack.enter_context(empty_database(database, root))
+        with airflow(root / "login", location, LOGIN) as server:
+            plan, note = _seeded(database, location, sessions)
+            beside = f"{sessions:,} sessions"
+            token = server.token(LOGIN)
+            _say(f"{database}: pages ...")
+            keep(beside, time_pages(server.url, token, questions(plan), times))
+            _say(f"{database}: browser ...")
+            for what, seconds in zip(
+                ("browser: the list by itself", "browser: the list in Airflow's frame"),
+                time_browser(server.url, token, address("", "/sessions"), looks),
+                strict=True,
+            ):
+                timings.append(Timing(database, beside, what, seconds, USABLE_SECONDS))
+            _say(f"{database}: {burst} more sessions in the last day ...")
+            more = seed_burst(location, plan, burst)
+            keep(f"{burst:,} more of the last day", time_pages(server.url, token, burst_questions(more), times))
+        _say(f"{database}: without a login ...")
+        with airflow(root / "open", location, None) as server:
+            measured = time_pages(server.url, None, [first_page(more)], times)
+            keep(f"{burst:,} more of the last day", measured, ", without a login")
+    return timings, [note]
+
+
+def _seeded(database: str, location: str, sessions: int) -> tuple[Plan, str]:
+    _say(f"{database}: {sessions} sessions ...")
+    began = time.perf_counter()
+    plan = seed(location, sessions, min(LAST_DAY, sessions // 2))
+    return plan, f"{database}: {sessions:,} sessions were seeded in {time.perf_counter() - began:.0f} s."
+
+
+def main() -> int:
+    """Measure, print, and return the exit code."""
+    parser = common_arguments(__doc__ or "", list(DATABASES))
+    parser.add_argument("--sessions", type=int, default=SESSIONS, help=f"of the journal, 50000 or more ({SESSIONS})")
+    parser.add_argument("--burst", type=int, default=BURST, help=f"sessions added to the last day ({BURST})")
+    parser.add_argument("--times", type=int, default=100, help="each page is asked for (100)")
+    parser.add_argument("--looks", type=int, default=20, help="with the browser (20)")
+    arguments = parser.parse_args()
+    load = os.getloadavg()[0]
+
+    timings: list[Timing] = []
+    notes: list[str] = []
+    for database in arguments.only or DATABASES:
+        measured, known = measure(database, arguments.sessions, arguments.burst, arguments.times, arguments.looks)
+        timings, notes = timings + measured, notes + known
+
+    table = Table(
+        name="pages_at_scale",
+        title="The pages beside a million sessions",
+        columns=COLUMNS,
+        rows=[timing.row() for timing in timings],
+        notes=[
+            f"Over HTTP with a login, all pages in turn, {arguments.times} times; the browser {arguments.looks} times.",
+            f"{LAST_DAY:,} of the sessions began within the last day. One API worker.",
+            *notes,
+            f"The machine's load when it began: {load:.1f}.",
+        ],
+    )
+    broken = [sentence for timing in timings for sentence in timing.broken_claims()]
+    return publish(arguments, table, [asdict(timing) for timing in timings], broken)
+
+
+def _say(what: str) -> None:
+    print(what, file=sys.stderr, flush=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
