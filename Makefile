@@ -15,6 +15,8 @@ unexport PYTHONDONTWRITEBYTECODE
 SCRATCH := $(CURDIR)/.scratch
 PYTEST = rm -rf $(SCRATCH) && mkdir -p $(SCRATCH) && trap 'rm -rf $(SCRATCH)' EXIT && \
 	TMPDIR=$(SCRATCH) AIRFLOW_HOME=$(SCRATCH)/airflow $(BIN)/python -m pytest
+# Unit tests share nothing; the others share one Airflow, which uses all cores by itself.
+IN_PARALLEL = --numprocesses logical --dist worksteal
 
 .PHONY: help setup demo test lint unit e2e integration drill-callouts bench format constraints clean
 
@@ -29,7 +31,8 @@ demo: setup  ## run the example DAGs on a private Airflow against a simulated Zu
 	@exec $(BIN)/python -m demo $(if $(filter-out 0,$(KEEP)),--keep)
 
 test: lint  ## everything: lint, types, unit tests, and those on a real Airflow, with a browser and without
-	@$(PYTEST) tests/unit tests/e2e tests/integration
+	@$(PYTEST) $(IN_PARALLEL) tests/unit
+	@$(PYTEST) tests/e2e tests/integration
 
 lint: setup  ## ruff (rules and format) and mypy
 	@$(BIN)/ruff check --quiet .
@@ -37,7 +40,7 @@ lint: setup  ## ruff (rules and format) and mypy
 	@$(BIN)/mypy --no-error-summary
 
 unit: setup  ## unit tests, a few minutes
-	@$(PYTEST) tests/unit
+	@$(PYTEST) $(IN_PARALLEL) tests/unit
 
 e2e: setup  ## tests of the pages, in a browser on a real Airflow
 	@$(PYTEST) tests/e2e

@@ -1,4 +1,7 @@
-"""Whoever runs pytest, however: Airflow's home is not the user's. And the databases of all tests."""
+"""Whoever runs pytest, however: Airflow's home is not the user's, and each worker of pytest-xdist has its own.
+
+And the databases of all tests.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +9,7 @@ import os
 from pathlib import Path
 
 os.environ.setdefault("AIRFLOW_HOME", str(Path(__file__).parents[1] / ".pytest_cache" / "airflow"))
+os.environ["AIRFLOW_HOME"] += os.environ.get("PYTEST_XDIST_WORKER", "")
 
 from tests.databases import (  # noqa: F401
     airflow_database,

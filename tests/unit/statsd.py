@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import select
 import socket
-import threading
+import subprocess
+import sys
 from contextlib import contextmanager
 from importlib import import_module
-from queue import SimpleQueue
 from typing import TYPE_CHECKING, NamedTuple
 
 import pytest
@@ -17,8 +18,20 @@ from airflow_mediation_provider.version_compat import AIRFLOW_V_3_3_PLUS
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-END = b"no more"
-CLOSE = b"not any more"
+END = "no more"
+# A process of its own: a thread would wait for the tests' thread while the socket's few hundred datagrams overflow.
+LISTENER = f"""
+import socket, sys
+listener = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+listener.bind(("127.0.0.1", 0))
+print(listener.getsockname()[1], flush=True)
+heard = []
+while True:
+    heard.append(listener.recv(65_535).decode())
+    if heard[-1] == {END!r}:
+        print(*heard, sep="\\n", flush=True)
+        heard = []
+"""
 
 
 class Sent(NamedTuple):
@@ -31,18 +44,15 @@ class Sent(NamedTuple):
 
 
 class StatsdServer:
-    """Hears what is sent by UDP, in a thread of its own: a socket's buffer holds a few hundred lines alone."""
+    """Hears what is sent by UDP."""
 
     def __init__(self) -> None:
-        self._socket = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
-        self._socket.bind(("127.0.0.1", 0))
-        self._heard: SimpleQueue[bytes] = SimpleQueue()
-        self._thread = threading.Thread(target=self._hear, daemon=True)
-        self._thread.start()
-
-    @property
-    def port(self) -> int:
-        return int(self._socket.getsockname()[1])
+        self._process = subprocess.Popen(
+            [sys.executable, "-I", "-c", LISTENER], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, text=True
+        )
+        assert self._process.stdout is not None
+        self._heard = self._process.stdout
+        self.port = int(self._heard.readline())
 
     @property
     def settings(self) -> dict[str, str]:
@@ -51,25 +61,15 @@ class StatsdServer:
         return {f"AIRFLOW__METRICS__STATSD_{name.upper()}": value for name, value in settings.items()}
 
     def close(self) -> None:
-        self._send(CLOSE)
-        self._thread.join(10)
-        self._socket.close()
+        self._process.kill()
+        self._process.communicate()
 
     def lines(self) -> list[str]:
         """Return all lines that were sent since the last call."""
-        self._send(END)
-        found = []
-        while (datagram := self._heard.get(timeout=10)) != END:
-            found += datagram.decode().splitlines()
-        return found
-
-    def _hear(self) -> None:
-        while (datagram := self._socket.recv(65_535)) != CLOSE:
-            self._heard.put(datagram)
-
-    def _send(self, datagram: bytes) -> None:
-        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as other:
-            other.sendto(datagram, self._socket.getsockname())
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sender:
+            sender.sendto(END.encode(), ("127.0.0.1", self.port))
+        assert select.select([self._heard], [], [], 30)[0], "the listener has not heard the end"
+        return list(iter(lambda: self._heard.readline().removesuffix("\n"), END))
 
     def ours(self) -> list[Sent]:
         """Return what this package sent since the last call, in its order."""
