@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, ClassVar
 from airflow.sdk import BaseOperatorLink, conf
 
 from airflow_mediation_provider.protocol.errors import MediationError
-from airflow_mediation_provider.protocol.pages import framed, session_page, task_page
+from airflow_mediation_provider.protocol.pages import session_page, task_page
+from airflow_mediation_provider.version_compat import framed
 
 if TYPE_CHECKING:
     from typing import Any

@@ -6,6 +6,8 @@ from typing import Final
 
 from airflow import __version__
 
+from airflow_mediation_provider.protocol import pages
+
 
 def _minor_version(version: str) -> tuple[int, int]:
     major, minor = version.split(".")[:2]
@@ -13,4 +15,15 @@ def _minor_version(version: str) -> tuple[int, int]:
 
 
 AIRFLOW_V_3_3_PLUS: Final = _minor_version(__version__) >= (3, 3)
-"""A task state store, ``on_kill`` of triggers, and templates in triggers that start without a worker."""
+"""A task state store; triggers' ``on_kill``, and templates where they start without a worker; addresses in frames."""
+
+
+def framed(base: str, page: str) -> str:
+    """Return the address at which Airflow shows a page with its navigation around it.
+
+    Airflow 3.2 shows the list in its frame, whatever follows its name in the address; there a page is shown by itself.
+
+    :param base: the address or the path of Airflow
+    :param page: the page's address, with the same base
+    """
+    return pages.framed(base, page) if AIRFLOW_V_3_3_PLUS else page

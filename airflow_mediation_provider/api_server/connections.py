@@ -14,14 +14,13 @@ import threading
 import time
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from inspect import signature
 from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 from airflow_mediation_provider.api_server.recent import Recent
 from airflow_mediation_provider.hooks.settings import settings_of
 from airflow_mediation_provider.protocol.callout_settings import CalloutSettings, callout_settings
-from airflow_mediation_provider.protocol.errors import MisconfigurationError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -65,14 +64,23 @@ class MediationConnection:
     :param team: the team that it belongs to, in an Airflow of several
     :param client_secret: of the OAuth client
     :param extra: further settings; secrets are among them
-    :param settings: how Zuora is called; ``None`` where that is set up wrongly, which callouts do not mind
+    :param read_settings: reads how Zuora is called, which callouts do not mind
     """
 
     conn_id: str
     team: str | None = None
     client_secret: str | None = field(default=None, repr=False)
     extra: Mapping[str, Any] = field(default_factory=dict, repr=False)
-    settings: Settings | None = field(default=None, repr=False)
+    read_settings: Callable[[], Settings] | None = field(default=None, repr=False, compare=False)
+
+    @cached_property
+    def settings(self) -> Settings | None:
+        """How Zuora is called; ``None`` where that is set up wrongly."""
+        try:
+            return self.read_settings() if self.read_settings else None
+        except Exception as error:  # whatever an extra holds
+            log.info("Connection %r cannot be used to call Zuora: %s", self.conn_id, error)
+            return None
 
     @cached_property
     def callouts(self) -> CalloutSettings:
@@ -229,12 +237,13 @@ def _reduced(connection: Connection, conn_id: str, team: str | None) -> Mediatio
         secret = connection.password
     except Exception as error:
         raise LookupFailedError(f"its password or extra cannot be read ({type(error).__name__})") from None
-    owner = getattr(connection, "team_name", None) or team
-    try:
-        settings = settings_of(conn_id, connection)
-    except MisconfigurationError:
-        settings = None
-    return MediationConnection(conn_id=conn_id, team=owner, client_secret=secret, extra=extra, settings=settings)
+    return MediationConnection(
+        conn_id=conn_id,
+        team=getattr(connection, "team_name", None) or team,
+        client_secret=secret,
+        extra=extra,
+        read_settings=partial(settings_of, conn_id, connection),
+    )
 
 
 def _teams() -> list[str]:

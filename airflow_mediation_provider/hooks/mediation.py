@@ -50,6 +50,7 @@ class _ConnectionHook(BaseHook):
     :param mediation_conn_id: the Airflow connection, of type ``mediation``
     :param track_id: sent as ``Zuora-Track-Id`` (made legal), to find the calls at Zuora; in a task, the task instance
     :param attempts: how often a call is tried in all while the trouble passes by itself; 1: once
+    :param settings: the connection, where it was looked up and checked already
     """
 
     conn_name_attr = "mediation_conn_id"
@@ -58,7 +59,12 @@ class _ConnectionHook(BaseHook):
     hook_name = "Zuora Mediation"
 
     def __init__(
-        self, mediation_conn_id: str = default_conn_name, *, track_id: str | None = None, attempts: int = 5
+        self,
+        mediation_conn_id: str = default_conn_name,
+        *,
+        track_id: str | None = None,
+        attempts: int = 5,
+        settings: Settings | None = None,
     ) -> None:
         super().__init__()
         if attempts < 1:
@@ -66,6 +72,7 @@ class _ConnectionHook(BaseHook):
         self.mediation_conn_id = mediation_conn_id
         self.track_id = track_id
         self.attempts = attempts
+        self._settings = settings
 
     def _tokens(self, settings: Settings) -> TenantTokens:
         return tokens_of(settings.base_url, settings.client_id, settings.client_secret)
@@ -108,6 +115,7 @@ class MediationHook(_ConnectionHook):
     :param mediation_conn_id: the Airflow connection, of type ``mediation``
     :param track_id: sent as ``Zuora-Track-Id`` (made legal), to find the calls at Zuora; in a task, the task instance
     :param attempts: how often a call is tried in all while the trouble passes by itself
+    :param settings: the connection, where it was looked up and checked already
     """
 
     run_meter = method(api.run_meter)
@@ -121,7 +129,6 @@ class MediationHook(_ConnectionHook):
     export_download_url = method(audit.export_download_url)
     callout_history = entries(history.callout_history)
 
-    _settings: Settings | None = None
     _transport: SyncTransport | None = None
 
     @property
@@ -232,6 +239,7 @@ class MediationAsyncHook(_ConnectionHook):
     :param mediation_conn_id: the Airflow connection, of type ``mediation``
     :param track_id: sent as ``Zuora-Track-Id`` (made legal), to find the calls at Zuora; in a task, the task instance
     :param attempts: how often a call is tried in all while the trouble passes by itself
+    :param settings: the connection, where it was looked up and checked already
     """
 
     run_meter = async_method(api.run_meter)

@@ -8,15 +8,17 @@ from __future__ import annotations
 from collections import defaultdict
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeAlias
 
 from airflow.models.asset import AssetEvent, AssetModel, DagScheduleAssetReference, association_table
 from airflow.models.dag import DagModel
 from airflow.models.dagrun import DagRun
-from sqlalchemy import and_, or_, select
+from airflow.models.taskinstance import TaskInstance
+from sqlalchemy import and_, false, func, or_, select
 
 from airflow_mediation_provider.journal.listing import SessionKey, of_rows
 from airflow_mediation_provider.journal.tables import WaitRow
+from airflow_mediation_provider.journal.waits import TASK_OF_WAIT, goes_on
 from airflow_mediation_provider.protocol.asset_uri import asset_uri, read_asset_uri
 from airflow_mediation_provider.protocol.status import SessionStatus, is_news_for_dags
 
@@ -29,7 +31,7 @@ if TYPE_CHECKING:
 
     from airflow_mediation_provider.journal.listing import Listed
 
-# Of a session that started more, the page shows the first ones.
+# Of each session, and of each run: the first ones that it started, the last ones that waited.
 _MOST: Final = 500
 _CLOCKS: Final = timedelta(minutes=5)
 # A run is made by the scheduler some seconds after the event; until then none is missing.
@@ -78,7 +80,10 @@ class Consumer:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Wait:
-    """A task's wait, by the columns of its row."""
+    """A task's wait, by the columns of its row.
+
+    :param goes_on: whether it was not reported as ended, and Airflow knows that the task still waits
+    """
 
     conn_id: str
     meter_id: str
@@ -95,15 +100,17 @@ class Wait:
     seen_at: datetime
     ended_at: datetime | None
     outcome: str | None
+    goes_on: bool
 
 
-_WAIT_COLUMNS: Final = tuple(getattr(WaitRow, name) for name in Wait.__slots__)
+_Assets: TypeAlias = "Mapping[tuple[str, str], dict[int, str]]"
+_WAIT_COLUMNS: Final = tuple(getattr(WaitRow, name) for name in Wait.__slots__ if name != "goes_on")
 
 
 def waits_of(session: Session, sessions: Sequence[Listed]) -> dict[SessionKey, list[Wait]]:
     """Return who waits or waited for some sessions, the last that began first."""
     waits: dict[SessionKey, list[Wait]] = defaultdict(list)
-    for wait in _waits(session, of_rows(WaitRow, [each.id for each in sessions])):
+    for wait in _waits(session, of_rows(WaitRow, [each.id for each in sessions]), limit=None):
         waits[SessionKey(wait.conn_id, wait.meter_id, str(wait.session_id))].append(wait)
     return waits
 
@@ -119,48 +126,82 @@ def wait_of_task(session: Session, dag_id: str, run_id: str, task_id: str, map_i
     return next(iter(_waits(session, and_(task, WaitRow.map_index == map_index))), None)
 
 
-def _waits(session: Session, which: ColumnElement[bool]) -> list[Wait]:
-    query = select(*_WAIT_COLUMNS).where(which).order_by(WaitRow.created_at.desc(), WaitRow.id).limit(_MOST)
-    return [Wait(**row._mapping) for row in session.execute(query)]
+def _waits(session: Session, which: ColumnElement[bool], *, limit: int | None = _MOST) -> list[Wait]:
+    order = (WaitRow.created_at.desc(), WaitRow.id)
+    session_key = [getattr(WaitRow, name) for name in SessionKey._fields]
+    number = func.row_number().over(partition_by=session_key, order_by=order).label("number")
+    waits = (
+        select(WaitRow.id, *_WAIT_COLUMNS, goes_on().label("goes_on"), number)
+        .outerjoin(TaskInstance, TASK_OF_WAIT)
+        .where(which)
+        .subquery()
+    )
+    columns = [waits.c[name] for name in Wait.__slots__]
+    query = select(*columns).where(waits.c.number <= _MOST).order_by(waits.c.created_at.desc(), waits.c.id)
+    return [Wait(**row._mapping) for row in session.execute(query.limit(limit))]
 
 
 def runs_started(session: Session, sessions: Sequence[Listed]) -> dict[SessionKey, list[StartedRun]]:
     """Return the DAG runs that some sessions started, the first first."""
     assets = _assets(session, {each.meter for each in sessions})
-    events = [
-        # The index goes by asset and time. An event is written with the session's row, by the clock of another process.
+    numbered = (
+        select(
+            AssetEvent.asset_id,
+            AssetEvent.partition_key,
+            DagRun.id,
+            DagRun.dag_id,
+            DagRun.run_id,
+            DagRun.state,
+            DagRun.start_date,
+            DagRun.end_date,
+            func.row_number()
+            .over(partition_by=(AssetEvent.asset_id, AssetEvent.partition_key), order_by=DagRun.id)
+            .label("number"),
+        )
+        .join(association_table, association_table.c.event_id == AssetEvent.id)
+        .join(DagRun, DagRun.id == association_table.c.dag_run_id)
+        .where(_events(sessions, assets))
+        .subquery()
+    )
+    runs: dict[SessionKey, list[StartedRun]] = defaultdict(list)
+    places = _places(assets)
+    query = select(numbered).where(numbered.c.number <= _MOST).order_by(numbered.c.id)
+    for asset_id, session_id, _, dag_id, run_id, state, start, end, _ in session.execute(query):
+        (conn_id, meter_id), status = places[asset_id]
+        run = StartedRun(dag_id, run_id, str(state), start, end, status)
+        runs[SessionKey(conn_id, meter_id, session_id)].append(run)
+    return runs
+
+
+def announced(session: Session, sessions: Sequence[Listed]) -> dict[SessionKey, set[str]]:
+    """Return the statuses of which Airflow still has the events of some sessions.
+
+    Of what ``airflow db clean`` has removed nobody can tell any more which DAG ran.
+    """
+    assets = _assets(session, {each.meter for each in sessions})
+    query = select(AssetEvent.asset_id, AssetEvent.partition_key).where(_events(sessions, assets)).distinct()
+    statuses: dict[SessionKey, set[str]] = defaultdict(set)
+    places = _places(assets)
+    for asset_id, session_id in session.execute(query):
+        (conn_id, meter_id), status = places[asset_id]
+        statuses[SessionKey(conn_id, meter_id, str(session_id))].add(status)
+    return statuses
+
+
+def _events(sessions: Sequence[Listed], assets: _Assets) -> ColumnElement[bool]:
+    """Return the condition on Airflow's events of some sessions, those of one another among them.
+
+    The index goes by asset and time. An event is written with the session's row, by the clock of another process.
+    """
+    around = (
         and_(
             AssetEvent.asset_id.in_(of_meter),
             AssetEvent.timestamp.between(each.first_observed_at - _CLOCKS, each.updated_at + _CLOCKS),
         )
         for each in sessions
         if (of_meter := assets.get(each.meter))
-    ]
-    if not events:
-        return {}
-    query = (
-        select(
-            AssetEvent.asset_id,
-            AssetEvent.partition_key,
-            DagRun.dag_id,
-            DagRun.run_id,
-            DagRun.state,
-            DagRun.start_date,
-            DagRun.end_date,
-        )
-        .join(association_table, association_table.c.event_id == AssetEvent.id)
-        .join(DagRun, DagRun.id == association_table.c.dag_run_id)
-        .where(or_(*events), AssetEvent.partition_key.in_({each.session_id for each in sessions}))
-        .order_by(DagRun.id)
-        .limit(_MOST)
     )
-    runs: dict[SessionKey, list[StartedRun]] = defaultdict(list)
-    places = {asset_id: (*meter, status) for meter, of in assets.items() for asset_id, status in of.items()}
-    for asset_id, session_id, dag_id, run_id, state, start, end in session.execute(query):
-        conn_id, meter_id, status = places[asset_id]
-        run = StartedRun(dag_id, run_id, str(state), start, end, status)
-        runs[SessionKey(conn_id, meter_id, session_id)].append(run)
-    return runs
+    return and_(or_(false(), *around), AssetEvent.partition_key.in_({each.session_id for each in sessions}))
 
 
 def scheduled(session: Session, meters: Collection[tuple[str, str]]) -> dict[tuple[str, str], list[Scheduled]]:
@@ -169,7 +210,7 @@ def scheduled(session: Session, meters: Collection[tuple[str, str]]) -> dict[tup
     :param meters: connection and meter
     """
     assets = _assets(session, meters)
-    places = {asset_id: (meter, status) for meter, of in assets.items() for asset_id, status in of.items()}
+    places = _places(assets)
     found: dict[tuple[str, str], list[Scheduled]] = defaultdict(list)
     if places:
         reference = DagScheduleAssetReference
@@ -186,18 +227,24 @@ def scheduled(session: Session, meters: Collection[tuple[str, str]]) -> dict[tup
 
 
 def consumers(
-    listed: Listed, scheduled: Iterable[Scheduled], runs: Iterable[StartedRun], now: datetime
+    listed: Listed,
+    scheduled: Iterable[Scheduled],
+    runs: Iterable[StartedRun],
+    announced: Collection[str],
+    now: datetime,
 ) -> list[Consumer]:
     """Return what became of a session at each DAG that is scheduled on its meter.
 
     :param scheduled: of the function of that name
     :param runs: of ``runs_started``
+    :param announced: of the function of that name
     :param now: the time now
     """
     has_run = {run.dag_id for run in runs}
     due = (
         not listed.ambiguous
         and is_news_for_dags(listed.run_type, listed.status)
+        and listed.status in announced
         and now - listed.updated_at > _SCHEDULED_WITHIN
     )
     return [
@@ -237,7 +284,12 @@ def sessions_of_run(session: Session, dag_id: str, run_id: str) -> list[SessionK
     return list(keys)
 
 
-def _assets(session: Session, meters: Collection[tuple[str, str]]) -> Mapping[tuple[str, str], dict[int, str]]:
+def _places(assets: _Assets) -> dict[int, tuple[tuple[str, str], str]]:
+    """Return what each asset is of: the meter and the status."""
+    return {asset_id: (meter, status) for meter, of in assets.items() for asset_id, status in of.items()}
+
+
+def _assets(session: Session, meters: Collection[tuple[str, str]]) -> _Assets:
     """Return the assets of some meters' statuses, as far as a DAG names them: asset id -> status."""
     places = {asset_uri(*meter, status): (meter, status) for meter in meters for status in SessionStatus}
     found: dict[tuple[str, str], dict[int, str]] = defaultdict(dict)

@@ -10,10 +10,14 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any, Final
 
+from airflow.models.taskinstance import TaskInstance
+from airflow.utils.state import TaskInstanceState
 from sqlalchemy import exists, func, select
+from sqlalchemy.orm import aliased
 
 from airflow_mediation_provider.journal.queries import last_callout_at
 from airflow_mediation_provider.journal.tables import SessionRow, TransitionRow, WaitRow
+from airflow_mediation_provider.journal.waits import TASK_OF_WAIT, goes_on
 from airflow_mediation_provider.protocol.entry import EntryKind
 from airflow_mediation_provider.protocol.status import ANY_TERMINAL
 from airflow_mediation_provider.protocol.transition import Source
@@ -30,9 +34,12 @@ OVERDUE: Final = timedelta(minutes=5)
 SILENT: Final = timedelta(hours=6)
 """A session that goes on and of which nothing was told for this long stands out; ``reconcile`` lists it too."""
 UNSEEN: Final = timedelta(minutes=3)
-"""A wait is reported once a minute, so one that was not for this long has lost its process, or the feed."""
+"""A triggerer reports its waits once a minute, so one that was not for this long has lost it, or the feed."""
 MOST: Final = 100
 """Counted no further."""
+_POLLS: Final = 1000
+# Whichever of these told of a session: a callout did, or Zuora says that it should have.
+_TOLD: Final = (Source.CALLOUT, Source.HISTORY)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,11 +48,12 @@ class Signs:
 
     :param last_callout_at: when the last callout that could be read came; ``None`` where none did for a week
     :param unread: callouts of a day that nobody could read
-    :param unheard: sessions of a day that Airflow started, and of which no callout told anything
+    :param unheard: sessions of a day that Airflow started, and of which no callout told anything, nor of a later one
+        of the meter
     :param unheard_ends: meters at which a poll of a day showed an end that no session came to
     :param silent: sessions that go on, and of which nothing was told for hours
     :param waiting: tasks that wait
-    :param unseen: of these, such as nobody has reported for minutes
+    :param unseen: of these, such as a triggerer should have reported, and has not for minutes
     """
 
     conn_id: str
@@ -68,57 +76,90 @@ def signs(session: Session, conn_id: str, now: datetime) -> Signs:
     unread = select(told.id).where(
         told.conn_id == conn_id, told.kind == EntryKind.UNPARSED, told.created_at >= recently
     )
-    unheard = select(known.id).where(
-        known.conn_id == conn_id,
-        known.begun_at >= recently,
-        known.begun_at < now - OVERDUE,
-        known.source == Source.RUN,
-    )
     silent = select(known.id).where(
         known.conn_id == conn_id, known.terminal.is_(False), known.last_observed_at < now - SILENT
     )
-    waiting = select(waits.id).where(waits.conn_id == conn_id, waits.ended_at.is_(None))
+    waiting = (
+        select(waits.id)
+        .outerjoin(TaskInstance, TASK_OF_WAIT)
+        .where(waits.conn_id == conn_id, waits.ended_at.is_(None), waits.seen_at >= recently, goes_on())
+    )
+    # A task on a worker reports when it looks, and Airflow itself sees whether its process lives.
+    unseen = waiting.where(
+        waits.mode == "triggerer",
+        waits.seen_at < now - UNSEEN,
+        func.coalesce(TaskInstance.state, TaskInstanceState.DEFERRED) == TaskInstanceState.DEFERRED,
+    )
     return Signs(
         conn_id=conn_id,
         last_callout_at=last_callout_at(session, conn_id, now - LAST_CALLOUT),
         unread=_count(session, unread),
-        unheard=_count(session, unheard),
+        unheard=_count(session, _unheard(session, conn_id, now)),
         unheard_ends=_unheard_ends(session, conn_id, now),
         silent=_count(session, silent),
-        waiting=_count(session, waiting.where(waits.seen_at >= now - UNSEEN)),
-        unseen=_count(session, waiting.where(waits.seen_at < now - UNSEEN, waits.seen_at >= recently)),
+        waiting=_count(session, waiting),
+        unseen=_count(session, unseen),
+    )
+
+
+def _unheard(session: Session, conn_id: str, now: datetime) -> Select[Any]:
+    """Return the sessions that Airflow started and of which no callout told anything.
+
+    One is forgiven once a callout tells of a later session of its meter: they arrive again. What is lost for ever,
+    ``reconcile`` repairs. And callouts that were only set up in the middle of the day need not tell of what was before.
+    """
+    told, known, later = TransitionRow, SessionRow, aliased(SessionRow)
+    since = now - LOOKED_BACK
+    if last_callout_at(session, conn_id, now - LAST_CALLOUT, since) is None:
+        first = select(func.min(told.created_at)).where(
+            told.conn_id == conn_id,
+            told.kind == EntryKind.STATUS_CHANGE,
+            told.created_at >= since,
+            told.source == Source.CALLOUT,
+        )
+        since = session.scalar(first) or since
+    of_session = (told.conn_id == known.conn_id, told.meter_id == known.meter_id, told.session_id == known.session_id)
+    of_meter = (later.conn_id == known.conn_id, later.meter_id == known.meter_id, later.begun_at > known.begun_at)
+    return select(known.id).where(
+        known.conn_id == conn_id,
+        known.begun_at >= since,
+        known.begun_at < now - OVERDUE,
+        known.source == Source.RUN,
+        ~exists().where(*of_session, told.source.in_(_TOLD)),
+        ~exists().where(*of_meter, later.source.in_(_TOLD)),
     )
 
 
 def _unheard_ends(session: Session, conn_id: str, now: datetime) -> tuple[str, ...]:
     """Return the meters at which a poll showed an end, and no session came to it since the poll before."""
     told, known = TransitionRow, SessionRow
-    polls = session.execute(
-        select(told.meter_id, told.status, told.observed_at)
+    of_meters: dict[str, list[Any]] = {}
+    for poll in session.execute(
+        select(told.meter_id, told.status, told.previous_status, told.observed_at)
         .where(told.conn_id == conn_id, told.kind == EntryKind.POLL)
         .where(told.created_at >= now - LOOKED_BACK, told.created_at < now - OVERDUE)
-        # The first poll of a meter may show an end of long ago.
-        .where(told.status.in_(ANY_TERMINAL), told.previous_status.is_not(None))
         .order_by(told.created_at.desc())
-        .limit(MOST)
-    ).all()
-    # Of each meter the last one: what an earlier one missed, reconcile repairs as well.
-    last = {poll.meter_id: poll for poll in reversed(polls)}
-    return tuple(
-        meter_id
-        for meter_id, poll in sorted(last.items())
-        if not session.scalar(
-            select(
-                exists().where(
-                    known.conn_id == conn_id,
-                    known.meter_id == meter_id,
-                    known.status == poll.status,
-                    known.terminal.is_(True),
-                    known.last_observed_at >= poll.observed_at - SILENT,
-                )
-            )
+        .limit(_POLLS)
+    ):
+        of_meters.setdefault(str(poll.meter_id), []).append(poll)
+    unheard = []
+    for meter_id, polls in sorted(of_meters.items()):
+        # The last one: what an earlier one missed, reconcile repairs as well. And of a meter's first poll nobody knows
+        # whether it shows an end of long ago.
+        at = next((at for at, each in enumerate(polls) if each.status in ANY_TERMINAL and each.previous_status), None)
+        if at is None:
+            continue
+        before = polls[at + 1].observed_at if at + 1 < len(polls) else now - LOOKED_BACK
+        came = exists().where(
+            known.conn_id == conn_id,
+            known.meter_id == meter_id,
+            known.status == polls[at].status,
+            known.terminal.is_(True),
+            known.last_observed_at >= before - OVERDUE,
         )
-    )
+        if not session.scalar(select(came)):
+            unheard.append(meter_id)
+    return tuple(unheard)
 
 
 def _count(session: Session, rows: Select[Any]) -> int:

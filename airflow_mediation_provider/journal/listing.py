@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
-from sqlalchemy import and_, func, literal, select, union_all
+from sqlalchemy import and_, func, literal, or_, select, union_all
 
 from airflow_mediation_provider.journal.filters import Place, few, look, without_index
 from airflow_mediation_provider.journal.tables import CallsRow, SessionRow, TransitionRow, WaitRow
@@ -17,7 +17,7 @@ from airflow_mediation_provider.protocol.entry import EntryKind
 from airflow_mediation_provider.protocol.phases import Phase, phases
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterator, Sequence
+    from collections.abc import Collection, Iterable, Iterator, Sequence
     from datetime import datetime
 
     from sqlalchemy import ColumnElement, Row
@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 
 COUNTED: Final = 100_000
 """So many sessions a chart stands for, and no more: the newest ones."""
+# SQLite goes no deeper into an expression than a thousand.
+_BATCH: Final = 100
 # Of a session that loops for ever the newest changes are drawn.
 _CHANGES_DRAWN: Final = 40
 _FIELDS: Final = (
@@ -145,8 +147,20 @@ def list_sessions(
 
 def find_session(session: Session, key: SessionKey) -> Listed | None:
     """Return one session as the list has it, ``None`` where the journal does not know it."""
-    row = session.execute(select(*_COLUMNS).where(*_is(SessionRow, key))).one_or_none()
-    return None if row is None else _listed(row, _phases(session, [row]).get(key, ()))
+    return find_sessions(session, [key]).get(key)
+
+
+def find_sessions(session: Session, keys: Iterable[SessionKey]) -> dict[SessionKey, Listed]:
+    """Return those of some sessions that the journal knows, in the order in which they are asked for."""
+    found: dict[SessionKey, Listed] = {}
+    wanted = list(dict.fromkeys(keys))
+    for start in range(0, len(wanted), _BATCH):
+        batch = wanted[start : start + _BATCH]
+        rows = session.execute(select(*_COLUMNS).where(or_(*(and_(*_is(SessionRow, key)) for key in batch)))).all()
+        by_key = {_key(row): row for row in rows}
+        drawn = _phases(session, rows)
+        found |= {key: _listed(by_key[key], drawn.get(key, ())) for key in batch if key in by_key}
+    return found
 
 
 class Counts(NamedTuple):

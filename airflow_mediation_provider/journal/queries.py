@@ -76,19 +76,17 @@ def changed_since(session: Session, since: datetime, known: Mapping[int, int]) -
     return [Change(row.id, row.revision, row.conn_id, state_of(row)) for row in rows]
 
 
-def last_callout_at(session: Session, conn_id: str, after: datetime) -> datetime | None:
-    """Return when the last callout that could be read came over a connection, ``None`` where none came since then."""
-    return session.scalar(
-        select(TransitionRow.created_at)
-        .where(
-            TransitionRow.conn_id == conn_id,
-            TransitionRow.kind == EntryKind.STATUS_CHANGE,
-            TransitionRow.created_at >= after,
-            TransitionRow.source == Source.CALLOUT,
-        )
-        .order_by(TransitionRow.created_at.desc())
-        .limit(1)
+def last_callout_at(session: Session, conn_id: str, after: datetime, before: datetime | None = None) -> datetime | None:
+    """Return when the last callout that could be read came over a connection, ``None`` where none came in that time."""
+    query = select(TransitionRow.created_at).where(
+        TransitionRow.conn_id == conn_id,
+        TransitionRow.kind == EntryKind.STATUS_CHANGE,
+        TransitionRow.created_at >= after,
+        TransitionRow.source == Source.CALLOUT,
     )
+    if before is not None:
+        query = query.where(TransitionRow.created_at < before)
+    return session.scalar(query.order_by(TransitionRow.created_at.desc()).limit(1))
 
 
 def transitions(session: Session, conn_id: str, sessions: Iterable[tuple[str, str]]) -> list[SessionTransition]:

@@ -17,7 +17,7 @@ from airflow.models.dag import DagModel
 from airflow.models.dagrun import DagRun
 from airflow.models.serialized_dag import SerializedDagModel
 from airflow.partition_mappers.identity import IdentityMapper
-from sqlalchemy import select, update
+from sqlalchemy import select, true, update
 
 from airflow_mediation_provider.journal.emission import lock_assets, queue_run
 from airflow_mediation_provider.journal.rows import state_of
@@ -168,8 +168,7 @@ def _why_not(session: Session, dag: DagModel, assets: Sequence[AssetModel]) -> s
 def _of_one_dag(consumer: _Consumer, since: datetime, until: datetime, key: str | None, *, dry_run: bool) -> Replayed:
     if consumer.refused:
         return Replayed(dag_id=consumer.dag_id, refused=consumer.refused)
-    found = read(lambda session: _candidates(session, consumer.assets, since, until))
-    found = [each for each in found if key in (None, each.key)]
+    found = read(lambda session: _candidates(session, consumer.assets, since, until, key))
     missed: list[_Candidate] = []
     for at in range(0, len(found), _BATCH):
         batch = found[at : at + _BATCH]
@@ -184,14 +183,16 @@ def _of_one_dag(consumer: _Consumer, since: datetime, until: datetime, key: str 
     )
 
 
-def _candidates(session: Session, assets: dict[int, str], since: datetime, until: datetime) -> list[_Candidate]:
+def _candidates(
+    session: Session, assets: dict[int, str], since: datetime, until: datetime, key: str | None
+) -> list[_Candidate]:
     """Return the sessions that came to one of the statuses in that time, the first first; each once."""
     found: dict[str, _Candidate] = {}
     for asset_id, uri in assets.items():
         asset = read_asset_uri(uri)
         candidates = [
-            *_in_status(session, asset_id, uri, asset, since),
-            *_announced(session, asset_id, uri, asset, since),
+            *_in_status(session, asset_id, uri, asset, since, key),
+            *_announced(session, asset_id, uri, asset, since, key),
         ]
         for each in candidates:
             if since <= each.at < until:
@@ -199,7 +200,9 @@ def _candidates(session: Session, assets: dict[int, str], since: datetime, until
     return sorted(found.values(), key=lambda each: (each.at, each.key))
 
 
-def _in_status(session: Session, asset_id: int, uri: str, asset: SessionAsset, since: datetime) -> Iterator[_Candidate]:
+def _in_status(
+    session: Session, asset_id: int, uri: str, asset: SessionAsset, since: datetime, key: str | None
+) -> Iterator[_Candidate]:
     """Return the sessions that are in the asset's status now."""
     rows = session.scalars(
         select(SessionRow).where(
@@ -207,6 +210,7 @@ def _in_status(session: Session, asset_id: int, uri: str, asset: SessionAsset, s
             SessionRow.meter_id == asset.meter_id,
             SessionRow.status == asset.status,
             SessionRow.last_observed_at >= since,
+            true() if key is None else SessionRow.session_id == key,
         )
     )
     for state in map(state_of, rows):
@@ -216,11 +220,17 @@ def _in_status(session: Session, asset_id: int, uri: str, asset: SessionAsset, s
         yield _Candidate(key=state.session_id, asset_id=asset_id, uri=uri, at=state.observed_at, extra=extra)
 
 
-def _announced(session: Session, asset_id: int, uri: str, asset: SessionAsset, since: datetime) -> Iterator[_Candidate]:
+def _announced(
+    session: Session, asset_id: int, uri: str, asset: SessionAsset, since: datetime, key: str | None
+) -> Iterator[_Candidate]:
     """Return what the journal does not keep as a session's state: statuses that were passed, and what polls told."""
     events = session.scalars(
         select(AssetEvent)
-        .where(AssetEvent.asset_id == asset_id, AssetEvent.timestamp >= since, AssetEvent.partition_key.is_not(None))
+        .where(
+            AssetEvent.asset_id == asset_id,
+            AssetEvent.timestamp >= since,
+            AssetEvent.partition_key.is_not(None) if key is None else AssetEvent.partition_key == key,
+        )
         .order_by(AssetEvent.id)
     ).all()
     ended = {
@@ -259,6 +269,19 @@ def _without_run(session: Session, consumer: _Consumer, batch: Sequence[_Candida
 
 
 def _start(session: Session, consumer: _Consumer, batch: Sequence[_Candidate]) -> list[_Candidate]:
+    # As whoever keeps a callout does: first the sessions in their order, then the assets.
+    for uri in sorted(set(consumer.assets.values())):
+        asset = read_asset_uri(uri)
+        session.execute(
+            select(SessionRow.id)
+            .where(
+                SessionRow.conn_id == asset.conn_id,
+                SessionRow.meter_id == asset.meter_id,
+                SessionRow.session_id.in_([each.key for each in batch if each.uri == uri]),
+            )
+            .order_by(SessionRow.session_id)
+            .with_for_update()
+        )
     lock_assets(consumer.assets, session=session)
     missing = _without_run(session, consumer, batch)
     dag = session.get_one(DagModel, consumer.dag_id)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from sqlalchemy import and_, or_, select
 
-from airflow_mediation_provider.journal.listing import is_of_kind
+from airflow_mediation_provider.journal.filters import without_index
 from airflow_mediation_provider.journal.tables import TransitionRow
 from airflow_mediation_provider.protocol.entry import EntryKind
 
@@ -23,6 +23,8 @@ _MOST: Final = 500
 _MOST_UNREAD: Final = 200
 # What a poll shows right after the end may be of this session still.
 _AFTER_END: Final = timedelta(minutes=10)
+# A poll is reported by whoever polls, once the API server is there.
+_KEPT_LATE: Final = timedelta(hours=1)
 
 
 class Told(NamedTuple):
@@ -63,14 +65,21 @@ def timeline(session: Session, listed: Listed) -> tuple[list[Told], bool]:
     row = TransitionRow
     of_meter = and_(row.conn_id == listed.conn_id, row.meter_id == listed.meter_id)
     own = select(*_TOLD).where(of_meter, row.session_id == listed.session_id)
-    polls = select(*_TOLD).where(of_meter, row.session_id.is_(None), is_of_kind(EntryKind.POLL))
-    polls = polls.where(row.observed_at >= listed.begun_at)
+    # By the time at which they were kept an index leads to them; all the polls of a meter are many.
+    polls = select(*_TOLD).where(
+        row.conn_id == listed.conn_id,
+        row.kind == EntryKind.POLL,
+        row.created_at >= listed.begun_at,
+        row.observed_at >= listed.begun_at,
+        without_index(row.meter_id) == listed.meter_id,
+    )
     if listed.over_at is not None:
-        polls = polls.where(row.observed_at <= listed.over_at + _AFTER_END)
+        last = listed.over_at + _AFTER_END
+        polls = polls.where(row.observed_at <= last, row.created_at <= last + _KEPT_LATE)
     told = [
         Told(*each)
-        for query in (own, polls)
-        for each in session.execute(query.order_by(row.observed_at.desc(), row.id.desc()).limit(_MOST + 1))
+        for query in (own.order_by(row.observed_at.desc(), row.id.desc()), polls.order_by(row.created_at.desc()))
+        for each in session.execute(query.limit(_MOST + 1))
     ]
     told.sort(key=lambda each: (each.observed_at, each.id), reverse=True)
     return told[:_MOST], len(told) > _MOST

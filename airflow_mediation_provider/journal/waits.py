@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
-from sqlalchemy import insert, update
+from airflow.models.taskinstance import TaskInstance
+from airflow.utils.state import TaskInstanceState
+from sqlalchemy import and_, insert, or_, update
 
 from airflow_mediation_provider.journal.tables import WaitRow
 from airflow_mediation_provider.journal.transaction import write
@@ -13,9 +15,32 @@ from airflow_mediation_provider.journal.transaction import write
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from sqlalchemy import ColumnElement
     from sqlalchemy.orm import Session
 
     from airflow_mediation_provider.protocol.feed import WaitEnded, WaitReport
+
+
+TASK_OF_WAIT: Final = and_(
+    TaskInstance.dag_id == WaitRow.dag_id,
+    TaskInstance.run_id == WaitRow.run_id,
+    TaskInstance.task_id == WaitRow.task_id,
+    TaskInstance.map_index == WaitRow.map_index,
+)
+"""Leads to the task instance of a wait, by Airflow's own index."""
+# In which a task waits, or is on its way between a triggerer and a worker.
+_WAITING: Final = tuple(
+    TaskInstanceState(each) for each in ("running", "deferred", "up_for_reschedule", "scheduled", "queued")
+)
+
+
+def goes_on() -> ColumnElement[bool]:
+    """Return the condition that a task's wait goes on, as far as Airflow knows; beside ``TASK_OF_WAIT``, outer.
+
+    A process that is killed reports no end. So a wait is over too when its task has ended, or is in another try.
+    """
+    same_try = and_(TaskInstance.state.in_(_WAITING), TaskInstance.try_number == WaitRow.try_number)
+    return and_(WaitRow.ended_at.is_(None), or_(TaskInstance.id.is_(None), same_try))
 
 
 def record_waits(

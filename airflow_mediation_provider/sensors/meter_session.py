@@ -245,9 +245,9 @@ class MeterSessionSensor(SessionWaitMixin, BaseSensorOperator):
         try:
             wait = self.new_wait(context)
         except ValueError as error:
-            return self._finish(WaitResult(end=WaitEnd.MISCONFIGURED, message=str(error)))
+            return self._finish(context, WaitResult(end=WaitEnd.MISCONFIGURED, message=str(error)))
         push_session_links(context, self.hook, str(self.meter_id), wait.condition.session_id)
-        return self._finish(self._await_session(context, wait, may_end_in_trigger=True))
+        return self._finish(context, self._await_session(context, wait, may_end_in_trigger=True))
 
     def new_wait(self, context: Context) -> SessionWait:
         """Return the wait as the task's arguments have it.
@@ -275,10 +275,13 @@ class MeterSessionSensor(SessionWaitMixin, BaseSensorOperator):
         if result is None:
             self.log.warning("The trigger's event holds no result: asking Zuora again.")
             return self.execute(context)
-        return self._finish(result)
+        return self._finish(context, result)
 
-    def _finish(self, result: WaitResult) -> dict[str, Any] | None:
+    def _finish(self, context: Context, result: WaitResult) -> dict[str, Any] | None:
         """Return the session or end the task, alike in every mode; ``soft_fail`` hides no wrong setup."""
+        found = (result.session or {}).get("session_id")
+        if found and not self.session_id:
+            push_session_links(context, self.hook, str(self.meter_id), found)
         if self.soft_fail and result.end in (WaitEnd.FAILED, WaitEnd.TIMED_OUT):
             raise AirflowSkipException(result.message)
         self.raise_for(result)

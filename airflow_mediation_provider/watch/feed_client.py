@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     import aiohttp
 
     from airflow_mediation_provider.protocol.entry import Entry
-    from airflow_mediation_provider.protocol.feed import MeterQuestion, WaitEnded
+    from airflow_mediation_provider.protocol.feed import MeterQuestion, WaitEnded, WaitReport
     from airflow_mediation_provider.watch.feed import FeedView
 
 log = logging.getLogger(__name__)
@@ -88,7 +88,8 @@ class FeedClient:
         self._key: bytes | None = None
         self._cursor: str | None = None
         self._full_at = 0.0
-        self._reported: set[str] = set()
+        # In the order in which they were reported last.
+        self._reported: dict[str, None] = {}
         self._ended: list[WaitEnded] = []
         self._quick = 0
         self._said: Candidate | None = None
@@ -184,7 +185,8 @@ class FeedClient:
         :param whole: of everything asked for, with all waits reported; else of some meters and with new waits alone,
             which leaves the cursor as it is
         """
-        waits = [report for report in view.open_waits() if whole or report.id not in self._reported][:MOST_REPORTS]
+        open_waits = view.open_waits()
+        waits = self._turns([report for report in open_waits if whole or report.id not in self._reported])
         told = FeedRequest(meters=questions, full=True, open=tuple(waits), ended=tuple(self._ended))
         # Here alone: a long poll that ends early, because a new waiter came, has arrived all the same.
         with reported(self._conn_id) as calls:
@@ -192,9 +194,19 @@ class FeedClient:
         self._ended.clear()
         if whole:
             self._cursor, self._full_at = reply.cursor, time.monotonic()
-            self._reported.clear()
-        self._reported.update(report.id for report in waits)
+            for ended in self._reported.keys() - {report.id for report in open_waits}:
+                del self._reported[ended]
+        for report in waits:
+            self._reported.pop(report.id, None)
+            self._reported[report.id] = None
         await self._tell(view, reply)
+
+    def _turns(self, waits: list[WaitReport]) -> list[WaitReport]:
+        """Return as many as one request takes: those first that were never reported, or longest ago."""
+        if len(waits) <= MOST_REPORTS:
+            return waits
+        turns = {report_id: turn for turn, report_id in enumerate(self._reported)}
+        return sorted(waits, key=lambda report: turns.get(report.id, -1))[:MOST_REPORTS]
 
     async def _wait(self, view: FeedView, questions: Mapping[str, MeterQuestion]) -> None:
         """Wait for a change, but not any longer once a new waiter is here."""

@@ -50,6 +50,7 @@ class Word:
     path: str = ""
 
 
+_GONE: Final = Word(WARN, "is no connection any more")
 _NO_CALLOUTS: Final = Word(WARN, "takes no callouts: what is known of its sessions rests on polls")
 
 
@@ -79,7 +80,8 @@ def health(request: Request) -> Response:
     lines = []
     for seen, calls in read(work):
         connection, words = _connection(request, seen.conn_id)
-        words += [*([] if _NO_CALLOUTS in words else _unheard(seen)), *_words(seen), _budget(calls, connection, now)]
+        unheard = [] if _NO_CALLOUTS in words or _GONE in words else _unheard(seen)
+        words += [*unheard, *_words(seen), _budget(calls, connection, now)]
         words.sort(key=lambda word: _order(word.level))
         lines.append(Line(conn_id=seen.conn_id, last_callout_at=seen.last_callout_at, words=tuple(words)))
     return page(request, "health.html", lines=sorted(lines, key=lambda line: (_order(line.level), line.conn_id)))
@@ -90,7 +92,7 @@ def _connection(request: Request, conn_id: str) -> tuple[MediationConnection | N
     try:
         connection: MediationConnection = from_thread.run(request.app.state.connections.get, conn_id)
     except UnknownConnectionError:
-        return None, [Word(WARN, "is no connection any more")]
+        return None, [_GONE]
     except LookupFailedError:
         return None, [Word(BAD, "cannot be looked up now: its callouts are answered 503")]
     try:
@@ -112,11 +114,12 @@ def _words(each: Signs) -> Iterator[Word]:
         yield Word(BAD, f"{_number(each.unread, 'callout')} of a day could not be read", "/unread")
     if each.unseen:
         tasks = _number(each.unseen, "waiting task")
-        yield Word(BAD, f"nobody has asked the feed for {tasks} for {humanize(UNSEEN)}: look at the triggerer")
+        yield Word(BAD, f"no triggerer has asked the feed for {tasks} for {humanize(UNSEEN)}: look at it")
     if each.silent:
         yield Word(WARN, f"{_number(each.silent, 'session')} went silent more than {humanize(SILENT)} ago")
     if each.waiting:
-        yield Word(GOOD, f"{_number(each.waiting, 'task')} waiting, the feed is read")
+        read = "" if each.unseen else ", the feed is read"
+        yield Word(GOOD, f"{_number(each.waiting, 'task')} waiting{read}")
 
 
 def _unheard(each: Signs) -> Iterator[Word]:

@@ -15,10 +15,11 @@ from starlette.responses import HTMLResponse
 
 from airflow_mediation_provider import __version__
 from airflow_mediation_provider.api_server.pages import phase_bar
-from airflow_mediation_provider.protocol.pages import MOUNT, address, framed, session_page
+from airflow_mediation_provider.protocol.pages import MOUNT, address, session_page
 from airflow_mediation_provider.protocol.status import SessionStatus
 from airflow_mediation_provider.protocol.times import humanize, in_words
 from airflow_mediation_provider.protocol.wait_result import WaitEnd
+from airflow_mediation_provider.version_compat import framed
 
 if TYPE_CHECKING:
     from fastapi import Request, Response
@@ -78,7 +79,7 @@ class Place:
         return session_page(self.airflow, *key)
 
     def framed(self, page: str) -> str:
-        """Return the address that shows one of our pages inside Airflow."""
+        """Return the address that shows one of our pages inside Airflow, if it can."""
         return framed(self.airflow, page)
 
     def dag(self, dag_id: str) -> str:

@@ -30,6 +30,7 @@ from airflow_mediation_provider.protocol.errors import MediationError
 if TYPE_CHECKING:
     from sqlalchemy.orm import Session
 
+    from airflow_mediation_provider.api_server.connections import MediationConnection
     from airflow_mediation_provider.journal.listing import Listed
     from airflow_mediation_provider.journal.timeline import Told
 
@@ -84,7 +85,7 @@ def session_summary(
     if not reader.reads_connection(conn):
         raise HTTPException(403, "Error records are customers' data: only who may read the connection may see them.")
     key = SessionKey(conn, meter, session)
-    summary = _summary(_story(reader, key).row.session)
+    summary = _summary(request, _story(reader, key).row.session)
     # What this process asked Zuora counts for the budget as well.
     from_thread.run_sync(request.app.state.calls.keep, conn)
     return _shown(request, reader, key, summary=summary)
@@ -174,11 +175,14 @@ def _story(reader: Reader, key: SessionKey) -> Story:
     return story
 
 
-def _summary(listed: Listed) -> Summary:
+def _summary(request: Request, listed: Listed) -> Summary:
+    connection = _connection(request, listed.conn_id)
     span = span_of_session(listed.begun_at, listed.over_at, now=datetime.now(UTC))
     options = {"run_type": listed.run_type, "query_from": span[0], "query_to": span[1]}
     try:
-        with MediationHook(listed.conn_id, attempts=1) as hook:
+        # By itself the hook would look for the connection without a team.
+        settings = connection.settings if connection else None
+        with MediationHook(listed.conn_id, attempts=1, settings=settings) as hook:
             counted = counts_of(
                 hook.meter_summary(listed.meter_id, session_ids=[listed.session_id], **options)  # type: ignore[arg-type]
             )
@@ -199,9 +203,15 @@ def _summary(listed: Listed) -> Summary:
 
 def _zuora_url(request: Request, key: SessionKey) -> str | None:
     """Return the address of the session in Zuora's UI, where the connection has a template for one."""
+    connection = _connection(request, key.conn_id)
+    settings = connection.settings if connection else None
+    url = settings.session_url(key.meter_id, key.session_id, None) if settings else None
+    return url if url and urlsplit(url).scheme in ("http", "https") else None
+
+
+def _connection(request: Request, conn_id: str) -> MediationConnection | None:
     try:
-        connection = from_thread.run(request.app.state.connections.get, key.conn_id)
+        connection: MediationConnection = from_thread.run(request.app.state.connections.get, conn_id)
     except (UnknownConnectionError, LookupFailedError):
         return None
-    url = connection.settings.session_url(key.meter_id, key.session_id, None) if connection.settings else None
-    return url if url and urlsplit(url).scheme in ("http", "https") else None
+    return connection

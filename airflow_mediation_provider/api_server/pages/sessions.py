@@ -159,6 +159,7 @@ def sessions(request: Request, reader: ReaderDep, search: SearchDep, before: Tex
         request,
         "sessions.html",
         search=search,
+        filters=filters,
         rows=rows,
         connections=connections,
         statuses=[str(each) for each in SessionStatus if each is not SessionStatus.NEVER_RUN],
@@ -199,6 +200,7 @@ def rows_of(session: Session, listed: tuple[Listed, ...], reader: Reader, now: d
     """Return sessions with what waits for them and what they started, as far as the user may see that."""
     waits = consequences.waits_of(session, listed)
     runs = consequences.runs_started(session, listed)
+    announced = consequences.announced(session, listed)
     scheduled = consequences.scheduled(session, {each.meter for each in listed})
     seen_tasks = reader.sees_tasks({wait.dag_id for each in waits.values() for wait in each})
     seen_runs = reader.sees_runs(_dags(runs) | _dags(scheduled))
@@ -206,14 +208,14 @@ def rows_of(session: Session, listed: tuple[Listed, ...], reader: Reader, now: d
         Row(
             session=each,
             waits=tuple(
-                sorted(
-                    (w for w in waits.get(each.key, ()) if w.dag_id in seen_tasks), key=lambda w: w.ended_at is not None
-                )
+                sorted((w for w in waits.get(each.key, ()) if w.dag_id in seen_tasks), key=lambda w: not w.goes_on)
             ),
             runs=tuple(run for run in runs.get(each.key, ()) if run.dag_id in seen_runs),
             consumers=tuple(
                 consumer
-                for consumer in consequences.consumers(each, scheduled.get(each.meter, ()), runs.get(each.key, ()), now)
+                for consumer in consequences.consumers(
+                    each, scheduled.get(each.meter, ()), runs.get(each.key, ()), announced.get(each.key, ()), now
+                )
                 if consumer.dag_id in seen_runs
             ),
             silent=not each.terminal and now - each.last_observed_at > SILENT,

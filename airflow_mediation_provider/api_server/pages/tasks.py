@@ -17,7 +17,7 @@ from airflow_mediation_provider.api_server.pages.sessions import Row, rows_of
 from airflow_mediation_provider.journal import consequences
 from airflow_mediation_provider.journal.filters import Filters
 from airflow_mediation_provider.journal.health import UNSEEN
-from airflow_mediation_provider.journal.listing import Listed, SessionKey, find_session, list_sessions
+from airflow_mediation_provider.journal.listing import Listed, SessionKey, find_session, find_sessions, list_sessions
 from airflow_mediation_provider.journal.timeline import timeline
 from airflow_mediation_provider.journal.transaction import read
 from airflow_mediation_provider.protocol.times import from_json
@@ -44,7 +44,7 @@ class WaitView:
     :param session: ``None`` as long as it is not known which one it is
     :param told: the timeline of the session, the last first
     :param recent: without a session: the last ones of the meter
-    :param lost: whether it goes on, and nobody has reported it for minutes
+    :param lost: whether it goes on in a triggerer, and that has not reported it for minutes
     :param since: of an unnamed session: when it starts at the earliest
     """
 
@@ -83,12 +83,12 @@ def run(request: Request, reader: ReaderDep, dag_id: Text, run_id: Text) -> Resp
     now = datetime.now(UTC)
 
     def work(session: Session) -> tuple[list[Row], list[tuple[Wait, Row | None]]]:
-        started_by = [find_session(session, key) for key in consequences.sessions_of_run(session, dag_id, run_id)]
+        started_by = consequences.sessions_of_run(session, dag_id, run_id)
         waits = consequences.waits_of_run(session, dag_id, run_id) if reader.sees_tasks([dag_id]) else []
-        awaited = {key: find_session(session, key) for wait in waits if (key := _key(wait)) is not None}
-        known = tuple(each for each in (*started_by, *awaited.values()) if each is not None)
+        awaited = (key for wait in waits if (key := _key(wait)) is not None)
+        known = tuple(find_sessions(session, (*started_by, *awaited)).values())
         rows = {row.session.key: row for row in rows_of(session, known, reader, now)}
-        triggers = [rows[each.key] for each in started_by if each is not None]
+        triggers = [rows[key] for key in started_by if key in rows]
         return triggers, [(wait, rows.get(key) if (key := _key(wait)) else None) for wait in waits]
 
     triggers, waits = read(work)
@@ -107,7 +107,7 @@ def _view(session: Session, wait: Wait, reader: Reader, now: datetime) -> WaitVi
         session=listed,
         told=timeline(session, listed)[0] if listed else [],
         recent=recent,
-        lost=wait.ended_at is None and now - wait.seen_at > UNSEEN,
+        lost=wait.goes_on and wait.mode == "triggerer" and now - wait.seen_at > UNSEEN,
         since=_since(wait),
     )
 

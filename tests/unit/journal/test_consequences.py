@@ -75,7 +75,8 @@ def became(which: SessionKey | None = None, *, later: timedelta = timedelta(minu
     """What became of a session at each DAG, some time after it was written."""
     listed = known(which or key())
     of_meter = scheduled(listed.meter).get(listed.meter, [])
-    found = consequences.consumers(listed, of_meter, runs().get(listed.key, ()), listed.updated_at + later)
+    events = read(lambda session: consequences.announced(session, [listed])).get(listed.key, ())
+    found = consequences.consumers(listed, of_meter, runs().get(listed.key, ()), events, listed.updated_at + later)
     return {each.dag_id: each for each in found}
 
 
@@ -350,6 +351,7 @@ class TestWaits:
             seen_at=self.at(2),
             ended_at=self.at(3),
             outcome="met",
+            goes_on=False,
         )
 
 

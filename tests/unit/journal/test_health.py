@@ -10,7 +10,7 @@ import pytest
 
 from airflow_mediation_provider.journal.health import Signs, signs
 from airflow_mediation_provider.journal.transaction import read
-from tests.unit.journal.old_rows import NOW, keep, session_of, told, wait_of
+from tests.unit.journal.old_rows import NOW, is_in, keep, session_of, told, wait_of
 from tests.unit.journal.plans import explained, uses_an_index
 
 if TYPE_CHECKING:
@@ -63,6 +63,7 @@ def test_a_quiet_connection_has_no_sign_and_those_of_others_are_not_its_own() ->
     assert seen() == QUIET
     others: dict[str, Any] = {"conn_id": "other"}
     keep(
+        told("R-0", ago(days=2), **others),
         told("R-1", ago(minutes=1), **others),
         told(None, ago(minutes=1), kind="unparsed", **others),
         run_reply("R-2", ago(hours=7), **others),
@@ -78,7 +79,7 @@ def test_a_quiet_connection_has_no_sign_and_those_of_others_are_not_its_own() ->
         unheard=1,
         unheard_ends=("1001",),
         silent=1,
-        waiting=1,
+        waiting=2,
         unseen=1,
     )
 
@@ -131,12 +132,27 @@ def test_a_poll_is_no_sign_while_the_callout_may_still_come_or_where_it_shows_no
 
 
 def test_a_session_that_came_to_that_end_around_that_time_explains_the_poll() -> None:
-    keep(poll(ago(minutes=6), "COMPLETED"), session_of("R-1", ago(hours=5), status="FAILED"))
+    keep(
+        poll(ago(minutes=6), "COMPLETED"),
+        poll(ago(hours=1), "RUNNING", "COMPLETED"),
+        session_of("R-1", ago(minutes=30), status="FAILED"),
+    )
     assert trouble() == {"unheard_ends": ("1001",)}
-    keep(session_of("R-2", ago(hours=7), status="COMPLETED"))
+    # The end that the poll before that showed is no other one's.
+    keep(session_of("R-2", ago(hours=3), status="COMPLETED", last_observed_at=ago(minutes=70)))
     assert trouble() == {"unheard_ends": ("1001",)}
-    keep(session_of("R-3", ago(hours=9), status="COMPLETED", last_observed_at=ago(hours=5)))
+    keep(session_of("R-3", ago(hours=2), status="COMPLETED", last_observed_at=ago(minutes=50)))
     assert trouble() == {}
+
+
+def test_where_all_ends_are_lost_the_first_one_shows() -> None:
+    """However often the meter runs."""
+    for number in range(4):
+        keep(session_of(f"R-{number}", ago(hours=10 - number), status="COMPLETED"))
+        keep(poll(ago(hours=10 - number), "COMPLETED"), poll(ago(hours=9.5 - number), "RUNNING", "COMPLETED"))
+    assert trouble() == {}
+    keep(poll(ago(hours=6), "COMPLETED"))
+    assert trouble() == {"unheard_ends": ("1001",)}
 
 
 def test_of_each_meter_the_last_poll_of_an_end_counts() -> None:
@@ -171,7 +187,65 @@ def test_a_wait_is_seen_or_has_lost_its_process() -> None:
     )
     assert trouble() == {"waiting": 2}
     keep(wait_of("y", seen_at=ago(minutes=4)), wait_of("z", seen_at=ago(days=2)))
-    assert trouble() == {"waiting": 2, "unseen": 1}  # the last one was given up long ago
+    assert trouble() == {"waiting": 3, "unseen": 1}  # the last one was given up long ago
+
+
+@pytest.mark.usefixtures("airflow_database")
+@pytest.mark.parametrize(
+    ("state", "try_number", "sign"),
+    [
+        ("deferred", 1, {"waiting": 1, "unseen": 1}),
+        ("scheduled", 1, {"waiting": 1}),  # its trigger has fired
+        ("deferred", 2, {}),  # the wait of an earlier try
+        ("success", 1, {}),
+        ("failed", 1, {}),
+        (None, 1, {}),  # cleared
+    ],
+)
+def test_a_wait_of_a_triggerer_is_missed_as_long_as_its_task_is_deferred(
+    state: str | None, try_number: int, sign: dict[str, Any]
+) -> None:
+    wait = wait_of("w", seen_at=ago(minutes=4))
+    is_in(state, wait, try_number=try_number)
+    keep(wait)
+    assert trouble() == sign
+
+
+@pytest.mark.parametrize(
+    ("state", "sign"), [("running", {"waiting": 1}), ("up_for_reschedule", {"waiting": 1}), ("failed", {})]
+)
+def test_a_task_on_a_worker_reports_when_it_looks(state: str, sign: dict[str, Any]) -> None:
+    """And Airflow itself sees whether its process lives."""
+    wait = wait_of("w", seen_at=ago(hours=1), mode="worker")
+    is_in(state, wait)
+    keep(wait)
+    assert trouble() == sign
+
+
+def test_callouts_that_arrive_again_forgive_what_was_not_told() -> None:
+    keep(run_reply("R-1", ago(hours=3)), told("R-0", ago(days=2)))
+    assert trouble()["unheard"] == 1
+    keep(session_of("R-2", ago(hours=2), meter_id="2"))
+    assert trouble()["unheard"] == 1  # of another meter
+    keep(session_of("R-3", ago(hours=2)))
+    assert "unheard" not in trouble()
+
+
+def test_a_callout_that_came_before_the_run_reply_counts() -> None:
+    """The reply may be the last thing that was told of a session."""
+    keep(run_reply("R-1", ago(hours=1)), told("R-0", ago(days=2)))
+    assert trouble()["unheard"] == 1
+    keep(told("R-1", ago(hours=1), source="history"))
+    assert "unheard" not in trouble()
+
+
+def test_what_ran_before_callouts_were_set_up_is_not_missed() -> None:
+    keep(run_reply("R-1", ago(hours=3)))
+    assert trouble() == {"unheard": 1}
+    keep(told("R-2", ago(hours=2), meter_id="2"))
+    assert "unheard" not in trouble()
+    keep(run_reply("R-3", ago(hours=1)))
+    assert trouble()["unheard"] == 1
 
 
 def test_counts_end_at_a_hundred() -> None:
@@ -183,7 +257,13 @@ def test_each_question_uses_an_index() -> None:
     keep(poll(ago(minutes=6), "COMPLETED"))
     with explained() as plans:
         seen()
-    assert len(plans) == 8
+    assert len(plans) == 10
     assert [each for each in plans if not uses_an_index(each[1])] == []
-    [looked_up] = [step for statement, plan in plans if "EXISTS" in statement for step in plan if "mediation_" in step]
+    [looked_up] = [
+        step
+        for statement, plan in plans
+        if statement.startswith("SELECT EXISTS")
+        for step in plan
+        if "mediation_" in step
+    ]
     assert "(terminal=? AND last_observed_at>?)" in looked_up  # any other one leads to all sessions of years

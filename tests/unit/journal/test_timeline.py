@@ -131,8 +131,7 @@ def test_each_question_uses_an_index(airflow_on: Callable[[str], str], sqlite_da
         read(partial(unread_callouts, conn_ids=["zuora", "other"]))
     assert len(plans) == 3
     assert [each for each in plans if not uses_an_index(each[1])] == []
-    searched = [step for _, plan in plans[:2] for step in plan if step.startswith("SEARCH")]
-    # The index of kinds would do as well by this, and lead to all polls of the connection.
-    by_session = "ix_mediation_transition_session (conn_id=? AND meter_id=? AND session_id=?"
-    assert len(searched) == 2
-    assert all(by_session in step for step in searched)
+    own, polls = [step for _, plan in plans[:2] for step in plan if step.startswith("SEARCH")]
+    assert "ix_mediation_transition_session (conn_id=? AND meter_id=? AND session_id=?" in own
+    # All the polls of a meter would be too many.
+    assert "ix_mediation_transition_kind (conn_id=? AND kind=? AND created_at>? AND created_at<?" in polls

@@ -74,7 +74,18 @@
       time.textContent = format.format(new Date(time.dateTime));
       time.title = `${time.dateTime} (shown in ${zone})`;
     }
-    for (const field of part.querySelectorAll("[data-zone]")) if (!field.value) field.value = zone;
+    // What the server wrote is in UTC, and begins with the time.
+    for (const title of part.querySelectorAll("title[data-from]")) {
+      title.textContent = title.textContent.replace(/^.{19}( UTC)?/, format.format(new Date(title.dataset.from)));
+    }
+  }
+  // An address may name times in somebody else's zone; the form has them in this user's.
+  function showForm() {
+    for (const each of document.querySelectorAll("[data-instant]")) {
+      each.value = format.format(new Date(each.dataset.instant)).replace(" ", "T");
+      if (each.matches("option")) each.textContent = `from ${each.value}`;
+    }
+    for (const field of document.querySelectorAll("[data-zone]")) field.value = zone;
   }
 
   // ---- parts that are fetched: again and again, or once they are asked for
@@ -99,12 +110,14 @@
   }
   async function fetched(url, options) {
     let response;
+    let text;
     try {
       response = await fetch(url, { credentials: "same-origin", headers: { Accept: "text/html" }, ...options });
+      text = await response.text(); // which may break off
     } catch {
       return trouble(`Airflow does not answer. What you see was known at ${format.format(new Date())}.`);
     }
-    const page = new DOMParser().parseFromString(await response.text(), "text/html");
+    const page = new DOMParser().parseFromString(text, "text/html");
     if (response.status === 401) return trouble("Your login has expired: nothing is refreshed.", true);
     if (!response.ok) {
       const detail = page.querySelector("[data-error] p")?.textContent ?? `Airflow answered ${response.status}.`;
@@ -151,8 +164,11 @@
   }
   function every(seconds, work) {
     const turn = async () => {
-      if (!document.hidden) await work();
-      setTimeout(turn, seconds * 1000);
+      try {
+        if (!document.hidden) await work();
+      } finally {
+        setTimeout(turn, seconds * 1000);
+      }
     };
     setTimeout(turn, seconds * 1000);
   }
@@ -163,8 +179,10 @@
     const button = form.querySelector("button");
     button.disabled = true;
     const page = await fetched(form.action, { method: "POST", body: new URLSearchParams(new FormData(form)) });
-    const part = page?.getElementById(form.dataset.swap);
-    if (part) swap(document.getElementById(form.dataset.swap), part);
+    for (const id of ["notice", form.dataset.swap]) {
+      const part = page?.getElementById(id);
+      if (part) swap(document.getElementById(id), part);
+    }
     button.disabled = false;
   }
 
@@ -206,12 +224,14 @@
     if (event.key === "timezone") {
       takeZone();
       showTimes(document);
+      showForm();
     }
   });
   document.addEventListener("DOMContentLoaded", () => {
     takeZone();
     for (const place of document.querySelectorAll("[data-live]")) shown.set(place.id, place.innerHTML);
     showTimes(document);
+    showForm();
     for (const place of document.querySelectorAll("[data-src]")) {
       load(place);
       every(Number(place.dataset.every), () => load(place));

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import httpx
 import pytest
@@ -73,9 +73,10 @@ class Manager:
 
 
 class Directory(dict[str, dict[str, Any]]):
-    """Connections by id, each given by its extra; `down` while the backends fail."""
+    """Connections by id, each given by its extra; `down` while the backends fail, `fields` are other ones."""
 
     down = False
+    fields: ClassVar[dict[str, str]] = {"login": "client", "password": "secret"}
 
     def find(self, conn_id: str) -> MediationConnection | None:
         if self.down:
@@ -83,7 +84,7 @@ class Directory(dict[str, dict[str, Any]]):
         extra = self.get(conn_id)
         if extra is None:
             return None
-        connection = Connection(conn_id=conn_id, conn_type="mediation", login="client", password="secret")
+        connection = Connection(conn_id=conn_id, conn_type="mediation", **self.fields)
         connection.set_extra(json.dumps({"data_center": "SBX", **extra}))
         return _reduced(connection, conn_id, None)
 

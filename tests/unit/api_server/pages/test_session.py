@@ -280,17 +280,14 @@ class TestConsequences:
 
 class TestSummary:
     @pytest.fixture
-    def simulator(self, monkeypatch: pytest.MonkeyPatch) -> Iterator[Simulator]:
+    def simulator(self, directory: Directory) -> Iterator[Simulator]:
         # The port may be that of an earlier simulator, which knew other tokens.
         tokens.forget_all()
         plan = RunPlan((("RUNNING", 60), ("COMPLETED", 0)), records=1234, errors=3)
         meters = (MeterConfig(id="1001", runs=(plan,)),)
         with running_simulator(SimulatorConfig(meters=meters, clock="manual")) as simulator:
-            connection = {
-                "conn_type": "mediation", "host": simulator.url,
-                "login": "simulator-client", "password": "simulator-secret",
-            }  # fmt: skip
-            monkeypatch.setenv("AIRFLOW_CONN_ZUORA", json.dumps(connection))
+            login = {"login": "simulator-client", "password": "simulator-secret"}
+            directory.fields = {"host": simulator.url, **login}  # type: ignore[misc]
             yield simulator
 
     def ended(self, simulator: Simulator) -> dict[str, str]:
@@ -338,17 +335,19 @@ class TestSummary:
         asked_for = [each["path"] for each in simulator.log("request")[asking:] if "oauth" not in each["path"]]
         assert asked_for == ["/meters/1001/summary", "/meters/1001/auditTrail/entries"]
 
-    async def test_what_goes_wrong_there_is_one_sentence_here(
-        self, alice: Browser, simulator: Simulator, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
+    async def test_what_goes_wrong_there_is_one_sentence_here(self, alice: Browser, simulator: Simulator) -> None:
         key = self.ended(simulator)
         simulator.fault("html", path="summary", count=1)
         page = await alice.does("/session/summary", **key)
         [said] = page.one("section", id="summary").all("p", role="alert")
         assert said.text.endswith(".")
-        monkeypatch.delenv("AIRFLOW_CONN_ZUORA")
-        page = await alice.does("/session/summary", **key)
-        assert "zuora" in page.one("section", id="summary").one("p", role="alert").text
+
+    async def test_of_a_connection_that_is_gone_it_says_so(self, alice: Browser, directory: Directory) -> None:
+        keep(session_of("R-1", at(0)))
+        del directory["zuora"]
+        page = await alice.does("/session/summary", **KEY)
+        said = page.one("section", id="summary").one("p", role="alert").text
+        assert said.startswith("Connection 'zuora' was not found")
 
     async def test_of_a_session_that_the_journal_does_not_know_nobody_is_asked(
         self, alice: Browser, simulator: Simulator

@@ -112,7 +112,7 @@ class TestTask:
         keep(wait_of("v", task_id="lost", session_id="R-1", seen_at=ago(minutes=4), condition=CONDITION))
         notice = (await alice.sees("/task", **{**TASK, "task_id": "lost"})).one("p", class_="notice")
         assert "l-bad" in notice.classes
-        assert notice.text.startswith("Nobody has reported this wait for 4m")
+        assert notice.text.startswith("Its triggerer has not reported this wait for 4m")
 
     async def test_of_a_session_of_which_nothing_was_told(self, alice: Browser) -> None:
         keep(waiting(session_id="R-1"))
