@@ -8,6 +8,7 @@ from urllib.parse import parse_qs, urlsplit
 import pytest
 from playwright.sync_api import expect
 
+from airflow_mediation_provider.protocol.pages import MOUNT
 from demo.stage import CONN_ID
 from tests.e2e import people
 from tests.e2e.scene import PAUSED, PAUSED_METER
@@ -156,9 +157,36 @@ def test_a_dag_that_was_paused_gets_its_run_by_a_button(
     missed.get_by_role("button", name="Start the missing run").click()
     expect(tab.inside.get_by_role("alert")).to_have_text(f"A run of {PAUSED} is queued for this session.")
     expect(tab.inside.get_by_role("link", name="asset_triggered__")).to_be_visible()
+    # The page has refreshed itself meanwhile, or has not yet; what was said stays.
+    with tab.page.expect_response(lambda response: f"{MOUNT}/session?" in response.url):
+        pass
+    expect(tab.inside.locator("#session")).to_contain_text("asset_triggered__")
+    expect(tab.inside.get_by_role("alert")).to_have_text(f"A run of {PAUSED} is queued for this session.")
     runs = [run for run in stage.airflow.runs(PAUSED) if run["partition_key"] == scene.missed]
     assert len(runs) == 1
     stage.airflow.wait_success(PAUSED, runs[0]["dag_run_id"])
+
+
+def test_after_an_answer_that_broke_off_it_goes_on_refreshing(
+    screen: Callable[..., Screen], two: tuple[str, str, str], become: Callable[[str, str], None]
+) -> None:
+    meter_id, _, running = two
+    tab = screen()
+    tab.open_sessions(f"meter={meter_id}")
+    expect(tab.row(running)).to_contain_text("RUNNING")
+    # As when the API server is restarted in the middle of it.
+    tab.frame.evaluate("""() => {
+        const whole = Response.prototype.text;
+        Response.prototype.text = async function () {
+          if (!this.url.includes("/sessions?")) return whole.call(this);
+          Response.prototype.text = whole;
+          throw new TypeError("network error");
+        };
+    }""")
+    expect(tab.inside.locator("#trouble")).to_contain_text("Airflow does not answer")
+    become(running, "COMPLETED")
+    expect(tab.row(running)).to_contain_text("COMPLETED")
+    expect(tab.inside.locator("#trouble")).to_be_empty()
 
 
 def test_a_place_in_the_list_is_kept_while_it_refreshes(

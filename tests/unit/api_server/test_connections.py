@@ -285,7 +285,8 @@ def test_how_zuora_is_called_is_known_too_and_callouts_do_not_mind_where_it_is_n
     assert found.settings.base_url == "https://rest.apisandbox.zuora.com"
     assert "hush" not in repr(found)
 
-    for wrong in ({"data_center": "Mars"}, {"data_center": "SBX", "ui_link_template": "{nothing}"}, {}):
+    endless = {"data_center": "SBX", "max_redirects": float("inf")}
+    for wrong in ({"data_center": "Mars"}, {"data_center": "SBX", "ui_link_template": "{nothing}"}, endless, {}):
         extra = json.dumps({**wrong, "callout_token": "t"})
         backends_of_airflow(Backend({(None, "zuora"): connection(login="client", extra=extra)}))
         found = find_connection("zuora")

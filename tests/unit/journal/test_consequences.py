@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from airflow import settings
+from airflow.models.asset import AssetEvent
 from airflow.sdk import Asset, PartitionedAssetTimetable, StartOfDayMapper
-from sqlalchemy import update
+from sqlalchemy import delete, update
 
 from airflow_mediation_provider.assets import on_meter_session
 from airflow_mediation_provider.journal import consequences
@@ -21,7 +22,7 @@ from airflow_mediation_provider.journal.tables import SessionRow
 from airflow_mediation_provider.journal.transaction import read
 from airflow_mediation_provider.protocol.asset_uri import asset_uri
 from airflow_mediation_provider.protocol.transition import Source
-from tests.unit.journal.old_rows import keep, session_of, wait_of
+from tests.unit.journal.old_rows import is_in, keep, session_of, wait_of
 from tests.unit.journal.plans import explained, uses_an_index
 from tests.unit.journal.scheduling import CONN, NOW, SINCE, Airflow, change, poll, tell
 
@@ -240,6 +241,15 @@ class TestMissed:
         each_airflow.schedule()
         assert missed() == []
 
+    def test_not_where_airflow_was_cleaned(self, airflow: Airflow) -> None:
+        """With its runs the events of old sessions are gone, and nobody knows what ran."""
+        airflow.know("load", on_meter_session("1", "COMPLETED"))
+        tell(self.late("R-1", "COMPLETED"))
+        assert missed() == ["load"]
+        with settings.get_engine().begin() as connection:
+            connection.execute(delete(AssetEvent))
+        assert missed() == []
+
     def test_not_as_long_as_the_scheduler_may_still_make_the_run(self, airflow: Airflow) -> None:
         airflow.know("load", on_meter_session("1", "COMPLETED"))
         tell(self.late("R-1", "COMPLETED"))
@@ -275,6 +285,19 @@ class TestMissed:
         tell(*(self.late("R-2", status, before, notification_id=None) for before, status in loop))
         assert known(key("R-2")).ambiguous
         assert missed(key("R-2")) == []
+
+
+def test_what_came_of_one_session_hides_nothing_of_another(airflow: Airflow, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(consequences, "_MOST", 2)
+    for number in range(3):
+        airflow.know(f"load_{number}", on_meter_session("1", "COMPLETED"))
+    tell(change("R-1", "COMPLETED"), change("R-2", "COMPLETED"))
+    airflow.schedule()
+    keep(*(wait_of(f"w{number}", conn_id=CONN, meter_id="1", session_id="R-1") for number in range(3)))
+    keep(wait_of("v", conn_id=CONN, meter_id="1", session_id="R-2"))
+    assert {which.session_id: len(of) for which, of in runs().items()} == {"R-1": 2, "R-2": 2}
+    waits = read(lambda session: consequences.waits_of(session, everything()))
+    assert {which.session_id: len(of) for which, of in waits.items()} == {"R-1": 2, "R-2": 1}
 
 
 class TestWaits:
@@ -320,6 +343,17 @@ class TestWaits:
         assert unnamed is not None
         assert (last.session_id, mapped.session_id, unnamed.session_id) == ("R-3", "R-2", None)
         assert (of_task("b"), of_task("a", 0), of_task("nowhere")) == (None, None, None)
+
+    @pytest.mark.parametrize(
+        ("state", "goes_on"),
+        [("deferred", True), ("running", True), ("up_for_reschedule", True), ("queued", True), ("success", False)],
+    )
+    def test_one_whose_end_nobody_reported_ends_with_its_task(self, state: str, goes_on: bool) -> None:
+        wait = wait_of("w")
+        is_in(state, wait)
+        keep(wait, wait_of("other", task_id="unknown"))
+        found = read(partial(consequences.waits_of_run, dag_id="usage", run_id="r"))
+        assert {each.task_id: each.goes_on for each in found} == {"wait": goes_on, "unknown": True}
 
     def test_it_has_all_that_was_reported(self) -> None:
         keep(

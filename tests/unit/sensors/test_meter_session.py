@@ -13,6 +13,7 @@ from airflow.triggers.base import StartTriggerArgs
 
 from airflow_mediation_provider.end_in_triggerer import may_end_without_worker
 from airflow_mediation_provider.protocol.status import RunType
+from airflow_mediation_provider.protocol.wait_result import WaitEnd, WaitResult
 from airflow_mediation_provider.sensors import meter_session
 from airflow_mediation_provider.sensors.meter_session import MeterSessionSensor
 from airflow_mediation_provider.triggers.meter_session import MeterSessionStartTrigger
@@ -30,6 +31,24 @@ def airflow_33(monkeypatch: pytest.MonkeyPatch) -> None:
 def sensor(**arguments: Any) -> MeterSessionSensor:
     with DAG("dag", schedule=None):
         return MeterSessionSensor(**{"task_id": "wait", "meter_id": "12", **arguments})
+
+
+@pytest.mark.parametrize("named", [None, "R-1"])
+def test_the_links_lead_to_the_session_once_it_is_known(monkeypatch: pytest.MonkeyPatch, named: str | None) -> None:
+    connection = {"conn_type": "mediation", "login": "a", "password": "b"}
+    extra = {"data_center": "SBX", "ui_link_template": "https://zuora.example/{session_id}"}
+    monkeypatch.setenv("AIRFLOW_CONN_MEDIATION_DEFAULT", json.dumps({**connection, "extra": extra}))
+    pushed: dict[str, str] = {}
+    ti = SimpleNamespace(xcom_push=lambda key, value: pushed.update({key: value}))
+    session = {"session_id": "R-1", "status": "COMPLETED"}
+    event = WaitResult(end=WaitEnd.MET, message="done", session=session).to_dict()
+    context: Any = {"ti": ti}
+    assert sensor(session_id=named).execute_complete(context, event) == session
+    if named is None:
+        assert pushed["mediation_session_link"] == "https://zuora.example/R-1"
+        assert "session=R-1" in pushed["mediation_session_page"]
+    else:
+        assert pushed == {}  # they were pushed before the wait
 
 
 @pytest.mark.parametrize(

@@ -48,6 +48,13 @@ def state(status: str, session: str = "R-1") -> SessionState:
     return fold([transition])
 
 
+def report(wait_id: str) -> WaitReport:
+    return WaitReport(
+        id=wait_id, meter_id="1", version="0.0.1", session_id="R-1", condition={}, dag_id="d", run_id="r", task_id="t",
+        map_index=-1, try_number=1, mode="triggerer", created_at=NOW,
+    )  # fmt: skip
+
+
 class Server:
     """Answers the handshake; feed requests are kept, and answered from `replies`, or when there is one."""
 
@@ -125,6 +132,7 @@ class View:
         self.log: list[str] = []
         self.gone: list[WaitEnded] = []
         self.named: list[WaitReport] = []
+        self.open: list[WaitReport] = []
         self.news = asyncio.Event()
 
     def came(self, meter_id: str, question: MeterQuestion) -> None:
@@ -141,7 +149,7 @@ class View:
         return dict(self.asked)
 
     def open_waits(self) -> list[Any]:
-        return []
+        return list(self.open)
 
     def named_waits(self) -> list[Any]:
         named, self.named = self.named, []
@@ -296,6 +304,19 @@ async def test_another_service_is_not_taken_for_the_feed(server: Any):
     await asyncio.gather(task, return_exceptions=True)
 
 
+async def test_of_more_waits_than_a_request_takes_each_has_its_turn(
+    server: Any, following: Any, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(feed_client, "MOST_REPORTS", 2)
+    monkeypatch.setattr(feed_client, "FULL_LOOK_SECONDS", 0.0)
+    following.view.open = [report(f"w{number}") for number in range(5)]
+    for _ in range(4):
+        server.say()
+    await server.asked(4)
+    reported = [[each.id for each in request.open] for request in server.requests[:4]]
+    assert reported == [["w0", "w1"], ["w2", "w3"], ["w4", "w0"], ["w1", "w2"]]
+
+
 async def test_what_was_observed_is_reported_once_the_feed_is_found(server: Any, following: Any):
     server.say()
     await following.view.said("connected True")
@@ -322,16 +343,12 @@ async def test_the_ends_of_the_last_waits_are_reported_before_it_leaves(server: 
 
 
 async def test_a_wait_that_learned_its_session_says_so_with_the_next_request(server: Any, following: Any):
-    report = WaitReport(
-        id="1", meter_id="1", version="0.0.1", session_id="R-1", condition={}, dag_id="d", run_id="r", task_id="t",
-        map_index=-1, try_number=1, mode="triggerer", created_at=NOW,
-    )  # fmt: skip
     server.say()
     await server.asked(2)
-    following.view.named = [report]
+    following.view.named = [report("1")]
     server.say()
     await server.asked(3)
-    assert [request.open for request in server.requests] == [(), (), (report,)]
+    assert [request.open for request in server.requests] == [(), (), (report("1"),)]
 
 
 def told_calls(server: Any) -> list[int]:

@@ -9,6 +9,7 @@ from urllib.parse import unquote
 import pytest
 from starlette.requests import Request
 
+from airflow_mediation_provider import version_compat
 from airflow_mediation_provider.api_server.pages import rendering
 from airflow_mediation_provider.api_server.pages.rendering import SOURCES, TONES, Place, tone
 from airflow_mediation_provider.assets import on_meter_session
@@ -40,6 +41,12 @@ def test_addresses_are_under_the_path_that_the_mount_has(root_path: str, airflow
     assert here.session(SessionKey("c", "1", "R-1")) == f"{airflow}/mediation/session?conn=c&meter=1&session=R-1"
     assert here.framed(here.page("/sessions")) == f"{airflow}/plugin/mediation-sessions{airflow}/mediation/sessions"
     assert here.dag("load") == f"{airflow}/dags/load"
+
+
+def test_where_airflow_shows_no_page_but_the_list_in_a_frame_one_is_by_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(version_compat, "AIRFLOW_V_3_3_PLUS", False)
+    here = place("/a/mediation")
+    assert here.framed(here.page("/session", conn="c")) == "/a/mediation/session?conn=c"
 
 
 @pytest.mark.parametrize("odd", ["a/b", "a?b#c", "a b", "100%", "ä\u202e", "..", '"><x>', "manual__2026+00:00"])
