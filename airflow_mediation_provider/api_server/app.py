@@ -5,6 +5,7 @@ Airflow mounts it as it is and adds no authentication: each route authenticates 
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import TYPE_CHECKING, Any
 
 from fastapi import FastAPI, Request
@@ -43,6 +44,8 @@ def create_app(connections: Connections | None = None, recorder: Recorder | None
     app.state.connections = connections or Connections()
     app.state.recorder = recorder or Recorder()
     app.state.complaints = Complaints()
+    # Connection -> how many callouts this process has refused since it took the last one.
+    app.state.refused = Counter()
     app.state.calls = CallsKeeper()
     for part in (callouts, observations, feed, reconcile, prune):
         app.include_router(part.router)

@@ -85,11 +85,14 @@ async def receive_callout(request: Request, conn_id: str) -> JSONResponse:
     except Exception as error:
         refusal = _refusal(error)
         _count_refusal(error, 503 if refusal is None else refusal.status, conn_id)
+        if isinstance(error, Refused) and not error.unasked:
+            request.app.state.refused[conn_id] += 1
         if refusal is None:
             raise
         what = f"A callout was answered {refusal.status}"
         request.app.state.complaints.say(refusal.level, what, conn_id, refusal.reason)
         return refused(refusal.status, refusal.error, refusal.headers)
+    request.app.state.refused.pop(conn_id, None)
     metrics.CALLOUTS_ACCEPTED.add(conn_id=conn_id)
     metrics.CALLOUTS_DURATION.took(time.monotonic() - began, conn_id=conn_id)
     return JSONResponse({"success": True})

@@ -81,7 +81,7 @@ def health(request: Request) -> Response:
     for seen, calls in read(work):
         connection, words = _connection(request, seen.conn_id)
         unheard = [] if _NO_CALLOUTS in words or _GONE in words else _unheard(seen)
-        words += [*unheard, *_words(seen), _budget(calls, connection, now)]
+        words += [*unheard, *_refused(request, seen.conn_id), *_words(seen), _budget(calls, connection, now)]
         words.sort(key=lambda word: _order(word.level))
         lines.append(Line(conn_id=seen.conn_id, last_callout_at=seen.last_callout_at, words=tuple(words)))
     return page(request, "health.html", lines=sorted(lines, key=lambda line: (_order(line.level), line.conn_id)))
@@ -107,6 +107,13 @@ def _budget(calls: Budget, connection: MediationConnection | None, now: datetime
     center = DataCenter.named(connection.extra.get("data_center")) if connection else None
     stands = standing(calls, center, now)
     return Word({Level.GOOD: GOOD, Level.TIGHT: WARN, Level.SPENT: BAD}[stands.level], stands.words)
+
+
+def _refused(request: Request, conn_id: str) -> Iterator[Word]:
+    """Say what this process refused: not a sure sign of trouble, as strangers can do that."""
+    if refused := request.app.state.refused[conn_id]:
+        callouts = _number(refused, "callout")
+        yield Word(WARN, f"{callouts} refused since the last good one: perhaps the secrets differ (the log says more)")
 
 
 def _words(each: Signs) -> Iterator[Word]:

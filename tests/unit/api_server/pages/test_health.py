@@ -9,6 +9,7 @@ import pytest
 
 from airflow_mediation_provider.journal.tables import CallsRow
 from tests.unit.api_server.pages.conftest import now
+from tests.unit.api_server.signed import BODY, signature
 from tests.unit.journal.old_rows import keep, session_of, told, wait_of
 
 if TYPE_CHECKING:
@@ -106,6 +107,21 @@ async def test_the_connection_itself(alice: Browser, directory: Directory) -> No
     [(level, text)] = await words(alice, "wrong")
     assert (level, text.startswith("cannot take callouts: ")) == ("bad", True)
     assert list(await lines(alice)) == ["wrong", "gone", "silent", "zuora"]  # the worst first
+
+
+async def test_callouts_that_were_refused_since_the_last_good_one(alice: Browser) -> None:
+    keep(told("R-0", ago(minutes=1)))
+
+    async def call(headers: dict[str, str]) -> int:
+        path = f"{alice.base}/mediation/callouts/zuora"
+        return (await alice.client.post(path, content=BODY, headers=headers)).status_code
+
+    refused = [await call(signature(BODY, "yesterdays-secret")) for _ in range(2)]
+    assert refused == [401, 401]
+    [(level, text)] = await words(alice)
+    assert (level, text.partition(":")[0]) == ("warn", "2 callouts refused since the last good one")
+    assert await call(signature(BODY)) == 200
+    assert await words(alice) == []
 
 
 async def test_while_the_secrets_backends_fail_it_says_what_that_does(alice: Browser, directory: Directory) -> None:
