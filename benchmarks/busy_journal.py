@@ -267,7 +267,7 @@ def _unnamed_wait(number: int, now: datetime) -> dict[str, Any]:
         "task_id": "wait",
         "map_index": -1,
         "try_number": 1,
-        "mode": "trigger",
+        "mode": "triggerer",
         "created_at": now - timedelta(minutes=20),
         "until": now + timedelta(hours=5),
         "seen_at": now,

@@ -131,7 +131,8 @@ def _pages(plan: Plan) -> Iterator[Question]:
         return Question(f"session: {what}", session_page("", *plan.meter(number), session_of(number)), shows)
 
     yield session("one that started a run", _started(plan), dag_of(BUSY))
-    yield session("a meter with many polls", plan.newest(PROD, POLLED, "COMPLETED"), "of the meter")
+    polled = plan.newest(PROD, POLLED, "COMPLETED")
+    yield session("a meter with many polls", polled, session_of(polled))
     yield session("silent for years", plan.first, "nothing was told")
     yield Question("health", address("", "/health"), PROD)
     yield Question("unreadable callouts", address("", "/unread"), "it names no meter")
