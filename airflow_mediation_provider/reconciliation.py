@@ -112,6 +112,11 @@ def reconcile(
         _tell_some("Open", (stuck_line(state, status, now) for state, status in found.stuck), tell)
     if len(found.categories) == 1 and task.event_category is None and history.foreign:
         tell(f"To read only these records, give the event category {next(iter(found.categories))!r}.")
+    if task.event_category is not None and not found.records:
+        tell(
+            f"No record at all has the event category {task.event_category!r}: if callouts were sent in this time, its"
+            " name is wrong, and nothing was repaired. Without a category all records are read."
+        )
     tell(found.summary())
     return found
 

@@ -379,7 +379,8 @@ def make_wait(
             statuses=statuses,
             previous_statuses=() if previous_statuses is None else previous_statuses,
             fail_on=fail_on,
-            since=since if session_id is None else None,
+            # Zuora tells starts in whole seconds: a session of the run's own second is not before it.
+            since=since.replace(microsecond=0) if since is not None and session_id is None else None,
             until=until,
         ),
         created_at=created_at,

@@ -8,13 +8,13 @@ from __future__ import annotations
 from collections import defaultdict
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeAlias
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from airflow.models.asset import AssetEvent, AssetModel, DagScheduleAssetReference, association_table
 from airflow.models.dag import DagModel
 from airflow.models.dagrun import DagRun
 from airflow.models.taskinstance import TaskInstance
-from sqlalchemy import and_, false, func, or_, select
+from sqlalchemy import and_, func, or_, select
 
 from airflow_mediation_provider.journal.listing import SessionKey, of_rows
 from airflow_mediation_provider.journal.tables import WaitRow
@@ -103,7 +103,6 @@ class Wait:
     goes_on: bool
 
 
-_Assets: TypeAlias = "Mapping[tuple[str, str], dict[int, str]]"
 _WAIT_COLUMNS: Final = tuple(getattr(WaitRow, name) for name in Wait.__slots__ if name != "goes_on")
 
 
@@ -141,110 +140,110 @@ def _waits(session: Session, which: ColumnElement[bool], *, limit: int | None = 
     return [Wait(**row._mapping) for row in session.execute(query.limit(limit))]
 
 
-def runs_started(session: Session, sessions: Sequence[Listed]) -> dict[SessionKey, list[StartedRun]]:
-    """Return the DAG runs that some sessions started, the first first."""
-    assets = _assets(session, {each.meter for each in sessions})
-    numbered = (
-        select(
-            AssetEvent.asset_id,
-            AssetEvent.partition_key,
-            DagRun.id,
-            DagRun.dag_id,
-            DagRun.run_id,
-            DagRun.state,
-            DagRun.start_date,
-            DagRun.end_date,
-            func.row_number()
-            .over(partition_by=(AssetEvent.asset_id, AssetEvent.partition_key), order_by=DagRun.id)
-            .label("number"),
-        )
-        .join(association_table, association_table.c.event_id == AssetEvent.id)
-        .join(DagRun, DagRun.id == association_table.c.dag_run_id)
-        .where(_events(sessions, assets))
-        .subquery()
-    )
-    runs: dict[SessionKey, list[StartedRun]] = defaultdict(list)
-    places = _places(assets)
-    query = select(numbered).where(numbered.c.number <= _MOST).order_by(numbered.c.id)
-    for asset_id, session_id, _, dag_id, run_id, state, start, end, _ in session.execute(query):
-        (conn_id, meter_id), status = places[asset_id]
-        run = StartedRun(dag_id, run_id, str(state), start, end, status)
-        runs[SessionKey(conn_id, meter_id, session_id)].append(run)
-    return runs
+class Assets:
+    """Airflow's assets of the statuses of some meters' sessions, as far as a DAG names them.
 
-
-def announced(session: Session, sessions: Sequence[Listed]) -> dict[SessionKey, set[str]]:
-    """Return the statuses of which Airflow still has the events of some sessions.
-
-    Of what ``airflow db clean`` has removed nobody can tell any more which DAG ran.
+    :param meters: connection and meter
     """
-    assets = _assets(session, {each.meter for each in sessions})
-    query = select(AssetEvent.asset_id, AssetEvent.partition_key).where(_events(sessions, assets)).distinct()
-    statuses: dict[SessionKey, set[str]] = defaultdict(set)
-    places = _places(assets)
-    for asset_id, session_id in session.execute(query):
-        (conn_id, meter_id), status = places[asset_id]
-        statuses[SessionKey(conn_id, meter_id, str(session_id))].add(status)
-    return statuses
+
+    def __init__(self, session: Session, meters: Collection[tuple[str, str]]) -> None:
+        uris = {asset_uri(*meter, status): (meter, str(status)) for meter in meters for status in SessionStatus}
+        found = session.execute(select(AssetModel.id, AssetModel.uri).where(AssetModel.uri.in_(uris)))
+        self.places: Final = {asset_id: uris[uri] for asset_id, uri in found}
+        """Asset -> the meter and the status."""
+        self.of_meter: Final[dict[tuple[str, str], list[int]]] = defaultdict(list)
+        for asset_id, (meter, _) in self.places.items():
+            self.of_meter[meter].append(asset_id)
 
 
-def _events(sessions: Sequence[Listed], assets: _Assets) -> ColumnElement[bool]:
-    """Return the condition on Airflow's events of some sessions, those of one another among them.
+class Started(NamedTuple):
+    """What Airflow's tables tell of a session.
 
-    The index goes by asset and time. An event is written with the session's row, by the clock of another process.
+    :param runs: the DAG runs that it started, the first first
+    :param announced: the statuses of which Airflow has the events: of what ``airflow db clean`` has removed nobody can
+        tell any more which DAG ran
     """
-    around = (
+
+    runs: list[StartedRun]
+    announced: set[str]
+
+
+def started(session: Session, sessions: Sequence[Listed], assets: Assets) -> Mapping[SessionKey, Started]:
+    """Return what some sessions started."""
+    # The index goes by asset and time. An event is written with the session's row, by the clock of another process.
+    around = [
         and_(
             AssetEvent.asset_id.in_(of_meter),
             AssetEvent.timestamp.between(each.first_observed_at - _CLOCKS, each.updated_at + _CLOCKS),
         )
         for each in sessions
-        if (of_meter := assets.get(each.meter))
+        if (of_meter := assets.of_meter.get(each.meter))
+    ]
+    found: dict[SessionKey, Started] = defaultdict(lambda: Started([], set()))
+    if not around:
+        return found
+    number = func.row_number().over(
+        partition_by=(AssetEvent.asset_id, AssetEvent.partition_key), order_by=association_table.c.dag_run_id
     )
-    return and_(or_(false(), *around), AssetEvent.partition_key.in_({each.session_id for each in sessions}))
+    events = (
+        select(AssetEvent.asset_id, AssetEvent.partition_key, association_table.c.dag_run_id, number.label("number"))
+        .outerjoin(association_table, association_table.c.event_id == AssetEvent.id)
+        .where(or_(*around), AssetEvent.partition_key.in_({each.session_id for each in sessions}))
+        .subquery()
+    )
+    query = (
+        select(
+            events.c.asset_id,
+            events.c.partition_key,
+            DagRun.dag_id,
+            DagRun.run_id,
+            DagRun.state,
+            DagRun.start_date,
+            DagRun.end_date,
+        )
+        .outerjoin_from(events, DagRun, DagRun.id == events.c.dag_run_id)
+        .where(events.c.number <= _MOST)
+        .order_by(DagRun.id)
+    )
+    for asset_id, session_id, dag_id, run_id, state, start, end in session.execute(query):
+        (conn_id, meter_id), status = assets.places[asset_id]
+        of_session = found[SessionKey(conn_id, meter_id, session_id)]
+        of_session.announced.add(status)
+        if dag_id is not None:
+            of_session.runs.append(StartedRun(dag_id, run_id, str(state), start, end, status))
+    return found
 
 
-def scheduled(session: Session, meters: Collection[tuple[str, str]]) -> dict[tuple[str, str], list[Scheduled]]:
-    """Return the DAGs that are scheduled on the sessions of some meters.
-
-    :param meters: connection and meter
-    """
-    assets = _assets(session, meters)
-    places = _places(assets)
+def scheduled(session: Session, assets: Assets) -> Mapping[tuple[str, str], list[Scheduled]]:
+    """Return the DAGs that are scheduled on the sessions of some meters, by connection and meter."""
     found: dict[tuple[str, str], list[Scheduled]] = defaultdict(list)
-    if places:
+    if assets.places:
         reference = DagScheduleAssetReference
         query = (
             select(reference.asset_id, DagModel.dag_id, DagModel.is_paused, reference.created_at)
             .join(DagModel, DagModel.dag_id == reference.dag_id)
-            .where(reference.asset_id.in_(places), DagModel.is_stale.is_(False))
+            .where(reference.asset_id.in_(assets.places), DagModel.is_stale.is_(False))
             .order_by(DagModel.dag_id, reference.asset_id)
         )
         for asset_id, dag_id, paused, since in session.execute(query):
-            meter, status = places[asset_id]
+            meter, status = assets.places[asset_id]
             found[meter].append(Scheduled(dag_id, status, bool(paused), since))
     return found
 
 
-def consumers(
-    listed: Listed,
-    scheduled: Iterable[Scheduled],
-    runs: Iterable[StartedRun],
-    announced: Collection[str],
-    now: datetime,
-) -> list[Consumer]:
+def consumers(listed: Listed, scheduled: Iterable[Scheduled], started: Started | None, now: datetime) -> list[Consumer]:
     """Return what became of a session at each DAG that is scheduled on its meter.
 
     :param scheduled: of the function of that name
-    :param runs: of ``runs_started``
-    :param announced: of the function of that name
+    :param started: of the function of that name; ``None``: nothing
     :param now: the time now
     """
-    has_run = {run.dag_id for run in runs}
+    has_run = {run.dag_id for run in started.runs} if started else set()
     due = (
         not listed.ambiguous
         and is_news_for_dags(listed.run_type, listed.status)
-        and listed.status in announced
+        and started is not None
+        and listed.status in started.announced
         and now - listed.updated_at > _SCHEDULED_WITHIN
     )
     return [
@@ -282,18 +281,3 @@ def sessions_of_run(session: Session, dag_id: str, run_id: str) -> list[SessionK
             continue
         keys[SessionKey(asset.conn_id, asset.meter_id, str(partition_key))] = None
     return list(keys)
-
-
-def _places(assets: _Assets) -> dict[int, tuple[tuple[str, str], str]]:
-    """Return what each asset is of: the meter and the status."""
-    return {asset_id: (meter, status) for meter, of in assets.items() for asset_id, status in of.items()}
-
-
-def _assets(session: Session, meters: Collection[tuple[str, str]]) -> _Assets:
-    """Return the assets of some meters' statuses, as far as a DAG names them: asset id -> status."""
-    places = {asset_uri(*meter, status): (meter, status) for meter in meters for status in SessionStatus}
-    found: dict[tuple[str, str], dict[int, str]] = defaultdict(dict)
-    for asset_id, uri in session.execute(select(AssetModel.id, AssetModel.uri).where(AssetModel.uri.in_(places))):
-        meter, status = places[uri]
-        found[meter][asset_id] = str(status)
-    return found

@@ -149,7 +149,7 @@ def _counted(budget: Budget, data_center: DataCenter | None) -> tuple[str, float
         return f"{counted} of the {named:,} that the tenant has a day", budget.last_day / named
     documented = daily_limits(data_center)
     if not documented:
-        return f"{counted}; the connection names no data center, so the tenant's limit is not known", None
+        return f"{counted} (their limit is not known)", None
     first, *others = documented
     if others:
         more = "".join(f", {each.tenant} {each.calls:,}" for each in others)

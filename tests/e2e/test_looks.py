@@ -133,6 +133,12 @@ def test_no_page_scrolls_sideways_on_a_phone(screen: Callable[..., Screen], scen
                 ".map(each => each.outerHTML.slice(0, 120))"
             )
     assert wide == {}
+    # A row is a card there, and what a column is called stands beside its value, not under it.
+    inside = show(tab, addresses(tab, scene)["/sessions"])
+    narrow = inside.locator(".sessions tbody td, .sessions tbody th").evaluate_all(
+        "cells => cells.filter(cell => parseFloat(getComputedStyle(cell).paddingLeft) < 90).map(cell => cell.outerHTML)"
+    )
+    assert narrow == []
 
 
 def test_a_session_is_reached_by_the_keyboard_alone(screen: Callable[..., Screen], scene: Scene) -> None:

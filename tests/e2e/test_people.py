@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from tests.e2e.scene import Scene
     from tests.e2e.screen import Screen
 
-MAY_NOT = "It needs a permission that your role in Airflow does not have."
+MAY_NOT = "Your role in Airflow lacks the permission to read assets."
 
 
 @pytest.mark.parametrize(
@@ -107,7 +107,7 @@ def test_an_expired_login_inside_the_frame_says_so(screen: Callable[..., Screen]
 def test_who_is_logged_out_is_told_to_log_in(screen: Callable[..., Screen], scene: Scene) -> None:
     tab = screen(None)
     tab.open(f"{MOUNT}/sessions?meter={METER}")
-    expect(tab.page.get_by_role("heading", name="Your login has expired")).to_be_visible()
+    expect(tab.page.get_by_role("heading", name="You are not logged in")).to_be_visible()
     assert scene.session_id not in tab.page.content()
     tab.page.get_by_role("link", name="Log in").click()
     tab.page.get_by_label("Username").fill("viewer")

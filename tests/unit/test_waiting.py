@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
@@ -202,5 +202,8 @@ def test_what_was_rendered_to_nonsense_is_named(arguments, names):
         "settle": 30,
     }
     assert make_wait(**good).condition.since is not None
+    # A start that Zuora tells is cut to its second, so one of the run's own second would be before it.
+    precise = make_wait(**{**good, "since": "2026-03-31T08:00:00.999+00:00"}).condition.since
+    assert precise == datetime(2026, 3, 31, 8, tzinfo=UTC)
     with pytest.raises(ValueError, match=names):
         make_wait(**{**good, **arguments})

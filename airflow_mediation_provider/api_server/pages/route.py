@@ -29,7 +29,7 @@ _HEADERS: Final = {
 }
 _TITLES: Final = {
     400: "This address cannot be read",
-    401: "Your login has expired",
+    401: "You are not logged in",
     403: "You may not see this",
     404: "Nothing is known of this",
     503: "The journal cannot be read",
@@ -69,8 +69,8 @@ class PageRoute(APIRoute):
 def _error_page(request: Request, status: int, detail: str) -> Response:
     # Airflow's own words for these say nothing to a person.
     detail = {
-        401: "Log in again to go on; nothing is shown until then.",
-        403: "It needs a permission that your role in Airflow does not have." if detail == "Forbidden" else detail,
+        401: "Your login has expired, or there was none: nothing is shown until you log in.",
+        403: "Your role in Airflow lacks the permission to read assets." if detail == "Forbidden" else detail,
     }.get(status, detail)
     title = _TITLES.get(status, "That did not work")
     return page(request, "error.html", status=status, title=title, heading=title, detail=detail)

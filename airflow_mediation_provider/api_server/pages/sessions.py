@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from typing import TYPE_CHECKING, Annotated, Any, Final
+from typing import TYPE_CHECKING, Annotated, Final
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 from fastapi import APIRouter, Depends, Request, Response
@@ -28,12 +28,10 @@ from airflow_mediation_provider.journal.transaction import read
 from airflow_mediation_provider.protocol.status import RunType, SessionStatus
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-
     from sqlalchemy.orm import Session
 
     from airflow_mediation_provider.api_server.auth import Reader
-    from airflow_mediation_provider.journal.consequences import Consumer, Scheduled, StartedRun, Wait
+    from airflow_mediation_provider.journal.consequences import Consumer, StartedRun, Wait
     from airflow_mediation_provider.journal.listing import Listing
 
 router = APIRouter(route_class=PageRoute)
@@ -124,14 +122,18 @@ class Row:
 
     :param waits: of tasks that the user may see, those that go on first
     :param runs: of DAGs that the user may see
+    :param hidden_waits: how many others there are
+    :param hidden_runs: how many others there are
     :param consumers: DAGs that are scheduled on it and that the user may see
     :param silent: whether it goes on, and nothing was told of it for hours
     """
 
     session: Listed
-    waits: tuple[Wait, ...]
-    runs: tuple[StartedRun, ...]
-    consumers: tuple[Consumer, ...]
+    waits: tuple[Wait, ...] = ()
+    runs: tuple[StartedRun, ...] = ()
+    hidden_waits: int = 0
+    hidden_runs: int = 0
+    consumers: tuple[Consumer, ...] = ()
     silent: bool
 
     @property
@@ -198,31 +200,41 @@ def sessions_chart(request: Request, search: SearchDep) -> Response:
 
 def rows_of(session: Session, listed: tuple[Listed, ...], reader: Reader, now: datetime) -> list[Row]:
     """Return sessions with what waits for them and what they started, as far as the user may see that."""
+    assets = consequences.Assets(session, {each.meter for each in listed})
     waits = consequences.waits_of(session, listed)
-    runs = consequences.runs_started(session, listed)
-    announced = consequences.announced(session, listed)
-    scheduled = consequences.scheduled(session, {each.meter for each in listed})
+    started = consequences.started(session, listed, assets)
+    scheduled = consequences.scheduled(session, assets)
     seen_tasks = reader.sees_tasks({wait.dag_id for each in waits.values() for wait in each})
-    seen_runs = reader.sees_runs(_dags(runs) | _dags(scheduled))
-    return [
-        Row(
+    seen_runs = reader.sees_runs(
+        {run.dag_id for each in started.values() for run in each.runs}
+        | {item.dag_id for items in scheduled.values() for item in items}
+    )
+
+    def row(each: Listed) -> Row:
+        its_waits, its_start = waits.get(each.key, ()), started.get(each.key)
+        its_runs = its_start.runs if its_start else ()
+        seen_waits = (wait for wait in its_waits if wait.dag_id in seen_tasks)
+        return Row(
             session=each,
-            waits=tuple(
-                sorted((w for w in waits.get(each.key, ()) if w.dag_id in seen_tasks), key=lambda w: not w.goes_on)
-            ),
-            runs=tuple(run for run in runs.get(each.key, ()) if run.dag_id in seen_runs),
+            waits=tuple(sorted(seen_waits, key=lambda wait: not wait.goes_on)),
+            runs=tuple(run for run in its_runs if run.dag_id in seen_runs),
+            hidden_waits=sum(wait.dag_id not in seen_tasks for wait in its_waits),
+            hidden_runs=sum(run.dag_id not in seen_runs for run in its_runs),
             consumers=tuple(
                 consumer
-                for consumer in consequences.consumers(
-                    each, scheduled.get(each.meter, ()), runs.get(each.key, ()), announced.get(each.key, ()), now
-                )
+                for consumer in consequences.consumers(each, scheduled.get(each.meter, ()), its_start, now)
                 if consumer.dag_id in seen_runs
             ),
-            silent=not each.terminal and now - each.last_observed_at > SILENT,
+            silent=_is_silent(each, now),
         )
-        for each in listed
-    ]
+
+    return [row(each) for each in listed]
 
 
-def _dags(found: Mapping[Any, list[StartedRun]] | Mapping[Any, list[Scheduled]]) -> set[str]:
-    return {item.dag_id for items in found.values() for item in items}
+def bare_row(listed: Listed, now: datetime) -> Row:
+    """Return a session without what waits for it and what it started."""
+    return Row(session=listed, silent=_is_silent(listed, now))
+
+
+def _is_silent(listed: Listed, now: datetime) -> bool:
+    return not listed.terminal and now - listed.last_observed_at > SILENT

@@ -13,7 +13,7 @@ from starlette.exceptions import HTTPException
 from airflow_mediation_provider.api_server.auth import ReaderDep  # noqa: TC001  # FastAPI reads it
 from airflow_mediation_provider.api_server.pages.rendering import page
 from airflow_mediation_provider.api_server.pages.route import PageRoute, Text
-from airflow_mediation_provider.api_server.pages.sessions import Row, rows_of
+from airflow_mediation_provider.api_server.pages.sessions import Row, bare_row
 from airflow_mediation_provider.journal import consequences
 from airflow_mediation_provider.journal.filters import Filters
 from airflow_mediation_provider.journal.health import UNSEEN
@@ -25,7 +25,6 @@ from airflow_mediation_provider.protocol.times import from_json
 if TYPE_CHECKING:
     from sqlalchemy.orm import Session
 
-    from airflow_mediation_provider.api_server.auth import Reader
     from airflow_mediation_provider.journal.consequences import Wait
     from airflow_mediation_provider.journal.timeline import Told
 
@@ -70,7 +69,7 @@ def task(
 
     def work(session: Session) -> WaitView | None:
         wait = consequences.wait_of_task(session, dag_id, run_id, task_id, number)
-        return None if wait is None else _view(session, wait, reader, now)
+        return None if wait is None else _view(session, wait, now)
 
     return page(request, "task.html", view=read(work), task_id=task_id)
 
@@ -86,8 +85,8 @@ def run(request: Request, reader: ReaderDep, dag_id: Text, run_id: Text) -> Resp
         started_by = consequences.sessions_of_run(session, dag_id, run_id)
         waits = consequences.waits_of_run(session, dag_id, run_id) if reader.sees_tasks([dag_id]) else []
         awaited = (key for wait in waits if (key := _key(wait)) is not None)
-        known = tuple(find_sessions(session, (*started_by, *awaited)).values())
-        rows = {row.session.key: row for row in rows_of(session, known, reader, now)}
+        known = find_sessions(session, (*started_by, *awaited)).values()
+        rows = {each.key: bare_row(each, now) for each in known}
         triggers = [rows[key] for key in started_by if key in rows]
         return triggers, [(wait, rows.get(key) if (key := _key(wait)) else None) for wait in waits]
 
@@ -95,13 +94,13 @@ def run(request: Request, reader: ReaderDep, dag_id: Text, run_id: Text) -> Resp
     return page(request, "run.html", triggers=triggers, waits=waits)
 
 
-def _view(session: Session, wait: Wait, reader: Reader, now: datetime) -> WaitView:
+def _view(session: Session, wait: Wait, now: datetime) -> WaitView:
     key = _key(wait)
     listed = None if key is None else find_session(session, key)
     recent: list[Row] = []
     if listed is None:
         of_meter = Filters(conn_id=wait.conn_id, meter_id=wait.meter_id)
-        recent = rows_of(session, list_sessions(session, of_meter, limit=_RECENT).sessions, reader, now)
+        recent = [bare_row(each, now) for each in list_sessions(session, of_meter, limit=_RECENT).sessions]
     return WaitView(
         wait=wait,
         session=listed,

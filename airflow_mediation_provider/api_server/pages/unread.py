@@ -62,7 +62,8 @@ def unread_reparse(request: Request, reader: ReaderDep, conn: Annotated[Text, Fo
         return _shown(request, reader, notice=f"The connection {conn} cannot be used: {error}", failed=True)
     readable = sum(each.entry is not None for each in outcomes)
     still = len(outcomes) - readable
-    return _shown(request, reader, notice=f"{readable} could be read and count now; {still} still cannot.")
+    notice = f"{readable} could be read and count now; {still} still cannot."
+    return _shown(request, reader, notice=notice, failed=readable == 0)
 
 
 def _shown(request: Request, reader: Reader, *, notice: str = "", failed: bool = False) -> Response:

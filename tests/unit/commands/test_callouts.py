@@ -70,6 +70,8 @@ def test_the_way_through_is_proven(
     said = capsys.readouterr().out
     assert "401, as it must be" in said
     assert "It is in the journal, as a test" in said
+    assert "Of the way from Zuora this proves nothing" in said  # 127.0.0.1, on another port
+    assert "get through" not in said
     with settings.NonScopedSession() as session:
         [row] = session.scalars(select(TransitionRow)).all()
     assert (row.kind, row.status, row.meter_id) == ("test", None, "0")

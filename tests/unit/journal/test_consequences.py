@@ -14,7 +14,7 @@ from sqlalchemy import delete, update
 
 from airflow_mediation_provider.assets import on_meter_session
 from airflow_mediation_provider.journal import consequences
-from airflow_mediation_provider.journal.consequences import Consumer, Scheduled, StartedRun, Wait
+from airflow_mediation_provider.journal.consequences import Assets, Consumer, Scheduled, Started, StartedRun, Wait
 from airflow_mediation_provider.journal.filters import Filters
 from airflow_mediation_provider.journal.listing import Listed, SessionKey, find_session, list_sessions
 from airflow_mediation_provider.journal.replay import replay
@@ -27,7 +27,9 @@ from tests.unit.journal.plans import explained, uses_an_index
 from tests.unit.journal.scheduling import CONN, NOW, SINCE, Airflow, change, poll, tell
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
+
+    from sqlalchemy.orm import Session
 
 COMPLETED = asset_uri(CONN, "1", "COMPLETED")
 
@@ -60,7 +62,14 @@ def everything() -> tuple[Listed, ...]:
 
 
 def runs() -> dict[SessionKey, list[StartedRun]]:
-    return read(lambda session: consequences.runs_started(session, everything()))
+    return {which: of.runs for which, of in started_by(*everything()).items() if of.runs}
+
+
+def started_by(*sessions: Listed) -> Mapping[SessionKey, Started]:
+    def work(session: Session) -> Mapping[SessionKey, Started]:
+        return consequences.started(session, sessions, Assets(session, {each.meter for each in sessions}))
+
+    return read(work)
 
 
 def started() -> dict[SessionKey, list[tuple[str, str]]]:
@@ -69,15 +78,15 @@ def started() -> dict[SessionKey, list[tuple[str, str]]]:
 
 
 def scheduled(*meters: tuple[str, str]) -> dict[tuple[str, str], list[Scheduled]]:
-    return read(lambda session: consequences.scheduled(session, meters or [(CONN, "1")]))
+    return read(lambda session: dict(consequences.scheduled(session, Assets(session, meters or [(CONN, "1")]))))
 
 
 def became(which: SessionKey | None = None, *, later: timedelta = timedelta(minutes=2)) -> dict[str, Consumer]:
     """What became of a session at each DAG, some time after it was written."""
     listed = known(which or key())
     of_meter = scheduled(listed.meter).get(listed.meter, [])
-    events = read(lambda session: consequences.announced(session, [listed])).get(listed.key, ())
-    found = consequences.consumers(listed, of_meter, runs().get(listed.key, ()), events, listed.updated_at + later)
+    started = started_by(listed).get(listed.key)
+    found = consequences.consumers(listed, of_meter, started, listed.updated_at + later)
     return {each.dag_id: each for each in found}
 
 
@@ -191,8 +200,7 @@ class TestRuns:
         assert started() == {key(): [("load", "COMPLETED")]}
 
     def test_without_sessions_or_dags_nothing_is_asked_for(self, airflow: Airflow) -> None:
-        assert read(lambda session: consequences.runs_started(session, [])) == {}
-        assert read(lambda session: consequences.scheduled(session, [])) == {}
+        assert started_by() == {}
         tell(change("R-1", "COMPLETED"))
         assert runs() == {}
         assert scheduled() == {}

@@ -52,7 +52,7 @@ class TestWithoutAWordOfZuora:
         found = stands(None, last_day=1)
 
         assert (found.share, found.level) == (None, Level.GOOD)
-        assert found.words.startswith("1 call in 24 h; the connection names no data center")
+        assert found.words.startswith("1 call in 24 h (their limit is not known)")
 
     @pytest.mark.parametrize(
         ("calls", "level"),

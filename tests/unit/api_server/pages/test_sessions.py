@@ -113,7 +113,7 @@ class TestRow:
         cells = (await alice.sees("/sessions")).cells()
         assert [row["Status"] for row in cells] == ["RUNNING silent for 8h", "RUNNING", "COMPLETED"]
         assert [row["Ended"] for row in cells][:2] == [NOTHING, NOTHING]
-        assert [row["Duration"] for row in cells][:2] == ["8h", "9h"]
+        assert [row["Duration"] for row in cells][:2] == ["8h so far", "9h so far"]
 
     async def test_what_is_not_certain_says_so(self, alice: Browser) -> None:
         keep(
@@ -121,7 +121,7 @@ class TestRow:
             session_of("R-2", ago(minutes=2), conflict=True, status="FAILED"),
         )
         said = [row["Status"] for row in (await alice.sees("/sessions")).cells()]
-        assert said == ["COMPLETED ambiguous", "FAILED conflict"]
+        assert said == ["COMPLETED? ambiguous", "FAILED conflict"]
 
     async def test_the_connection_is_named_where_there_are_several(self, alice: Browser) -> None:
         keep(began("R-1", 0))
@@ -334,7 +334,7 @@ class TestChart:
         assert len(bars) == 24
         assert [len(each.all("rect")) - 1 for each in bars] == [1] + [0] * 21 + [2, 0]
         assert [each.text for each in part.all("span", class_="key")] == ["1 FAILED", "2 COMPLETED"]
-        assert "at most 2 at a time" in part.one("figcaption").text
+        assert "the highest bar is 2" in part.one("figcaption").text
         assert bars[1].one("title").text.endswith("UTC: none")
         assert bars[-2].one("title").text.endswith("UTC: 1 FAILED, 1 COMPLETED")
 
