@@ -11,14 +11,16 @@ BIN := $(VENV)/bin
 export PYTHON CONSTRAINTS VENV KEEP
 # Bytecode halves the time that each of Airflow's processes takes to start.
 unexport PYTHONDONTWRITEBYTECODE
-# Tests and demo write here alone; removed when they end.
-SCRATCH := $(CURDIR)/.scratch
+# Tests write here alone; removed when they end.
+SCRATCH = $(CURDIR)/.scratch/$@
 PYTEST = rm -rf $(SCRATCH) && mkdir -p $(SCRATCH) && trap 'rm -rf $(SCRATCH)' EXIT && \
 	TMPDIR=$(SCRATCH) AIRFLOW_HOME=$(SCRATCH)/airflow $(BIN)/python -m pytest
-# Unit tests share nothing; the others share one Airflow, which uses all cores by itself.
+# Unit tests share nothing; the others share one Airflow, and spend half of their time waiting for it.
 IN_PARALLEL = --numprocesses logical --dist worksteal
+# What runs beside each other is told one after the other, where make can do that.
+APART = $(if $(filter output-sync,$(.FEATURES)),--output-sync=target)
 
-.PHONY: help setup demo test lint unit e2e integration drill-callouts bench format constraints clean
+.PHONY: help setup demo test lint unit e2e airflow integration drill-callouts bench format constraints clean
 
 help:  ## this list
 	@grep -hE '^[a-z0-9-]+:.*##' $(firstword $(MAKEFILE_LIST)) | sed -E 's/^([a-z0-9-]+):.*## */\1|/' | \
@@ -31,8 +33,7 @@ demo: setup  ## run the example DAGs on a private Airflow against a simulated Zu
 	@exec $(BIN)/python -m demo $(if $(filter-out 0,$(KEEP)),--keep)
 
 test: lint  ## everything: lint, types, unit tests, and those on a real Airflow, with a browser and without
-	@$(PYTEST) $(IN_PARALLEL) tests/unit
-	@$(PYTEST) tests/e2e tests/integration
+	@$(MAKE) --no-print-directory --jobs=2 $(APART) unit airflow
 
 lint: setup  ## ruff (rules and format) and mypy
 	@$(BIN)/ruff check --quiet .
@@ -44,6 +45,9 @@ unit: setup  ## unit tests, a few minutes
 
 e2e: setup  ## tests of the pages, in a browser on a real Airflow
 	@$(PYTEST) tests/e2e
+
+airflow: setup  ## both: all tests on a real Airflow
+	@$(PYTEST) tests/e2e tests/integration
 
 integration: setup  ## tests on a real Airflow
 	@$(PYTEST) tests/integration
