@@ -57,7 +57,7 @@ drill-callouts: setup  ## hold callouts against the truth: doubled, disordered, 
 	@$(BIN)/python -m tests.drill.callouts --database sqlite --sessions 60 --changes 1000 --senders 8 --seconds 60
 	@$(BIN)/python -m tests.drill.lost
 
-bench:  ## measure what waiting costs and survives, and what callouts and the feed bear (an hour on a quiet machine)
+bench:  ## measure what waiting costs and survives, what callouts and the feed bear, and the pages (two hours on a quiet machine)
 	@EXTRAS=dev,bench .ci/setup
 	@$(BIN)/python -m benchmarks.waiting_cost --check --markdown docs/benchmarks.md
 	@$(BIN)/python -m benchmarks.fault_survival --check --markdown docs/benchmarks.md

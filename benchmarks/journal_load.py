@@ -128,7 +128,7 @@ def load(connection: Connection, table: Any, rows: Sequence[dict[str, Any]]) -> 
 
 
 def vacuum(address: str, tables: Iterable[Any]) -> None:
-    """Do what PostgreSQL's autovacuum does sooner or later.
+    """Do what PostgreSQL does by itself sooner or later, so that it does not do it while something is measured.
 
     :param address: of the database
     :param tables: those that were filled
@@ -138,6 +138,7 @@ def vacuum(address: str, tables: Iterable[Any]) -> None:
         with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
             for table in tables:
                 connection.execute(text(f"VACUUM ANALYZE {table.name}"))
+            connection.execute(text("CHECKPOINT"))
     engine.dispose()
 
 
