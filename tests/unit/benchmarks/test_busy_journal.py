@@ -9,7 +9,7 @@ from airflow.models.asset import AssetEvent, AssetModel, DagScheduleAssetReferen
 from airflow.models.dagrun import DagRun
 from sqlalchemy import delete, func, select
 
-from airflow_mediation_provider.journal.consequences import runs_started, sessions_of_run
+from airflow_mediation_provider.journal.consequences import Assets, sessions_of_run, started
 from airflow_mediation_provider.journal.filters import Filters
 from airflow_mediation_provider.journal.listing import list_sessions
 from airflow_mediation_provider.journal.record import record
@@ -60,9 +60,10 @@ def test_what_sessions_started_and_who_waited_is_found(airflow_database: str):
     plan = seed(airflow_database, SESSIONS, 100)
     with settings.NonScopedSession() as session:
         listed = list_sessions(session, Filters(conn_id=PROD, meter_id=BUSY), limit=50).sessions
-        runs = {run.run_id for of_session in runs_started(session, listed).values() for run in of_session}
+        assets = Assets(session, [(PROD, BUSY)])
+        runs = {run.run_id for each in started(session, listed, assets).values() for run in each.runs}
         newest = next(each for each in listed if run_of(each.session_id) in runs)
-        assert [run.dag_id for run in runs_started(session, [newest])[newest.key]] == [dag_of(BUSY)]
+        assert [run.dag_id for run in started(session, [newest], assets)[newest.key].runs] == [dag_of(BUSY)]
         assert sessions_of_run(session, dag_of(BUSY), run_of(newest.session_id)) == [newest.key]
         awaited = [session_of(number) for number in plan.numbers if plan.is_awaited(number)]
         waits = session.scalars(select(WaitRow.session_id).where(WaitRow.session_id.is_not(None)))

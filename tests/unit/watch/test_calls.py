@@ -72,5 +72,5 @@ async def test_what_a_watch_asked_is_in_the_journal_when_it_is_left(sim: Simulat
     assert found.last_day == asked >= 3
     assert (found.limits, found.remaining) == ("100, 100;w=3600", 100 - asked)
     stands = standing(found, None, now)
-    assert stands.words.startswith(f"Zuora says: {100 - asked} of 100 left this hour; {asked} calls in 24 h; ")
+    assert stands.words.startswith(f"Zuora says: {100 - asked} of 100 left this hour; {asked} calls in 24 h (")
     assert (stands.share, stands.level) == (pytest.approx(asked / 100), Level.GOOD)
