@@ -14,7 +14,7 @@ unexport PYTHONDONTWRITEBYTECODE
 # Tests write here alone; removed when they end.
 SCRATCH = $(CURDIR)/.scratch/$@
 PYTEST = rm -rf $(SCRATCH) && mkdir -p $(SCRATCH) && trap 'rm -rf $(SCRATCH)' EXIT && \
-	TMPDIR=$(SCRATCH) AIRFLOW_HOME=$(SCRATCH)/airflow $(BIN)/python -m pytest
+	TMPDIR=$(SCRATCH) AIRFLOW_HOME=$(SCRATCH)/airflow $(MODESTLY) $(BIN)/python -m pytest
 # Unit tests share nothing; the others share one Airflow, and spend half of their time waiting for it.
 IN_PARALLEL = --numprocesses logical --dist worksteal
 # What runs beside each other is told one after the other, where make can do that.
@@ -45,6 +45,9 @@ unit: setup  ## unit tests, a few minutes
 
 e2e: setup  ## tests of the pages, in a browser on a real Airflow
 	@$(PYTEST) tests/e2e
+
+# What runs beside those on a real Airflow is done long before them.
+unit: MODESTLY = nice -n 5
 
 airflow: setup  ## both: all tests on a real Airflow
 	@$(PYTEST) tests/e2e tests/integration

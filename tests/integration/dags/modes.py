@@ -22,8 +22,8 @@ ENDS: dict[str, dict[str, Any]] = {
     "completed": {},
     "failed": {},
     "failed_softly": {"soft_fail": True},
-    "timed_out": {"timeout": 6},
-    "timed_out_softly": {"timeout": 6, "soft_fail": True},
+    "timed_out": {"timeout": 25},
+    "timed_out_softly": {"timeout": 25, "soft_fail": True},
 }
 
 with DAG("modes", schedule=None, params={"meters": {}, "sessions": {}}):
