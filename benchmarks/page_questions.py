@@ -57,8 +57,8 @@ def burst_questions(plan: Plan) -> list[Question]:
     return [
         first_page(plan),
         _filtered("a meter, CANCELED (never)", NOTHING, meter=BUSY, status="CANCELED", since="24h"),
-        _chart("the last day", LIST_SECONDS),
-        _chart("the last day of the busiest meter", LIST_SECONDS, meter=BUSY),
+        _chart("the last day"),
+        _chart("the last day of the busiest meter", meter=BUSY),
         Question("health", address("", "/health"), PROD),
     ]
 

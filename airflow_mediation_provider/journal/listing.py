@@ -25,8 +25,8 @@ if TYPE_CHECKING:
 
     from airflow_mediation_provider.journal.filters import Filters
 
-COUNTED: Final = 100_000
-"""So many sessions a chart stands for, and no more: the newest ones."""
+COUNTED: Final = 20_000
+"""So many sessions a chart stands for, and no more, the newest ones: SQLite reads the row of each for its status."""
 # SQLite goes no deeper into an expression than a thousand.
 _BATCH: Final = 100
 # Of a session that loops for ever the newest changes are drawn.
