@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 LIST_SECONDS: Final = 0.100
 COUNT_SECONDS: Final = 1.0
-"""A chart is fetched by itself: nothing waits for it."""
+"""A chart, and the health line beside very many sessions, are fetched by themselves: nothing waits for them."""
 NOTHING: Final = "No session "
 _DEEP: Final = 1000
 
@@ -59,7 +59,7 @@ def burst_questions(plan: Plan) -> list[Question]:
         _filtered("a meter, CANCELED (never)", NOTHING, meter=BUSY, status="CANCELED", since="24h"),
         _chart("the last day"),
         _chart("the last day of the busiest meter", meter=BUSY),
-        Question("health", address("", "/health"), PROD),
+        Question("health", address("", "/health"), PROD, COUNT_SECONDS),
     ]
 
 

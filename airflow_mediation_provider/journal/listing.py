@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
-from sqlalchemy import and_, func, literal, or_, select, union_all
+from sqlalchemy import and_, func, literal, or_, select, union, union_all
 
 from airflow_mediation_provider.journal.filters import Place, few, look, without_index
 from airflow_mediation_provider.journal.tables import CallsRow, SessionRow, TransitionRow, WaitRow
@@ -17,10 +17,10 @@ from airflow_mediation_provider.protocol.entry import EntryKind
 from airflow_mediation_provider.protocol.phases import Phase, phases
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterable, Iterator, Sequence
+    from collections.abc import Collection, Iterable, Sequence
     from datetime import datetime
 
-    from sqlalchemy import ColumnElement, Row
+    from sqlalchemy import ColumnElement, Row, Select
     from sqlalchemy.orm import InstrumentedAttribute, Session
 
     from airflow_mediation_provider.journal.filters import Filters
@@ -202,15 +202,15 @@ def count_by_status(session: Session, filters: Filters, *, since: datetime, unti
 def known_connections(session: Session) -> list[str]:
     """Return the connections that the journal has heard of."""
     columns = (SessionRow.conn_id, TransitionRow.conn_id, WaitRow.conn_id, CallsRow.conn_id)
-    return sorted({name for column in columns for name in _distinct(session, column)})
+    return sorted(session.scalars(union(*map(_distinct, columns))))
 
 
-def _distinct(session: Session, column: InstrumentedAttribute[str]) -> Iterator[str]:
+def _distinct(column: InstrumentedAttribute[str]) -> Select[Any]:
     """Step through the values of a column that an index begins with: a million rows have a handful of them."""
-    last = session.scalar(select(func.min(column)))
-    while last is not None:
-        yield last
-        last = session.scalar(select(func.min(column)).where(column > last))
+    steps = select(func.min(column).label("value")).cte(recursive=True)
+    following = select(func.min(column)).where(column > steps.c.value).correlate(steps).scalar_subquery()
+    steps = steps.union_all(select(following).where(steps.c.value.is_not(None)))
+    return select(steps.c.value).where(steps.c.value.is_not(None))
 
 
 def _key(row: Row[Any]) -> SessionKey:

@@ -19,7 +19,7 @@ def explained() -> Iterator[list[tuple[str, list[str]]]]:
     plans: list[tuple[str, list[str]]] = []
 
     def keep(conn: Any, cursor: Any, statement: str, parameters: Any, context: Any, executemany: bool) -> None:
-        if statement.startswith(("SELECT", "UPDATE")) and "mediation_" in statement:
+        if statement.startswith(("SELECT", "UPDATE", "WITH")) and "mediation_" in statement:
             asked.append((statement, parameters))
 
     assert settings.engine is not None
