@@ -14,7 +14,7 @@ from airflow.models.asset import AssetEvent, AssetModel, DagScheduleAssetReferen
 from airflow.models.dag import DagModel
 from airflow.models.dagrun import DagRun
 from airflow.models.taskinstance import TaskInstance
-from sqlalchemy import and_, func, or_, select
+from sqlalchemy import Integer, and_, bindparam, func, or_, select
 
 from airflow_mediation_provider.journal.listing import SessionKey, of_rows
 from airflow_mediation_provider.journal.tables import WaitRow
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Mapping, Sequence
     from datetime import datetime
 
-    from sqlalchemy import ColumnElement
+    from sqlalchemy import ColumnElement, Select
     from sqlalchemy.orm import Session
 
     from airflow_mediation_provider.journal.listing import Listed
@@ -34,6 +34,8 @@ if TYPE_CHECKING:
 # Of each session, and of each run: the first ones that it started, the last ones that waited.
 _MOST: Final = 500
 _CLOCKS: Final = timedelta(minutes=5)
+# One question for the events of so long costs less than one for each session, and there cannot be very many.
+_TOGETHER: Final = timedelta(hours=1)
 # A run is made by the scheduler some seconds after the event; until then none is missing.
 _SCHEDULED_WITHIN: Final = timedelta(minutes=1)
 
@@ -109,23 +111,27 @@ _WAIT_COLUMNS: Final = tuple(getattr(WaitRow, name) for name in Wait.__slots__ i
 def waits_of(session: Session, sessions: Sequence[Listed]) -> dict[SessionKey, list[Wait]]:
     """Return who waits or waited for some sessions, the last that began first."""
     waits: dict[SessionKey, list[Wait]] = defaultdict(list)
-    for wait in _waits(session, of_rows(WaitRow, [each.id for each in sessions]), limit=None):
+    for wait in _waits(session, _OF_SESSIONS, ids=[each.id for each in sessions]):
         waits[SessionKey(wait.conn_id, wait.meter_id, str(wait.session_id))].append(wait)
     return waits
 
 
 def waits_of_run(session: Session, dag_id: str, run_id: str) -> list[Wait]:
     """Return the waits of a DAG run's tasks, the last that began first."""
-    return _waits(session, and_(WaitRow.dag_id == dag_id, WaitRow.run_id == run_id))
+    return _waits(session, _OF_RUN, dag_id=dag_id, run_id=run_id)
 
 
 def wait_of_task(session: Session, dag_id: str, run_id: str, task_id: str, map_index: int) -> Wait | None:
     """Return the wait of one task instance, the last one of several connections."""
-    task = and_(WaitRow.dag_id == dag_id, WaitRow.run_id == run_id, WaitRow.task_id == task_id)
-    return next(iter(_waits(session, and_(task, WaitRow.map_index == map_index))), None)
+    task = {"dag_id": dag_id, "run_id": run_id, "task_id": task_id, "map_index": map_index}
+    return next(iter(_waits(session, _OF_TASK, **task)), None)
 
 
-def _waits(session: Session, which: ColumnElement[bool], *, limit: int | None = _MOST) -> list[Wait]:
+def _waits(session: Session, query: Select[Any], **parameters: Any) -> list[Wait]:
+    return [Wait(**row._mapping) for row in session.execute(query, {"most": _MOST, **parameters})]
+
+
+def _asked(which: ColumnElement[bool], *, limited: bool = True) -> Select[Any]:
     order = (WaitRow.created_at.desc(), WaitRow.id)
     session_key = [getattr(WaitRow, name) for name in SessionKey._fields]
     number = func.row_number().over(partition_by=session_key, order_by=order).label("number")
@@ -136,8 +142,22 @@ def _waits(session: Session, which: ColumnElement[bool], *, limit: int | None = 
         .subquery()
     )
     columns = [waits.c[name] for name in Wait.__slots__]
-    query = select(*columns).where(waits.c.number <= _MOST).order_by(waits.c.created_at.desc(), waits.c.id)
-    return [Wait(**row._mapping) for row in session.execute(query.limit(limit))]
+    most = bindparam("most", type_=Integer)
+    query = select(*columns).where(waits.c.number <= most).order_by(waits.c.created_at.desc(), waits.c.id)
+    return query.limit(most) if limited else query
+
+
+def _of(*names: str) -> ColumnElement[bool]:
+    return and_(*(getattr(WaitRow, name) == bindparam(name) for name in names))
+
+
+# Put together once, as each page asks for them.
+_OF_SESSIONS: Final = _asked(of_rows(WaitRow), limited=False)
+_OF_RUN: Final = _asked(_of("dag_id", "run_id"))
+_OF_TASK: Final = _asked(_of("dag_id", "run_id", "task_id", "map_index"))
+
+
+_ASSETS: Final = select(AssetModel.id, AssetModel.uri).where(AssetModel.uri.in_(bindparam("uris", expanding=True)))
 
 
 class Assets:
@@ -148,7 +168,7 @@ class Assets:
 
     def __init__(self, session: Session, meters: Collection[tuple[str, str]]) -> None:
         uris = {asset_uri(*meter, status): (meter, str(status)) for meter in meters for status in SessionStatus}
-        found = session.execute(select(AssetModel.id, AssetModel.uri).where(AssetModel.uri.in_(uris)))
+        found = session.execute(_ASSETS, {"uris": list(uris)})
         self.places: Final = {asset_id: uris[uri] for asset_id, uri in found}
         """Asset -> the meter and the status."""
         self.of_meter: Final[dict[tuple[str, str], list[int]]] = defaultdict(list)
@@ -168,16 +188,37 @@ class Started(NamedTuple):
     announced: set[str]
 
 
+@dataclass(slots=True)
+class _Span:
+    begin: datetime
+    end: datetime
+    asset_ids: set[int]
+
+
+def _spans(sessions: Iterable[Listed], assets: Assets) -> list[_Span]:
+    """Return when events of some sessions were written, of which assets; those of about the same time together.
+
+    An event is written with the session's row, by the clock of another process.
+    """
+    spans: list[_Span] = []
+    for each in sorted(sessions, key=lambda each: each.first_observed_at):
+        if not (of_meter := assets.of_meter.get(each.meter)):
+            continue
+        begin, end = each.first_observed_at - _CLOCKS, each.updated_at + _CLOCKS
+        if spans and max(spans[-1].end, end) - spans[-1].begin <= _TOGETHER:
+            spans[-1].end = max(spans[-1].end, end)
+            spans[-1].asset_ids.update(of_meter)
+        else:
+            spans.append(_Span(begin, end, set(of_meter)))
+    return spans
+
+
 def started(session: Session, sessions: Sequence[Listed], assets: Assets) -> Mapping[SessionKey, Started]:
     """Return what some sessions started."""
-    # The index goes by asset and time. An event is written with the session's row, by the clock of another process.
+    # The index goes by asset and time.
     around = [
-        and_(
-            AssetEvent.asset_id.in_(of_meter),
-            AssetEvent.timestamp.between(each.first_observed_at - _CLOCKS, each.updated_at + _CLOCKS),
-        )
-        for each in sessions
-        if (of_meter := assets.of_meter.get(each.meter))
+        and_(AssetEvent.asset_id.in_(each.asset_ids), AssetEvent.timestamp.between(each.begin, each.end))
+        for each in _spans(sessions, assets)
     ]
     found: dict[SessionKey, Started] = defaultdict(lambda: Started([], set()))
     if not around:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from airflow.models.taskinstance import TaskInstance
 from airflow.utils.state import TaskInstanceState
-from sqlalchemy import exists, func, select
+from sqlalchemy import bindparam, exists, func, select
 from sqlalchemy.orm import aliased
 
 from airflow_mediation_provider.journal.queries import last_callout_at
@@ -23,7 +23,7 @@ from airflow_mediation_provider.protocol.status import ANY_TERMINAL
 from airflow_mediation_provider.protocol.transition import Source
 
 if TYPE_CHECKING:
-    from sqlalchemy import Select
+    from sqlalchemy import ColumnElement, ScalarSelect, Select
     from sqlalchemy.orm import Session
 
 LOOKED_BACK: Final = timedelta(days=1)
@@ -71,13 +71,34 @@ def signs(session: Session, conn_id: str, now: datetime) -> Signs:
 
     :param now: the time now
     """
-    told, known, waits = TransitionRow, SessionRow, WaitRow
     recently = now - LOOKED_BACK
+    last = last_callout_at(session, conn_id, now - LAST_CALLOUT)
+    instants = {
+        "recently": recently,
+        "silent": now - SILENT,
+        "unseen": now - UNSEEN,
+        "overdue": now - OVERDUE,
+        "since": _since(session, conn_id, now),
+    }
+    counts = session.execute(_COUNTS, {"conn_id": conn_id, **instants}).one()
+    return Signs(
+        conn_id=conn_id,
+        last_callout_at=last,
+        unheard_ends=_unheard_ends(session, conn_id, now),
+        **counts._mapping,
+    )
+
+
+def _counts() -> Select[Any]:
+    """Return the question for all counts of a connection: put together once, and asked at once."""
+    told, known, waits = TransitionRow, SessionRow, WaitRow
+    conn_id: ColumnElement[str] = bindparam("conn_id")
+    recently: ColumnElement[datetime] = bindparam("recently")
     unread = select(told.id).where(
         told.conn_id == conn_id, told.kind == EntryKind.UNPARSED, told.created_at >= recently
     )
     silent = select(known.id).where(
-        known.conn_id == conn_id, known.terminal.is_(False), known.last_observed_at < now - SILENT
+        known.conn_id == conn_id, known.terminal.is_(False), known.last_observed_at < bindparam("silent")
     )
     waiting = (
         select(waits.id)
@@ -87,47 +108,50 @@ def signs(session: Session, conn_id: str, now: datetime) -> Signs:
     # A task on a worker reports when it looks, and Airflow itself sees whether its process lives.
     unseen = waiting.where(
         waits.mode == "triggerer",
-        waits.seen_at < now - UNSEEN,
+        waits.seen_at < bindparam("unseen"),
         func.coalesce(TaskInstance.state, TaskInstanceState.DEFERRED) == TaskInstanceState.DEFERRED,
     )
-    return Signs(
-        conn_id=conn_id,
-        last_callout_at=last_callout_at(session, conn_id, now - LAST_CALLOUT),
-        unread=_count(session, unread),
-        unheard=_count(session, _unheard(session, conn_id, now)),
-        unheard_ends=_unheard_ends(session, conn_id, now),
-        silent=_count(session, silent),
-        waiting=_count(session, waiting),
-        unseen=_count(session, unseen),
+    return select(
+        _count(unread).label("unread"),
+        _count(_unheard(conn_id)).label("unheard"),
+        _count(silent).label("silent"),
+        _count(waiting).label("waiting"),
+        _count(unseen).label("unseen"),
     )
 
 
-def _unheard(session: Session, conn_id: str, now: datetime) -> Select[Any]:
+def _unheard(conn_id: ColumnElement[str]) -> Select[Any]:
     """Return the sessions that Airflow started and of which no callout told anything.
 
     One is forgiven once a callout tells of a later session of its meter: they arrive again. What is lost for ever,
-    ``reconcile`` repairs. And callouts that were only set up in the middle of the day need not tell of what was before.
+    ``reconcile`` repairs.
     """
     told, known, later = TransitionRow, SessionRow, aliased(SessionRow)
-    since = now - LOOKED_BACK
-    if last_callout_at(session, conn_id, now - LAST_CALLOUT, since) is None:
-        first = select(func.min(told.created_at)).where(
-            told.conn_id == conn_id,
-            told.kind == EntryKind.STATUS_CHANGE,
-            told.created_at >= since,
-            told.source == Source.CALLOUT,
-        )
-        since = session.scalar(first) or since
     of_session = (told.conn_id == known.conn_id, told.meter_id == known.meter_id, told.session_id == known.session_id)
     of_meter = (later.conn_id == known.conn_id, later.meter_id == known.meter_id, later.begun_at > known.begun_at)
     return select(known.id).where(
         known.conn_id == conn_id,
-        known.begun_at >= since,
-        known.begun_at < now - OVERDUE,
+        known.begun_at >= bindparam("since"),
+        known.begun_at < bindparam("overdue"),
         known.source == Source.RUN,
         ~exists().where(*of_session, told.source.in_(_TOLD)),
         ~exists().where(*of_meter, later.source.in_(_TOLD)),
     )
+
+
+def _since(session: Session, conn_id: str, now: datetime) -> datetime:
+    """Return since when callouts can be missed: where they were only set up today, they need not tell of before."""
+    since = now - LOOKED_BACK
+    if last_callout_at(session, conn_id, now - LAST_CALLOUT, since) is not None:
+        return since
+    told = TransitionRow
+    first = select(func.min(told.created_at)).where(
+        told.conn_id == conn_id,
+        told.kind == EntryKind.STATUS_CHANGE,
+        told.created_at >= since,
+        told.source == Source.CALLOUT,
+    )
+    return session.scalar(first) or since
 
 
 def _unheard_ends(session: Session, conn_id: str, now: datetime) -> tuple[str, ...]:
@@ -162,5 +186,8 @@ def _unheard_ends(session: Session, conn_id: str, now: datetime) -> tuple[str, .
     return tuple(unheard)
 
 
-def _count(session: Session, rows: Select[Any]) -> int:
-    return session.scalar(select(func.count()).select_from(rows.limit(MOST).subquery())) or 0
+def _count(rows: Select[Any]) -> ScalarSelect[Any]:
+    return select(func.count()).select_from(rows.limit(MOST).subquery()).scalar_subquery()
+
+
+_COUNTS: Final = _counts()

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
-from sqlalchemy import and_, func, literal, or_, select, union, union_all
+from sqlalchemy import and_, bindparam, func, literal, or_, select, union, union_all
 
 from airflow_mediation_provider.journal.filters import Place, few, look, without_index
 from airflow_mediation_provider.journal.tables import CallsRow, SessionRow, TransitionRow, WaitRow
@@ -17,7 +17,7 @@ from airflow_mediation_provider.protocol.entry import EntryKind
 from airflow_mediation_provider.protocol.phases import Phase, phases
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterable, Sequence
+    from collections.abc import Iterable, Sequence
     from datetime import datetime
 
     from sqlalchemy import ColumnElement, Row, Select
@@ -201,8 +201,7 @@ def count_by_status(session: Session, filters: Filters, *, since: datetime, unti
 
 def known_connections(session: Session) -> list[str]:
     """Return the connections that the journal has heard of."""
-    columns = (SessionRow.conn_id, TransitionRow.conn_id, WaitRow.conn_id, CallsRow.conn_id)
-    return sorted(session.scalars(union(*map(_distinct, columns))))
+    return sorted(session.scalars(_CONNECTIONS))
 
 
 def _distinct(column: InstrumentedAttribute[str]) -> Select[Any]:
@@ -211,6 +210,12 @@ def _distinct(column: InstrumentedAttribute[str]) -> Select[Any]:
     following = select(func.min(column)).where(column > steps.c.value).correlate(steps).scalar_subquery()
     steps = steps.union_all(select(following).where(steps.c.value.is_not(None)))
     return select(steps.c.value).where(steps.c.value.is_not(None))
+
+
+# What each page asks for is put together once: that costs as much as the answer.
+_CONNECTIONS: Final = union(
+    *map(_distinct, (SessionRow.conn_id, TransitionRow.conn_id, WaitRow.conn_id, CallsRow.conn_id))
+)
 
 
 def _key(row: Row[Any]) -> SessionKey:
@@ -232,19 +237,8 @@ def _phases(session: Session, rows: Sequence[Row[Any]]) -> dict[SessionKey, tupl
     """Return the phases of some sessions by one question."""
     if not rows:
         return {}
-    keys = (TransitionRow.conn_id, TransitionRow.meter_id, TransitionRow.session_id)
-    newest = func.row_number().over(partition_by=keys, order_by=TransitionRow.id.desc()).label("newest")
-    names = [getattr(TransitionRow, name) for name in _Report._fields]
-    numbered = (
-        select(*keys, *names, newest)
-        .where(of_rows(TransitionRow, [row.id for row in rows]))
-        .where(is_of_kind(EntryKind.STATUS_CHANGE))
-        .subquery()
-    )
     told: dict[SessionKey, list[_Report]] = {}
-    for conn_id, meter_id, session_id, *report, _ in session.execute(
-        select(numbered).where(numbered.c.newest <= _CHANGES_DRAWN)
-    ):
+    for conn_id, meter_id, session_id, *report, _ in session.execute(_CHANGES, {"ids": [row.id for row in rows]}):
         told.setdefault(SessionKey(conn_id, meter_id, session_id), []).append(_Report(*report))
     return {
         each.key: phases(told.get(each.key, ()), begun_at=each.begun_at, ended_at=each.over_at, present=each.status)
@@ -252,14 +246,15 @@ def _phases(session: Session, rows: Sequence[Row[Any]]) -> dict[SessionKey, tupl
     }
 
 
-def of_rows(table: Any, ids: Collection[int]) -> ColumnElement[bool]:
+def of_rows(table: Any) -> ColumnElement[bool]:
     """Return the condition that a row of another table is of one of some sessions; their rows lead to it by an index.
 
+    The statement's parameter ``ids`` is the ids of the sessions' rows.
+
     :param table: with the columns of a ``SessionKey``
-    :param ids: of the rows of the sessions
     """
     same = (getattr(table, name) == getattr(SessionRow, name) for name in SessionKey._fields)
-    return and_(SessionRow.id.in_(ids), *same)
+    return and_(SessionRow.id.in_(bindparam("ids", expanding=True)), *same)
 
 
 def is_of_kind(kind: EntryKind) -> ColumnElement[bool]:
@@ -268,6 +263,18 @@ def is_of_kind(kind: EntryKind) -> ColumnElement[bool]:
     SQLite would rather take the index of kinds, and with it all rows of the connection.
     """
     return without_index(TransitionRow.kind) == kind
+
+
+def _changes() -> Select[Any]:
+    keys = [getattr(TransitionRow, name) for name in SessionKey._fields]
+    newest = func.row_number().over(partition_by=keys, order_by=TransitionRow.id.desc()).label("newest")
+    names = [getattr(TransitionRow, name) for name in _Report._fields]
+    changes = select(*keys, *names, newest).where(of_rows(TransitionRow), is_of_kind(EntryKind.STATUS_CHANGE))
+    numbered = changes.subquery()
+    return select(numbered).where(numbered.c.newest <= _CHANGES_DRAWN)
+
+
+_CHANGES: Final = _changes()
 
 
 def _is(table: Any, key: SessionKey) -> list[ColumnElement[bool]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import Final, NamedTuple
 from urllib.parse import quote, unquote, urlsplit
 
@@ -25,6 +26,7 @@ class SessionAsset(NamedTuple):
     status: str
 
 
+@lru_cache(maxsize=4096)  # a page asks for all statuses of each of its meters
 def asset_uri(conn_id: str, meter_id: str, status: str) -> str:
     """Return ``mediation://CONN/meters/METER/STATUS``; both ends, DAG and journal, get it here.
 

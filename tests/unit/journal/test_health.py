@@ -257,7 +257,7 @@ def test_each_question_uses_an_index() -> None:
     keep(poll(ago(minutes=6), "COMPLETED"))
     with explained() as plans:
         seen()
-    assert len(plans) == 10
+    assert len(plans) == 6
     assert [each for each in plans if not uses_an_index(each[1])] == []
     [looked_up] = [
         step
