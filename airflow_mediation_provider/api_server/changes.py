@@ -34,6 +34,8 @@ log = logging.getLogger(__name__)
 OVERLAP: Final = timedelta(seconds=60)
 """A transaction that takes longer from its write to its commit is found by the full looks alone."""
 READ_SECONDS: Final = 0.25
+CURSOR_SECONDS: Final = 5.0
+"""A full look gets a cursor that is at most so old."""
 PAUSE_SECONDS: Final = 5.0
 """Between two looks of the reader at a database that gives errors."""
 REFUSE_SECONDS: Final = 1.0
@@ -123,11 +125,13 @@ class Changes:
         return len(self._waiting)
 
     async def cursor(self) -> Cursor:
-        """Return up to where the changes are known now; take it before reading the state that it goes with.
+        """Return up to where the changes are known; take it before reading the state that it goes with.
+
+        One of some seconds ago will do: what that state has already is told again.
 
         :raises Exception: the database's error
         """
-        await self._refresh()
+        await self._refresh(within=CURSOR_SECONDS)
         return self._cursor()
 
     async def since(
@@ -213,10 +217,10 @@ class Changes:
             except TimeoutError:
                 pass
 
-    async def _refresh(self) -> None:
-        """Look, unless somebody just did; one look serves all who come meanwhile."""
+    async def _refresh(self, within: float = READ_SECONDS) -> None:
+        """Look, unless somebody did within so many seconds; one look serves all who come meanwhile."""
         async with self._turn:
-            if self._loop.time() - self._read_at <= READ_SECONDS:
+            if self._loop.time() - self._read_at <= within:
                 return
             if self._loop.time() - self._failed_at <= REFUSE_SECONDS:
                 raise JournalUnavailable("the changes of sessions could not be read a moment ago")

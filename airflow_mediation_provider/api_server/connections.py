@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import math
 import re
 import threading
 import time
@@ -37,6 +38,8 @@ _ALLOWED_ID: Final = re.compile(r"[\w#!()\-.:/\\]{1,250}")
 
 # A secret that was rotated counts after so many seconds, in each process of the API server.
 KNOWN_SECONDS: Final = 5.0
+# One that is in use is looked up again before that, so that nobody waits for it.
+AHEAD_SECONDS: Final = 3.0
 # For so long a connection goes on to be used while the secrets backends fail.
 STALE_SECONDS: Final = 600.0
 # An id that nobody knows does not reach the secrets backends again for so long, nor one that made them fail.
@@ -144,7 +147,10 @@ class Connections:
     def _recall_or_ask(self, conn_id: str) -> _Answer | Future[_Answer]:
         with self._lock:
             known = self._known.get(conn_id)
-            if known and self._clock() - known[0] < KNOWN_SECONDS:
+            age = self._clock() - known[0] if known else math.inf
+            if known and age < KNOWN_SECONDS:
+                if age > AHEAD_SECONDS and not (conn_id in self._asking or self._failed.get(conn_id)):
+                    self._asking[conn_id] = self._refreshes.submit(self._ask, conn_id)
                 return known[1]
             if self._unknown.get(conn_id):
                 return None

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Final
 
-from sqlalchemy import and_, select
+from sqlalchemy import Integer, and_, bindparam, select
 
 from airflow_mediation_provider.journal.rows import TOLD, state_of, transition_of
 from airflow_mediation_provider.journal.tables import SessionRow, TransitionRow
@@ -16,8 +17,8 @@ from airflow_mediation_provider.protocol.transition import Source
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
-    from datetime import datetime
 
+    from sqlalchemy import Select
     from sqlalchemy.orm import Session
 
     from airflow_mediation_provider.protocol.feed import MeterQuestion
@@ -26,11 +27,42 @@ if TYPE_CHECKING:
 
 # SQLite takes 32,766 values in a statement, and PostgreSQL plans long lists slowly.
 _CHUNK: Final = 500
+# No row is of after this, and every database takes it.
+_EVER: Final = datetime(9000, 1, 1, tzinfo=UTC)
 # A wait without a session id is about the first session of its run type after ``since``: these, not all of years. Of
 # each run type, for of tests there may be any number before the first live run.
 _FIRST_SESSIONS: Final = 20
 # Zuora runs at most five meters at once; what is live for longer than this was lost sight of.
 _LIVE_AT_MOST: Final = 50
+
+# What the feed asks for again and again is put together once: that takes longer than the answer.
+_OF_METER: Final = and_(SessionRow.conn_id == bindparam("conn_id"), SessionRow.meter_id == bindparam("meter_id"))
+_NAMED: Final = select(SessionRow).where(_OF_METER, SessionRow.session_id.in_(bindparam("session_ids", expanding=True)))
+_LIVE: Final = (
+    select(SessionRow)
+    .where(_OF_METER, SessionRow.terminal.is_(False))
+    .order_by(SessionRow.begun_at.desc())
+    .limit(_LIVE_AT_MOST)
+)
+_FIRST: Final = (
+    select(SessionRow)
+    .where(_OF_METER, SessionRow.run_type == bindparam("run_type"), SessionRow.begun_at >= bindparam("since"))
+    .order_by(SessionRow.begun_at, SessionRow.session_id)
+    .limit(bindparam("page", type_=Integer))
+)
+_VERSIONS: Final = select(SessionRow.id, SessionRow.revision).where(SessionRow.updated_at >= bindparam("since"))
+_CALLOUTS: Final = (
+    select(TransitionRow.created_at)
+    .where(
+        TransitionRow.conn_id == bindparam("conn_id"),
+        TransitionRow.kind == EntryKind.STATUS_CHANGE,
+        TransitionRow.created_at >= bindparam("after"),
+        TransitionRow.created_at < bindparam("before"),
+        TransitionRow.source == Source.CALLOUT,
+    )
+    .order_by(TransitionRow.created_at.desc())
+    .limit(1)
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,14 +79,12 @@ def answer(session: Session, conn_id: str, meters: Mapping[str, MeterQuestion]) 
     """Return the present state of what a feed asks for: named sessions, live ones, the first after each instant."""
     rows: dict[int, SessionRow] = {}
     for meter_id, question in meters.items():
-        of_meter = and_(SessionRow.conn_id == conn_id, SessionRow.meter_id == meter_id)
+        of_meter = {"conn_id": conn_id, "meter_id": meter_id}
         for chunk in _chunks(sorted(question.sessions)):
-            _collect(rows, session, select(SessionRow).where(of_meter, SessionRow.session_id.in_(chunk)))
-        live = select(SessionRow).where(of_meter, SessionRow.terminal.is_(False))
-        _collect(rows, session, live.order_by(SessionRow.begun_at.desc()).limit(_LIVE_AT_MOST))
+            _collect(rows, session, _NAMED, {**of_meter, "session_ids": chunk})
+        _collect(rows, session, _LIVE, of_meter)
         for run_type in RunType:
-            of_type = select(SessionRow).where(of_meter, SessionRow.run_type == str(run_type))
-            _collect_first(rows, session, of_type, question.since)
+            _collect_first(rows, session, {**of_meter, "run_type": str(run_type)}, question.since)
     return [state_of(row) for row in rows.values()]
 
 
@@ -64,7 +94,7 @@ def changed_since(session: Session, since: datetime, known: Mapping[int, int]) -
     :param since: the overlap reaches back so far: a transaction may commit later than it wrote
     :param known: row id -> revision, of what was handed out already
     """
-    versions = session.execute(select(SessionRow.id, SessionRow.revision).where(SessionRow.updated_at >= since))
+    versions = session.execute(_VERSIONS, {"since": since})
     new = [row_id for row_id, revision in versions if known.get(row_id) != revision]
     rows = [
         row
@@ -78,15 +108,7 @@ def changed_since(session: Session, since: datetime, known: Mapping[int, int]) -
 
 def last_callout_at(session: Session, conn_id: str, after: datetime, before: datetime | None = None) -> datetime | None:
     """Return when the last callout that could be read came over a connection, ``None`` where none came in that time."""
-    query = select(TransitionRow.created_at).where(
-        TransitionRow.conn_id == conn_id,
-        TransitionRow.kind == EntryKind.STATUS_CHANGE,
-        TransitionRow.created_at >= after,
-        TransitionRow.source == Source.CALLOUT,
-    )
-    if before is not None:
-        query = query.where(TransitionRow.created_at < before)
-    return session.scalar(query.order_by(TransitionRow.created_at.desc()).limit(1))
+    return session.scalar(_CALLOUTS, {"conn_id": conn_id, "after": after, "before": before or _EVER})
 
 
 def transitions(session: Session, conn_id: str, sessions: Iterable[tuple[str, str]]) -> list[SessionTransition]:
@@ -118,7 +140,9 @@ def silent_sessions(session: Session, conn_id: str, before: datetime) -> list[Se
     ]
 
 
-def _collect_first(rows: dict[int, SessionRow], session: Session, of_type: Any, instants: Iterable[datetime]) -> None:
+def _collect_first(
+    rows: dict[int, SessionRow], session: Session, of_type: Mapping[str, str], instants: Iterable[datetime]
+) -> None:
     """Collect the first sessions after each instant; of a thousand instants, most are served by another one's page."""
     ordered = sorted(instants)
     page = _FIRST_SESSIONS if len(ordered) == 1 else 2 * _FIRST_SESSIONS
@@ -126,14 +150,15 @@ def _collect_first(rows: dict[int, SessionRow], session: Session, of_type: Any, 
     for since in ordered:
         if begun is not None and (len(begun) < page or len(begun) - bisect_left(begun, since) >= _FIRST_SESSIONS):
             continue
-        later = of_type.where(SessionRow.begun_at >= since).order_by(SessionRow.begun_at, SessionRow.session_id)
-        found = list(session.scalars(later.limit(page)))
-        rows.update((row.id, row) for row in found)
-        begun = [row.begun_at for row in found]
+        begun = [row.begun_at for row in _collect(rows, session, _FIRST, {**of_type, "since": since, "page": page})]
 
 
-def _collect(rows: dict[int, SessionRow], session: Session, query: Any) -> None:
-    rows.update((row.id, row) for row in session.scalars(query))
+def _collect(
+    rows: dict[int, SessionRow], session: Session, query: Select[Any], parameters: Mapping[str, Any]
+) -> Sequence[SessionRow]:
+    found = session.scalars(query, parameters).all()
+    rows.update((row.id, row) for row in found)
+    return found
 
 
 def _chunks(items: Sequence[Any]) -> Iterable[Sequence[Any]]:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from airflow_mediation_provider.api_server.changes import MOST_KEPT, Changes, Cursor
+from airflow_mediation_provider.api_server.changes import CURSOR_SECONDS, MOST_KEPT, Changes, Cursor
 from airflow_mediation_provider.journal import record as journal
 from airflow_mediation_provider.journal.queries import Change
 from airflow_mediation_provider.protocol.entry import Entry, EntryKind
@@ -163,16 +163,33 @@ def test_after_a_pause_in_which_nobody_asked_nothing_is_missing(clock: Clock, jo
     run(main(), clock)
 
 
+def test_who_reads_the_whole_state_may_get_a_cursor_of_a_moment_ago(clock: Clock, journal_database: Database):
+    async def main() -> None:
+        changes = journal_database.changes()
+        first = await changes.cursor()
+        journal_database.write(0)
+        await asyncio.sleep(CURSOR_SECONDS)
+        assert await changes.cursor() == first
+        assert len(journal_database.reads) == 1
+        found, after = await names(changes, first)  # told again, and nothing left out
+        assert (found, after.number) == (["R-0"], first.number + 1)
+        await asyncio.sleep(CURSOR_SECONDS + 0.1)
+        await changes.cursor()
+        assert len(journal_database.reads) == 3
+
+    run(main(), clock)
+
+
 def test_a_cursor_from_before_what_is_kept_gets_the_whole_state(clock: Clock, journal_database: Database):
     async def main() -> None:
         changes = journal_database.changes()
         first = await changes.cursor()
         journal_database.write(0)
-        await asyncio.sleep(1)
+        await asyncio.sleep(CURSOR_SECONDS + 1)
         second = await changes.cursor()
         for row_id in range(1, MOST_KEPT + 1):
             journal_database.write(row_id)
-        await asyncio.sleep(1)
+        await asyncio.sleep(CURSOR_SECONDS + 1)
         await changes.cursor()
         assert (await names(changes, first))[0] is None
         found, _ = await names(changes, second)

@@ -72,6 +72,19 @@ async def test_a_known_connection_is_asked_for_every_few_seconds(connections, ba
     assert backends.asked == ["zuora"] * 2
 
 
+async def test_a_connection_in_use_is_looked_up_before_anybody_has_to_wait(connections, backends, ticks):
+    await connections.get("zuora")
+    backends.hold.clear()
+    ticks.now += module.AHEAD_SECONDS + 0.1
+    for _ in range(3):
+        assert (await connections.get("zuora")).extra["callout_token"] == "old"
+    backends.known["zuora"] = MediationConnection("zuora", extra={"callout_token": "new"})
+    backends.hold.set()
+    ticks.now += module.KNOWN_SECONDS - module.AHEAD_SECONDS
+    assert (await connections.get("zuora")).extra["callout_token"] == "new"
+    assert backends.asked == ["zuora"] * 2
+
+
 async def test_an_unknown_id_reaches_the_backends_once_within_minutes(connections, backends, ticks):
     for _ in range(3):
         with pytest.raises(UnknownConnectionError):
