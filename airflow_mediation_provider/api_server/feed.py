@@ -45,7 +45,7 @@ LAST_CALLOUT: Final = timedelta(days=7)
 """Nobody looks further back for the last callout: the other reports since then may be many."""
 _LOOKS: Final = 2
 _LARGE_BYTES: Final = 32 * 1024
-_MANY_SESSIONS: Final = 20
+_MANY_SESSIONS: Final = 50
 _MOST_REPORTS: Final = 50
 """Reports of waits that stand in line; what comes on top is left out, and is reported again in a minute."""
 

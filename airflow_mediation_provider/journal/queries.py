@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Final
 
-from sqlalchemy import Integer, and_, bindparam, select
+from sqlalchemy import Integer, and_, bindparam, select, union_all
 
 from airflow_mediation_provider.journal.rows import TOLD, state_of, transition_of
 from airflow_mediation_provider.journal.tables import SessionRow, TransitionRow
@@ -18,7 +18,7 @@ from airflow_mediation_provider.protocol.transition import Source
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
-    from sqlalchemy import Select
+    from sqlalchemy import Executable
     from sqlalchemy.orm import Session
 
     from airflow_mediation_provider.protocol.feed import MeterQuestion
@@ -44,11 +44,19 @@ _LIVE: Final = (
     .order_by(SessionRow.begun_at.desc())
     .limit(_LIVE_AT_MOST)
 )
-_FIRST: Final = (
-    select(SessionRow)
-    .where(_OF_METER, SessionRow.run_type == bindparam("run_type"), SessionRow.begun_at >= bindparam("since"))
-    .order_by(SessionRow.begun_at, SessionRow.session_id)
-    .limit(bindparam("page", type_=Integer))
+_FIRST: Final = select(SessionRow).from_statement(
+    union_all(
+        *(
+            select(
+                select(SessionRow)
+                .where(_OF_METER, SessionRow.run_type == str(run_type), SessionRow.begun_at >= bindparam("since"))
+                .order_by(SessionRow.begun_at, SessionRow.session_id)
+                .limit(bindparam("page", type_=Integer))
+                .subquery()
+            )
+            for run_type in RunType
+        )
+    )
 )
 _VERSIONS: Final = select(SessionRow.id, SessionRow.revision).where(SessionRow.updated_at >= bindparam("since"))
 _CALLOUTS: Final = (
@@ -83,8 +91,7 @@ def answer(session: Session, conn_id: str, meters: Mapping[str, MeterQuestion]) 
         for chunk in _chunks(sorted(question.sessions)):
             _collect(rows, session, _NAMED, {**of_meter, "session_ids": chunk})
         _collect(rows, session, _LIVE, of_meter)
-        for run_type in RunType:
-            _collect_first(rows, session, {**of_meter, "run_type": str(run_type)}, question.since)
+        _collect_first(rows, session, of_meter, question.since)
     return [state_of(row) for row in rows.values()]
 
 
@@ -141,20 +148,21 @@ def silent_sessions(session: Session, conn_id: str, before: datetime) -> list[Se
 
 
 def _collect_first(
-    rows: dict[int, SessionRow], session: Session, of_type: Mapping[str, str], instants: Iterable[datetime]
+    rows: dict[int, SessionRow], session: Session, of_meter: Mapping[str, str], instants: Iterable[datetime]
 ) -> None:
     """Collect the first sessions after each instant; of a thousand instants, most are served by another one's page."""
     ordered = sorted(instants)
     page = _FIRST_SESSIONS if len(ordered) == 1 else 2 * _FIRST_SESSIONS
-    begun: list[datetime] | None = None
+    begun: list[list[datetime]] = []
     for since in ordered:
-        if begun is not None and (len(begun) < page or len(begun) - bisect_left(begun, since) >= _FIRST_SESSIONS):
+        if begun and all(len(of) < page or len(of) - bisect_left(of, since) >= _FIRST_SESSIONS for of in begun):
             continue
-        begun = [row.begun_at for row in _collect(rows, session, _FIRST, {**of_type, "since": since, "page": page})]
+        found = _collect(rows, session, _FIRST, {**of_meter, "since": since, "page": page})
+        begun = [[row.begun_at for row in found if row.run_type == run_type] for run_type in RunType]
 
 
 def _collect(
-    rows: dict[int, SessionRow], session: Session, query: Select[Any], parameters: Mapping[str, Any]
+    rows: dict[int, SessionRow], session: Session, query: Executable, parameters: Mapping[str, Any]
 ) -> Sequence[SessionRow]:
     found = session.scalars(query, parameters).all()
     rows.update((row.id, row) for row in found)
