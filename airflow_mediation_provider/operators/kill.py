@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from airflow.sdk.types import RuntimeTaskInstanceProtocol
 
     from airflow_mediation_provider.hooks.mediation import MediationHook
-    from airflow_mediation_provider.operators.run_state import RunMemory, RunState
+    from airflow_mediation_provider.operators.run_state import RunState
     from airflow_mediation_provider.watch.feed_caller import FeedCaller
 
     _Operator = BaseOperator
@@ -54,8 +54,6 @@ class StopOnKillMixin(_Operator):
 
         def _make_hook(self, **options: Any) -> MediationHook: ...
 
-        def _memory(self, context: Context) -> RunMemory: ...
-
         def _feed_caller(self, **options: Any) -> FeedCaller: ...
 
     def on_kill(self) -> None:
@@ -70,19 +68,14 @@ class StopOnKillMixin(_Operator):
         if self._context is None:
             return
         work = copy_context().run
-        thread = Thread(target=work, args=(self._end_for_user, self._context), name="on-kill", daemon=True)
+        thread = Thread(target=work, args=(self._end_for_user, self._context["ti"]), name="on-kill", daemon=True)
         thread.start()
         thread.join(_ON_KILL_SECONDS)
         if self._ended_by_user:
             time.sleep(_UNTIL_KILLED)
 
-    def _end_for_user(self, context: Context) -> None:
-        self._ended_by_user = ended_by_user(context["ti"])
-        if self._ended_by_user:
-            try:
-                self._memory(context).end_by_user()
-            except Exception:
-                self.log.warning("Airflow cannot keep that a user ended this task.", exc_info=True)
+    def _end_for_user(self, ti: RuntimeTaskInstanceProtocol) -> None:
+        self._ended_by_user = ended_by_user(ti)
         if not self.stop_meter_on_kill or self._state is None:
             return
         if self._ended_by_user:

@@ -6,8 +6,8 @@ begins
 
 - when the session of the last one is dead (a status of ``fail_on``), which is written down before the task fails;
 - when a user cleared the task: Airflow then sets ``max_tries`` to the tries made plus ``retries``. A plain retry
-  never changes it. Where the process of a task that runs is cleared ends by itself before Airflow kills it, Airflow
-  makes a plain retry of the Clear; so a process that learns of it writes that down.
+  never changes it. Now and then Airflow makes a plain retry of the Clear of a task that runs on a worker: then the
+  session goes on. Nobody can write that down: with the Clear the task instance has another id.
 
 A task that succeeds keeps its result first: a worker that dies before Airflow knows of the success starts nothing
 again.
@@ -68,7 +68,6 @@ class RunState:
     :param run_id: Zuora's own id of the run, for links
     :param ended_as: how the session ended, in one word
     :param result: what the task returns, once it has it
-    :param ended_by_user: whether a user marked or cleared the task while it ran
     """
 
     generation: str
@@ -84,7 +83,6 @@ class RunState:
     run_id: str | None = None
     ended_as: str | None = None
     result: dict[str, Any] | None = None
-    ended_by_user: bool = False
     version: int = field(default=STATE_VERSION)
 
     @property
@@ -169,12 +167,6 @@ class RunMemory:
             self._store.set(STATE_KEY, state.to_dict(), retention=self._retention)
         return state
 
-    def end_by_user(self) -> None:
-        """Keep that a user ended this generation: whichever try comes next begins a new one."""
-        kept = self.load()
-        if kept is not None:
-            self.save(replace(kept, ended_by_user=True))
-
 
 def why_new_generation(
     kept: RunState | None, *, max_tries: int, retries: int, mediation_conn_id: str, request: Mapping[str, Any]
@@ -189,7 +181,7 @@ def why_new_generation(
     """
     if kept is None:
         return "first run"
-    if kept.max_tries != max_tries or kept.ended_by_user:
+    if kept.max_tries != max_tries:
         return CLEARED
     if kept.phase is Phase.DEAD:
         return f"the last one ended as {kept.ended_as}"

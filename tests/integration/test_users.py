@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 import psutil
 import pytest
 
-from tests.integration.scenario import Play
+from demo.processes import wait_until
+from tests.integration.scenario import PATIENCE, Play
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -65,7 +66,23 @@ def cleared(act: Act, *, stopped: bool) -> None:
     """Clear the task that waits, and assert that it runs the meter again, and what became of the first session."""
     first = act.started()[0]
     act.looked_again()
+    max_tries = act.play.task(act.task_id)["max_tries"]
     act.clear()
+    ti = wait_until(
+        lambda: (ti := act.play.task(act.task_id))["try_number"] > 1 and ti,
+        timeout=PATIENCE,
+        what=f"another try of {act.task_id}",
+    )
+    # Airflow changes it when a user clears, and of a task that runs it now and then makes a plain retry instead.
+    retried = ti["max_tries"] == max_tries
+    if retried:
+        assert "deferred" not in act.task_id
+        act.said("Going on with the session of an earlier try", 2)
+        if not stopped:
+            act.finish(first["session_id"])
+            act.wait("success", try_number=2)
+            assert act.starts() == [first["session_id"]]
+            return
     second = act.started(2)[1]
     assert second["unique_key"] != first["unique_key"]
     states = {each["session_id"]: each["status"] for each in act.stage.simulator.sessions(act.meter_id)}
@@ -80,12 +97,13 @@ def cleared(act: Act, *, stopped: bool) -> None:
         act.finish(first["session_id"])
     act.finish(second["session_id"])
     ti = act.wait("success")
-    assert ti["try_number"] == 2
+    assert ti["try_number"] == (3 if retried else 2)
     assert len(act.starts()) == 2
     assert act.xcom()["session_id"] == second["session_id"]
     # Where the first session goes on beside it, the meter's status speaks for either.
     assert act.xcom()["certain"] is False
-    act.said("as a new session: the task was cleared", 2)
+    why = "the last one ended as CANCELED" if retried else "the task was cleared"
+    act.said(f"as a new session: {why}", ti["try_number"])
 
 
 def cleared_while_running(act: Act) -> Iterator[None]:

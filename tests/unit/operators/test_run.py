@@ -374,17 +374,6 @@ def test_a_task_that_a_user_ended_does_nothing_more(
     assert slept == ([] if goes_on else [kill._UNTIL_KILLED])
 
 
-@pytest.mark.parametrize(("state", "again"), [("restarting", True), (None, True), ("running", False)])
-def test_a_clear_that_airflow_takes_for_a_retry_is_known_for_one(
-    sim: Simulator, ti: TaskInstance, state: str | None, again: bool
-) -> None:
-    """So it does where the process of the task ends before it is killed."""
-    killed(ti, state)
-    del ti.clock.sleep  # type: ignore[method-assign]
-    operator().execute(ti.retry().context)
-    assert starts(sim) == (2 if again else 1)
-
-
 def test_on_kill_before_execute_does_nothing() -> None:
     operator(stop_meter_on_kill=True).on_kill()
 
