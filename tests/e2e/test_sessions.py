@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING
 from urllib.parse import parse_qs, urlsplit
 
@@ -77,6 +78,8 @@ def test_a_filter_stands_in_the_address_and_survives_a_reload(
     expect(tab.sessions).to_have_count(1)
     expect(tab.row(failed)).to_be_visible()
 
+    # Airflow's own script takes it over once the frame is loaded.
+    expect(tab.page).to_have_url(re.compile("status=FAILED"))
     asked = parse_qs(urlsplit(tab.page.url).query)
     assert (asked["meter"], asked["status"]) == ([meter_id], ["FAILED"])
     tab.page.reload()
