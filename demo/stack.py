@@ -20,8 +20,8 @@ if TYPE_CHECKING:
     from collections.abc import Collection, Mapping
 
 COMPONENTS = ("api-server", "execution-api", "scheduler", "dag-processor", "triggerer")
-# By the names that Airflow's health report uses; an API server says so by answering.
-REPORTED = {"execution-api", "scheduler", "dag-processor", "triggerer"}
+# Those of Airflow's health report; a server says so by answering.
+REPORTED = {"scheduler", "dag-processor", "triggerer"}
 
 
 class AirflowStack(AirflowClient):
@@ -69,6 +69,10 @@ class AirflowStack(AirflowClient):
         for number, other in enumerate(others, start=2):
             self._commands[f"api-server-{number}"] = ["api-server", "--apps", "core", "--port", str(other)]
         self.api_urls = [f"http://127.0.0.1:{each}{base_path}" for each in (port, *others)]
+        # Airflow's health report is of one server, and knows of no other.
+        self._probes = {f"api-server-{n}": f"{url}/api/v2/version" for n, url in enumerate(self.api_urls, 1) if n > 1}
+        if "execution-api" in components:
+            self._probes["execution-api"] = f"{self._execution_url}/execution/health"
         self.home = self.root / "airflow"
         # SQLite lets one write at a time, and on a busy machine more than its five seconds can pass until it is one's
         # turn: Airflow's triggerer would end.
@@ -120,27 +124,21 @@ class AirflowStack(AirflowClient):
                 if not self.processes.running(each):
                     raise NotInTimeError(f"{each} ended; the end of its log:\n{self.processes.tail(each)}")
             health = self.health()
-            names = {"metadatabase", *(each.replace("-", "_") for each in REPORTED & set(self._commands))}
+            names = {"metadatabase", *(REPORTED & set(self._commands)), *self._probes}
             return all(health.get(each) == "healthy" for each in names)
 
         try:
             wait_until(healthy, timeout=timeout, what="Airflow to be healthy")
         except NotInTimeError as error:
             health = self.health()
-            ill = [each for each in self._commands if health.get(each.replace("-", "_")) != "healthy"]
+            ill = [each for each in self._commands if health.get(each) != "healthy"]
             tails = "\n".join(f"--- {each}\n{self.processes.tail(each)}" for each in ill)
             raise NotInTimeError(f"{error}\nhealth: {health}\n{tails}") from None
 
     def health(self) -> dict[str, str]:
         """Return the health of each component by name; empty as long as the API server does not answer."""
-        health = super().health()
-        if "execution-api" not in self._commands:
-            return health
-        try:
-            reply = httpx.get(f"{self._execution_url}/execution/health", trust_env=False, timeout=5)
-        except httpx.HTTPError:
-            return health
-        return {**health, "execution_api": "healthy" if reply.is_success else reply.text} if health else {}
+        health = {name.replace("_", "-"): status for name, status in super().health().items()}
+        return {**health, **{name: _answer(url) for name, url in self._probes.items()}} if health else {}
 
     def stop(self, component: str, *, sig: int = signal.SIGTERM) -> None:
         """Stop a component; with ``SIGKILL`` it and all its children at once, as when its machine is lost."""
@@ -154,6 +152,14 @@ class AirflowStack(AirflowClient):
         """Stop everything. Files stay: they are the root directory's."""
         self.disconnect()
         self.processes.close()
+
+
+def _answer(url: str) -> str:
+    try:
+        reply = httpx.get(url, trust_env=False, timeout=5)
+    except httpx.HTTPError as error:
+        return str(error)
+    return "healthy" if reply.is_success else reply.text
 
 
 def _environment(root: Path, dags: Path, url: str, execution_url: str, database: str) -> dict[str, str]:
