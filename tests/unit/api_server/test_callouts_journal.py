@@ -94,12 +94,13 @@ async def test_a_database_that_stays_locked_is_answered_503_in_time(
     client, airflow_on, sqlite_database, monkeypatch, said
 ):
     airflow_on(f"{sqlite_database}?timeout=0.1")
-    monkeypatch.setattr(callouts, "ANSWER_SECONDS", 0.4)
-    monkeypatch.setattr(recorder, "SHORTEST", 0.0)
     other = sqlite3.connect(sqlite_database.removeprefix("sqlite:///"), isolation_level=None)
     other.execute("BEGIN IMMEDIATE")
 
-    assert (await post(client)).status_code == 503
+    with monkeypatch.context() as hasty:
+        hasty.setattr(callouts, "ANSWER_SECONDS", 0.4)
+        hasty.setattr(recorder, "SHORTEST", 0.0)
+        assert (await post(client)).status_code == 503
     other.execute("ROLLBACK")
     other.close()
 

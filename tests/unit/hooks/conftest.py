@@ -55,6 +55,7 @@ class FakeZuora:
         self.token_answers: list[Answer] = []
         self.valid = True
         self.over = threading.Event()
+        self.hung = threading.Event()
         self._lock = threading.Lock()
         outer = self
 
@@ -121,6 +122,7 @@ class FakeZuora:
             handler.close_connection = True
             return
         if answer.how == "hang":
+            self.hung.set()
             self.over.wait(10)
             handler.close_connection = True
             return

@@ -487,10 +487,10 @@ class TestCost:
         readings = [PollReading("RUNNING", at(second)) for second in range(1, 2001)]
         best = float("inf")
         for part in range(0, 2000, 200):
-            begin = time.perf_counter()
+            begin = time.process_time()
             for reading in readings[part : part + 200]:
                 wait.observe(reading)
-            best = min(best, (time.perf_counter() - begin) / 200)
+            best = min(best, (time.process_time() - begin) / 200)
         assert best < 20e-6
 
     def test_a_wait_is_small(self) -> None:

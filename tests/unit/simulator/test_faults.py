@@ -164,7 +164,7 @@ def test_truncated_announces_more_than_it_sends(sim: Simulator, client: Client) 
 def test_hang_never_answers(sim: Simulator, client: Client) -> None:
     client.call("GET", STATUS)
     sim.fault("hang", count=1)
-    client.timeout = 0.1
+    client.timeout = 0.5
     with pytest.raises(TimeoutError):
         client.run()
     assert outcome(sim) == (None, "hung", False)
@@ -205,12 +205,12 @@ def test_delays_hold_the_reply(sim: Simulator, client: Client, kind: str) -> Non
 
 def test_latency_holds_the_reply_of_what_was_done_delay_before_holds_the_deed(sim: Simulator, client: Client) -> None:
     client.call("GET", STATUS)
-    client.timeout = 0.1
-    sim.fault("latency", delay=0.2, count=1)
+    client.timeout = 0.3
+    sim.fault("latency", delay=1, count=1)
     with pytest.raises(TimeoutError):
         client.run(uniqueKey="first")
     assert [start["unique_key"] for start in sim.wait_for("start")] == ["first"]
-    sim.fault("delay_before", delay=0.5, count=1)
+    sim.fault("delay_before", delay=2, count=1)
     with pytest.raises(TimeoutError):
         client.run(uniqueKey="second")
     assert len(sim.log(kind="start")) == 1

