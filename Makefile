@@ -15,8 +15,10 @@ unexport PYTHONDONTWRITEBYTECODE
 SCRATCH = $(CURDIR)/.scratch/$@
 PYTEST = rm -rf $(SCRATCH) && mkdir -p $(SCRATCH) && trap 'rm -rf $(SCRATCH)' EXIT && \
 	TMPDIR=$(SCRATCH) AIRFLOW_HOME=$(SCRATCH)/airflow $(MODESTLY) $(BIN)/python -m pytest
-# Unit tests share nothing; the others share one Airflow, and spend half of their time waiting for it.
-IN_PARALLEL = --numprocesses logical --dist worksteal
+# Unit tests share nothing; the others share one Airflow, and spend half of their time waiting for it. Beside those, one
+# process is enough: it is done before them, and leaves Airflow a processor.
+IN_PARALLEL = --numprocesses $(PROCESSES) --dist worksteal
+PROCESSES = logical
 # What runs beside each other is told one after the other, where make can do that.
 APART = $(if $(filter output-sync,$(.FEATURES)),--output-sync=target)
 
@@ -33,7 +35,7 @@ demo: setup  ## run the example DAGs on a private Airflow against a simulated Zu
 	@exec $(BIN)/python -m demo $(if $(filter-out 0,$(KEEP)),--keep)
 
 test: lint  ## everything: lint, types, unit tests, and those on a real Airflow, with a browser and without
-	@$(MAKE) --no-print-directory --jobs=2 $(APART) unit airflow
+	@$(MAKE) --no-print-directory --jobs=2 $(APART) PROCESSES=1 unit airflow
 
 lint: setup  ## ruff (rules and format) and mypy
 	@$(BIN)/ruff check --quiet .
@@ -46,7 +48,7 @@ unit: setup  ## unit tests, a few minutes
 e2e: setup  ## tests of the pages, in a browser on a real Airflow
 	@$(PYTEST) tests/e2e
 
-# What runs beside those on a real Airflow is done long before them.
+# Who waits for a real Airflow goes first.
 unit: MODESTLY = nice -n 5
 
 airflow: setup  ## both: all tests on a real Airflow
