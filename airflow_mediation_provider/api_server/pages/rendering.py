@@ -50,7 +50,7 @@ SOURCES: Final = {
 }
 
 OUTCOMES: Final = {
-    WaitEnd.MET: "met",
+    WaitEnd.MET: "condition met",
     WaitEnd.FAILED: "session failed",
     WaitEnd.TIMED_OUT: "timed out",
     WaitEnd.UNREACHABLE: "Zuora unreachable",

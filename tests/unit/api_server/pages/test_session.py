@@ -196,7 +196,7 @@ class TestConsequences:
         assert [(row["Task"], row["Outcome"]) for row in waits.cells()] == [
             ("usage.mapped [4]", "waits"),
             ("covert.third", "waits"),
-            ("usage.first", "met"),
+            ("usage.first", "condition met"),
         ]
         assert waits.links()["usage.mapped [4]"] == "/dags/usage/runs/manual__2026%2B1/tasks/mapped/mapped/4"
         assert all("data-top" in each.attributes for each in waits.all("a"))

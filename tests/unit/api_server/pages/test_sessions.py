@@ -310,7 +310,7 @@ class TestWithWhoseEyes:
         reply = await alice.get("/sessions")
         assert not any(word in reply.text for word in ("secret", "unlisted", "covert", "third"))
         [cells] = parsed(reply.text).cells()
-        assert cells["Waits on it"] == "usage.mapped [4] waits usage.first met"
+        assert cells["Waits on it"] == "usage.mapped [4] waits usage.first condition met"
         assert cells["Started by it"] == "load queued no run: asleep"
 
     async def test_a_run_is_missing_only_once_the_scheduler_had_its_time(self, alice: Browser) -> None:

@@ -86,7 +86,7 @@ class TestTask:
 
     async def test_after_its_end(self, alice: Browser) -> None:
         outcomes: dict[str | None, str] = {
-            WaitEnd.MET: "met",
+            WaitEnd.MET: "condition met",
             WaitEnd.FAILED: "session failed",
             WaitEnd.TIMED_OUT: "timed out",
             WaitEnd.UNREACHABLE: "Zuora unreachable",
@@ -205,7 +205,7 @@ class TestRun:
         assert waits == [
             ("open [2]", "not known yet", NOTHING, "waits"),
             ("untold", "R-9", NOTHING, "waits"),
-            ("known", "R-2", "COMPLETED", "met"),
+            ("known", "R-2", "COMPLETED", "condition met"),
         ]
         assert all("data-top" in each.attributes for each in page.one("main").all("a"))
         assert "secret" not in page.text
