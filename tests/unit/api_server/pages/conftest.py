@@ -135,9 +135,12 @@ def base_path() -> str:
 
 
 @pytest.fixture
-def pages(directory: Directory) -> LazyApp:
+async def pages(directory: Directory) -> AsyncIterator[LazyApp]:
     made = create_app(Connections(directory.find, lambda: 0.0))
-    return LazyApp(lambda: made)
+    yield LazyApp(lambda: made)
+    # A thread that still writes would meet a database that is taken away.
+    if made.state.calls._writing is not None:
+        await made.state.calls._writing
 
 
 @pytest.fixture
