@@ -16,7 +16,7 @@ from airflow_mediation_provider.api_server.auth import Reader, ReaderDep, same_o
 from airflow_mediation_provider.api_server.connections import LookupFailedError, UnknownConnectionError
 from airflow_mediation_provider.api_server.pages.rendering import page
 from airflow_mediation_provider.api_server.pages.route import PageRoute, Text
-from airflow_mediation_provider.api_server.pages.sessions import Row, rows_of
+from airflow_mediation_provider.api_server.pages.sessions import Row, around, rows_of
 from airflow_mediation_provider.hooks.mediation import MediationHook
 from airflow_mediation_provider.journal.emission import UnknownAirflowError
 from airflow_mediation_provider.journal.listing import SessionKey, find_session
@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from sqlalchemy.orm import Session
 
     from airflow_mediation_provider.api_server.connections import MediationConnection
+    from airflow_mediation_provider.api_server.pages.sessions import Around
     from airflow_mediation_provider.journal.listing import Listed
     from airflow_mediation_provider.journal.timeline import Told
 
@@ -157,22 +158,20 @@ def _story(reader: Reader, key: SessionKey) -> Story:
     :raises HTTPException: the journal does not know the session
     """
 
-    def work(session: Session) -> Story | None:
+    def work(session: Session) -> tuple[Around, list[Told], bool] | None:
         listed = find_session(session, key)
-        if listed is None:
-            return None
-        (row,) = rows_of(session, (listed,), reader, datetime.now(UTC))
-        told, cut = timeline(session, listed)
-        return Story(row=row, told=told, cut=cut, startable=reader.starts_runs(set(row.missed)))
+        return None if listed is None else (around(session, (listed,)), *timeline(session, listed))
 
-    story = read(work)
-    if story is None:
+    found = read(work)
+    if found is None:
         raise HTTPException(
             404,
             f"The journal does not know session {key.session_id} of meter {key.meter_id} over connection {key.conn_id}."
             " It was never told of, or it was pruned.",
         )
-    return story
+    surroundings, told, cut = found
+    (row,) = rows_of(surroundings, reader, datetime.now(UTC))
+    return Story(row=row, told=told, cut=cut, startable=reader.starts_runs(set(row.missed)))
 
 
 def _summary(request: Request, listed: Listed) -> Summary:

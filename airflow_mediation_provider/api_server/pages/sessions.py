@@ -28,11 +28,13 @@ from airflow_mediation_provider.journal.transaction import read
 from airflow_mediation_provider.protocol.status import RunType, SessionStatus
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
     from sqlalchemy.orm import Session
 
     from airflow_mediation_provider.api_server.auth import Reader
-    from airflow_mediation_provider.journal.consequences import Consumer, StartedRun, Wait
-    from airflow_mediation_provider.journal.listing import Listing
+    from airflow_mediation_provider.journal.consequences import Consumer, Scheduled, Started, StartedRun, Wait
+    from airflow_mediation_provider.journal.listing import Listing, SessionKey
 
 router = APIRouter(route_class=PageRoute)
 
@@ -142,6 +144,16 @@ class Row:
         return tuple(each.dag_id for each in self.consumers if each.missed)
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Around:
+    """Some sessions, what waits for them and what they started, whoever may see that."""
+
+    sessions: tuple[Listed, ...]
+    waits: Mapping[SessionKey, Sequence[Wait]]
+    started: Mapping[SessionKey, Started]
+    scheduled: Mapping[tuple[str, str], Sequence[Scheduled]]
+
+
 @router.get("/sessions")
 def sessions(request: Request, reader: ReaderDep, search: SearchDep, before: Text = "", after: Text = "") -> Response:
     """Show the list."""
@@ -152,17 +164,17 @@ def sessions(request: Request, reader: ReaderDep, search: SearchDep, before: Tex
     except ValueError as error:
         raise HTTPException(400, f"{error}: go back to the newest sessions.") from None
 
-    def work(session: Session) -> tuple[Listing, list[Row], list[str]]:
+    def work(session: Session) -> tuple[Listing, Around, list[str]]:
         listing = list_sessions(session, filters, limit=PAGE, **places)
-        return listing, rows_of(session, listing.sessions, reader, now), known_connections(session)
+        return listing, around(session, listing.sessions), known_connections(session)
 
-    listing, rows, connections = read(work)
+    listing, found, connections = read(work)
     return page(
         request,
         "sessions.html",
         search=search,
         filters=filters,
-        rows=rows,
+        rows=rows_of(found, reader, now),
         connections=connections,
         statuses=[str(each) for each in SessionStatus if each is not SessionStatus.NEVER_RUN],
         run_types=[str(each) for each in RunType],
@@ -198,20 +210,30 @@ def sessions_chart(request: Request, search: SearchDep) -> Response:
     return page(request, "chart.html", chart=chart, counted=COUNTED if cut else None)
 
 
-def rows_of(session: Session, listed: tuple[Listed, ...], reader: Reader, now: datetime) -> list[Row]:
-    """Return sessions with what waits for them and what they started, as far as the user may see that."""
+def around(session: Session, listed: tuple[Listed, ...]) -> Around:
+    """Return sessions with what waits for them and what they started."""
     assets = consequences.Assets(session, {each.meter for each in listed})
-    waits = consequences.waits_of(session, listed)
-    started = consequences.started(session, listed, assets)
-    scheduled = consequences.scheduled(session, assets)
-    seen_tasks = reader.sees_tasks({wait.dag_id for each in waits.values() for wait in each})
+    return Around(
+        sessions=listed,
+        waits=consequences.waits_of(session, listed),
+        started=consequences.started(session, listed, assets),
+        scheduled=consequences.scheduled(session, assets),
+    )
+
+
+def rows_of(found: Around, reader: Reader, now: datetime) -> list[Row]:
+    """Return what the user may see of sessions and what is around them.
+
+    Asks the auth manager, which may ask a database or another server: not while a session of the journal is open.
+    """
+    seen_tasks = reader.sees_tasks({wait.dag_id for each in found.waits.values() for wait in each})
     seen_runs = reader.sees_runs(
-        {run.dag_id for each in started.values() for run in each.runs}
-        | {item.dag_id for items in scheduled.values() for item in items}
+        {run.dag_id for each in found.started.values() for run in each.runs}
+        | {item.dag_id for items in found.scheduled.values() for item in items}
     )
 
     def row(each: Listed) -> Row:
-        its_waits, its_start = waits.get(each.key, ()), started.get(each.key)
+        its_waits, its_start = found.waits.get(each.key, ()), found.started.get(each.key)
         its_runs = its_start.runs if its_start else ()
         seen_waits = (wait for wait in its_waits if wait.dag_id in seen_tasks)
         return Row(
@@ -222,13 +244,13 @@ def rows_of(session: Session, listed: tuple[Listed, ...], reader: Reader, now: d
             hidden_runs=sum(run.dag_id not in seen_runs for run in its_runs),
             consumers=tuple(
                 consumer
-                for consumer in consequences.consumers(each, scheduled.get(each.meter, ()), its_start, now)
+                for consumer in consequences.consumers(each, found.scheduled.get(each.meter, ()), its_start, now)
                 if consumer.dag_id in seen_runs
             ),
             silent=_is_silent(each, now),
         )
 
-    return [row(each) for each in listed]
+    return [row(each) for each in found.sessions]
 
 
 def bare_row(listed: Listed, now: datetime) -> Row:

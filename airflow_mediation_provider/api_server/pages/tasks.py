@@ -80,10 +80,11 @@ def run(request: Request, reader: ReaderDep, dag_id: Text, run_id: Text) -> Resp
     if dag_id not in reader.sees_runs([dag_id]):
         raise HTTPException(403, f"You may not see the runs of the DAG {dag_id}.")
     now = datetime.now(UTC)
+    sees_tasks = dag_id in reader.sees_tasks([dag_id])
 
     def work(session: Session) -> tuple[list[Row], list[tuple[Wait, Row | None]]]:
         started_by = consequences.sessions_of_run(session, dag_id, run_id)
-        waits = consequences.waits_of_run(session, dag_id, run_id) if reader.sees_tasks([dag_id]) else []
+        waits = consequences.waits_of_run(session, dag_id, run_id) if sees_tasks else []
         awaited = (key for wait in waits if (key := _key(wait)) is not None)
         known = find_sessions(session, (*started_by, *awaited)).values()
         rows = {each.key: bare_row(each, now) for each in known}
