@@ -143,6 +143,7 @@ class TestFilters:
             ({}, "R-5 R-4 R-3 R-2 R-1"),
             ({"conn": "other"}, "R-1"),
             ({"meter": " 7 "}, "R-3"),
+            ({"since": " ", "until": " "}, "R-5 R-4 R-3 R-2 R-1"),
             ({"status": "failed"}, "R-4"),
             ({"run_type": "debug"}, "R-2"),
             ({"since": "1h"}, "R-5"),
