@@ -159,7 +159,7 @@ def _unheard_ends(session: Session, conn_id: str, now: datetime) -> tuple[str, .
     told, known = TransitionRow, SessionRow
     of_meters: dict[str, list[Any]] = {}
     for poll in session.execute(
-        select(told.meter_id, told.status, told.previous_status, told.observed_at)
+        select(told.id, told.meter_id, told.status, told.previous_status, told.observed_at)
         .where(told.conn_id == conn_id, told.kind == EntryKind.POLL)
         .where(told.created_at >= now - LOOKED_BACK, told.created_at < now - OVERDUE)
         .order_by(told.created_at.desc())
@@ -173,7 +173,10 @@ def _unheard_ends(session: Session, conn_id: str, now: datetime) -> tuple[str, .
         at = next((at for at, each in enumerate(polls) if each.status in ANY_TERMINAL and each.previous_status), None)
         if at is None:
             continue
-        before = polls[at + 1].observed_at if at + 1 < len(polls) else now - LOOKED_BACK
+        before = polls[at + 1].observed_at if at + 1 < len(polls) else _poll_before(session, conn_id, polls[at])
+        # Where that one was pruned, nobody knows either.
+        if before is None:
+            continue
         came = exists().where(
             known.conn_id == conn_id,
             known.meter_id == meter_id,
@@ -184,6 +187,19 @@ def _unheard_ends(session: Session, conn_id: str, now: datetime) -> tuple[str, .
         if not session.scalar(select(came)):
             unheard.append(meter_id)
     return tuple(unheard)
+
+
+def _poll_before(session: Session, conn_id: str, poll: Any) -> datetime | None:
+    """Return when the poll before one was made: of a meter that runs once a week, that is a week ago."""
+    told = TransitionRow
+    return session.scalar(
+        select(told.observed_at)
+        .where(told.conn_id == conn_id, told.meter_id == poll.meter_id, told.session_id.is_(None))
+        .where(told.kind == EntryKind.POLL, told.id < poll.id)
+        # By the index of sessions, as the journal's writer finds it.
+        .order_by(told.session_id.desc(), told.id.desc())
+        .limit(1)
+    )
 
 
 def _count(rows: Select[Any]) -> ScalarSelect[Any]:
