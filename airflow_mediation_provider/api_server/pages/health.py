@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Final
 from anyio import from_thread
 from fastapi import APIRouter, Request, Response
 
+from airflow_mediation_provider.api_server.auth import ReaderDep  # noqa: TC001  # FastAPI reads it
 from airflow_mediation_provider.api_server.connections import LookupFailedError, UnknownConnectionError
 from airflow_mediation_provider.api_server.pages.rendering import page
 from airflow_mediation_provider.api_server.pages.route import PageRoute
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
 
     from sqlalchemy.orm import Session
 
+    from airflow_mediation_provider.api_server.auth import Reader
     from airflow_mediation_provider.api_server.connections import MediationConnection
     from airflow_mediation_provider.journal.health import Signs
     from airflow_mediation_provider.protocol.budget import Budget
@@ -69,7 +71,7 @@ class Line:
 
 
 @router.get("/health")
-def health(request: Request) -> Response:
+def health(request: Request, reader: ReaderDep) -> Response:
     """Show how callouts, feed and budget stand."""
     now = datetime.now(UTC)
 
@@ -79,7 +81,7 @@ def health(request: Request) -> Response:
 
     lines = []
     for seen, calls in read(work):
-        connection, words = _connection(request, seen.conn_id)
+        connection, words = _connection(request, reader, seen.conn_id)
         unheard = [] if _NO_CALLOUTS in words or _GONE in words else _unheard(seen)
         words += [*unheard, *_refused(request, seen.conn_id), *_words(seen), _budget(calls, connection, now)]
         words.sort(key=lambda word: _order(word.level))
@@ -87,7 +89,7 @@ def health(request: Request) -> Response:
     return page(request, "health.html", lines=sorted(lines, key=lambda line: (_order(line.level), line.conn_id)))
 
 
-def _connection(request: Request, conn_id: str) -> tuple[MediationConnection | None, list[Word]]:
+def _connection(request: Request, reader: Reader, conn_id: str) -> tuple[MediationConnection | None, list[Word]]:
     """Return the connection, where there is one, and what is to be said of it."""
     try:
         connection: MediationConnection = from_thread.run(request.app.state.connections.get, conn_id)
@@ -100,7 +102,9 @@ def _connection(request: Request, conn_id: str) -> tuple[MediationConnection | N
             return connection, []
         return connection, [_NO_CALLOUTS]
     except MisconfigurationError as error:
-        return connection, [Word(BAD, f"cannot take callouts: {error}")]
+        # It quotes the settings, among which somebody may have put a secret into the wrong field.
+        wrong = error if reader.reads_connection(conn_id) else "its settings are wrong"
+        return connection, [Word(BAD, f"cannot take callouts: {wrong}")]
 
 
 def _budget(calls: Budget, connection: MediationConnection | None, now: datetime) -> Word:

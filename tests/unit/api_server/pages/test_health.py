@@ -15,7 +15,7 @@ from tests.unit.journal.old_rows import keep, session_of, told, wait_of
 if TYPE_CHECKING:
     from datetime import datetime
 
-    from tests.unit.api_server.pages.conftest import Browser, Directory
+    from tests.unit.api_server.pages.conftest import Browser, Directory, Manager
 
 pytestmark = pytest.mark.usefixtures("journal")
 
@@ -65,8 +65,10 @@ async def test_without_a_callout_for_a_week_it_says_that(alice: Browser) -> None
 
 
 async def test_each_sign_and_how_grave_it_is(alice: Browser, directory: Directory) -> None:
+    directory["unended"] = {"callout_hmac_secret": "s3cret"}
     live: dict[str, Any] = {"status": "RUNNING", "terminal": False}
     poll: dict[str, Any] = {"kind": "poll", "source": "poll", "status": "COMPLETED", "previous_status": "RUNNING"}
+    keep(told(None, ago(days=7), conn_id="unended", **{**poll, "status": "RUNNING", "previous_status": None}))
     for name, row, level, sentence in [
         ("unread", told(None, ago(hours=1), kind="unparsed"), "bad", "1 callout of a day could not be read"),
         ("unheard", session_of("R-1", ago(hours=1), **live, source="run"), "bad", "no callout came of 1 session that"),
@@ -109,6 +111,18 @@ async def test_the_connection_itself(alice: Browser, directory: Directory) -> No
     assert list(await lines(alice)) == ["wrong", "gone", "silent", "zuora"]  # the worst first
 
 
+async def test_what_is_wrong_with_its_settings_is_for_who_may_read_it(
+    alice: Browser, directory: Directory, manager: Manager
+) -> None:
+    """A secret in the wrong field is quoted as what is wrong there."""
+    directory["zuora"] = {"callout_token": "X-Zuora-Token", "callout_token_header": "s3cret/=of-zuora"}
+    keep(told("R-1", ago(minutes=1)))
+    [(_, text)] = await words(alice)
+    assert "s3cret/=of-zuora" in text
+    manager.deny("connection", "GET", "zuora")
+    assert await words(alice) == [("bad", "cannot take callouts: its settings are wrong")]
+
+
 async def test_callouts_that_were_refused_since_the_last_good_one(alice: Browser) -> None:
     keep(told("R-0", ago(minutes=1)))
 
@@ -135,6 +149,7 @@ async def test_where_no_callouts_are_to_come_none_is_missed(alice: Browser, dire
     directory["zuora"] = {}
     keep(
         session_of("R-1", ago(hours=1), status="RUNNING", terminal=False, source="run"),
+        told(None, ago(hours=2), kind="poll", source="poll", status="RUNNING", previous_status=None),
         told(None, ago(hours=1), kind="poll", source="poll", status="COMPLETED", previous_status="RUNNING"),
     )
     assert await words(alice) == [("warn", "takes no callouts: what is known of its sessions rests on polls")]
