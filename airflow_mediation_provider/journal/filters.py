@@ -103,26 +103,27 @@ def look(
     begun = SessionRow.begun_at
     times, beyond = filters.times(), []
     if place is not None:
-        # By the first condition an index leads to the place.
-        times.append(begun <= place.begun_at if back else begun >= place.begun_at)
+        # SQLite goes through an index between the first bounds of each side, so the nearest ones come first.
+        times.insert(0, begun <= place.begun_at if back else begun >= place.begun_at)
         later = begun < place.begun_at if back else begun > place.begun_at
         beyond.append(or_(later, SessionRow.id < place.id if back else SessionRow.id > place.id))
     if len(filters.leads()) < 2:
         return None, and_(true(), *filters.same(), *times, *beyond)
     end, which = few(session, filters, LOOKED_AT, times, back=back)
     if end is None:
-        return None, and_(which, *beyond)
+        return None, and_(which, *times, *beyond)
+    within = begun >= end if back else begun <= end
     # The next search begins beyond all that began at the same instant.
-    return Place(end if back else end + timedelta(microseconds=1), 0), and_(which, *beyond)
+    return Place(end if back else end + timedelta(microseconds=1), 0), and_(which, within, *times, *beyond)
 
 
 def few(
     session: Session, filters: Filters, most: int, times: list[ColumnElement[bool]], *, back: bool = True
 ) -> tuple[datetime | None, ColumnElement[bool]]:
-    """Return the condition of what fits among so many sessions of the rarest filter, and the instant where these end.
+    """Return the instant where so many sessions of the rarest filter end, and the condition of what fits among them.
 
-    That is ``None`` where there are no more of them. The rarest filter is the one of which so many take the longest
-    time.
+    The instant is ``None`` where there are no more of them. The rarest filter is the one of which so many take the
+    longest time. When the sessions began, the condition leaves aside.
 
     :param most: how many
     :param times: when they began
@@ -139,12 +140,10 @@ def few(
         return math.inf if end is None else (-1 if back else 1) * end.timestamp()
 
     rarest = max(ends, key=distance)
-    end = ends[rarest]
-    within = true() if end is None else begun >= end if back else begun <= end
     same = (
         (_column(name) if name in rarest else without_index(_column(name))) == value for name, value in values.items()
     )
-    return end, and_(*same, *times, within)
+    return ends[rarest], and_(true(), *same)
 
 
 def without_index(column: Any) -> ColumnElement[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -30,6 +31,22 @@ def explained() -> Iterator[list[tuple[str, list[str]]]]:
         for statement, parameters in asked:
             plan = connection.exec_driver_sql(f"EXPLAIN QUERY PLAN {statement}", parameters)
             plans.append((statement, [row[-1] for row in plan]))
+
+
+@contextmanager
+def worked() -> Iterator[list[int]]:
+    """How many instructions SQLite carries out meanwhile: one number, once it is over."""
+    steps = itertools.count()
+    total: list[int] = []
+
+    def watch(connection: Any, *_: Any) -> None:
+        connection.set_progress_handler(lambda: next(steps) < 0, 1)
+
+    assert settings.engine is not None
+    event.listen(settings.engine, "checkout", watch)
+    yield total
+    event.remove(settings.engine, "checkout", watch)
+    total.append(next(steps))
 
 
 def uses_an_index(plan: list[str]) -> bool:

@@ -14,7 +14,7 @@ from airflow_mediation_provider.journal.filters import Filters, Place
 from airflow_mediation_provider.journal.listing import Listing, list_sessions
 from airflow_mediation_provider.journal.transaction import read
 from tests.unit.journal.old_rows import NOW, keep, session_of
-from tests.unit.journal.plans import explained
+from tests.unit.journal.plans import explained, worked
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -171,3 +171,22 @@ def test_the_rarest_filter_leads_to_the_sessions(
         assert [[step.split()[4] for step in steps] for steps in searched] == [
             [f"ix_mediation_session_{index}_begun_at"]
         ]
+
+
+@pytest.mark.parametrize("back", [True, False])
+def test_a_search_in_wide_times_costs_what_is_looked_at_and_not_what_there_is(
+    airflow_on: Callable[[str], str], sqlite_database: str, monkeypatch: pytest.MonkeyPatch, *, back: bool
+) -> None:
+    airflow_on(sqlite_database)
+    monkeypatch.setattr(module, "LOOKED_AT", 20)
+    keep(*(session_of(f"R-{number}", NOW + number * MINUTE) for number in range(1000)))
+    place = {"before" if back else "after": Place(NOW + 500 * MINUTE, 0)}
+
+    def cost(span: int) -> int:
+        times = {"since": NOW + (500 - span) * MINUTE, "until": NOW + (500 + span) * MINUTE}
+        with worked() as steps:
+            page = listed(Filters(run_type="NORMAL", status="FAILED", **times), **place)
+        assert page.sessions == ()
+        return steps[0]
+
+    assert cost(500) < 1.5 * cost(25)

@@ -22,7 +22,7 @@ from airflow_mediation_provider.journal.listing import (
 from airflow_mediation_provider.journal.tables import CallsRow
 from airflow_mediation_provider.journal.transaction import read
 from tests.unit.journal.old_rows import NOW, keep, session_of, told, wait_of
-from tests.unit.journal.plans import explained, uses_an_index
+from tests.unit.journal.plans import explained, uses_an_index, worked
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -315,3 +315,22 @@ def test_what_the_pages_ask_of_the_journal_uses_indexes(airflow_on: Callable[[st
     # The index of kinds would do as well by this, and lead to all rows of the connection.
     assert len(searched) == 2
     assert {step.partition("USING INDEX ")[2].split()[0] for step in searched} == {"ix_mediation_transition_session"}
+
+
+@pytest.mark.parametrize("filters", [{}, {"run_type": "NORMAL"}, {"run_type": "NORMAL", "status": "COMPLETED"}])
+def test_a_chart_of_all_time_costs_what_is_counted_and_not_what_there_is(
+    airflow_on: Callable[[str], str], sqlite_database: str, monkeypatch: pytest.MonkeyPatch, filters: dict[str, str]
+) -> None:
+    airflow_on(sqlite_database)
+    monkeypatch.setattr(module, "COUNTED", 20)
+    keep(*(began(f"R-{number}", number) for number in range(1000)))
+
+    def cost(since: datetime) -> int:
+        with worked() as steps:
+            counts = read(
+                partial(count_by_status, filters=Filters(**filters), since=since, until=at(1000), bars=24)  # type: ignore[arg-type]
+            )
+        assert sum(each.get("COMPLETED", 0) for each in counts.spans) in (20, 21)
+        return steps[0]
+
+    assert cost(at(0)) < 1.5 * cost(at(980))
