@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 LIST_SECONDS: Final = 0.100
 COUNT_SECONDS: Final = 1.0
-"""A chart, and the health line beside very many sessions, are fetched by themselves: nothing waits for them."""
+"""The health line beside very many sessions is fetched by itself: nothing waits for it."""
 NOTHING: Final = "No session "
 _DEEP: Final = 1000
 
@@ -68,8 +68,8 @@ def _filtered(what: str, shows: str | int, **parameters: object) -> Question:
     return Question(f"list: {what}", address("", "/sessions", **parameters), text)
 
 
-def _chart(what: str, claimed: float = COUNT_SECONDS, **parameters: object) -> Question:
-    return Question(f"chart: {what}", address("", "/sessions/chart", **parameters), "COMPLETED", claimed)
+def _chart(what: str, **parameters: object) -> Question:
+    return Question(f"chart: {what}", address("", "/sessions/chart", **parameters), "COMPLETED")
 
 
 def _lists(plan: Plan) -> Iterator[Question]:
@@ -118,7 +118,7 @@ def _lists(plan: Plan) -> Iterator[Question]:
 
 def _charts(plan: Plan) -> Iterator[Question]:
     begin = plan.began(0).isoformat()
-    yield _chart("the last day", LIST_SECONDS)
+    yield _chart("the last day")
     yield _chart("30 days", since="30d")
     yield _chart("everything", since=begin)
     yield _chart("everything of one connection", since=begin, conn=EU)
