@@ -47,7 +47,7 @@ def test_from_the_login_to_a_session_that_changes_before_ones_eyes(
     expect(row.locator(".badge")).to_have_text("RUNNING")
     become(session["session_id"], "COMPLETED")
     expect(row.locator(".badge")).to_have_text("COMPLETED")
-    expect(row).to_contain_text("run_and_branch.run_meter met")
+    expect(row).to_contain_text("run_and_branch.run_meter condition met")
     assert tab.unreloaded
     stage.airflow.wait_success("run_and_branch", run_id)
     # Of Airflow's own login page.
