@@ -70,7 +70,7 @@ class AirflowStack(AirflowClient):
             self._commands[f"api-server-{number}"] = ["api-server", "--apps", "core", "--port", str(other)]
         self.api_urls = [f"http://127.0.0.1:{each}{base_path}" for each in (port, *others)]
         # Airflow's health report is of one server, and knows of no other.
-        self._probes = {f"api-server-{n}": f"{url}/api/v2/version" for n, url in enumerate(self.api_urls, 1) if n > 1}
+        self._probes = {f"api-server-{n}": f"{url}/api/v2/version" for n, url in enumerate(self.api_urls[1:], 2)}
         if "execution-api" in components:
             self._probes["execution-api"] = f"{self._execution_url}/execution/health"
         self.home = self.root / "airflow"
