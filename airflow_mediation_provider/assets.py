@@ -1,6 +1,6 @@
-"""Schedules for DAGs that start from sessions, and what the tasks of such a run ask: which session it was.
+"""Schedules for Dags that sessions trigger, and the session of a triggered run for its tasks.
 
-A DAG file imports this, so it imports nothing but the Task SDK.
+A Dag file imports this module, so it imports nothing but the Task SDK.
 """
 
 from __future__ import annotations
@@ -8,102 +8,246 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, cast
 from urllib.parse import urlsplit
 
-from airflow.sdk import Asset, PartitionedAssetTimetable
+from airflow.sdk import Asset, AssetAny, PartitionedAssetTimetable
 
-from airflow_mediation_provider.operators.arguments import check_text, is_template, seconds
-from airflow_mediation_provider.protocol.asset_uri import (
+from airflow_mediation_provider.protocol.ids import connection_id_of, id_of
+from airflow_mediation_provider.protocol.sessions.asset_uri import (
+    ANY_METER,
     SCHEME,
     asset_uri,
+    history_uri,
+    is_history_uri,
     is_poll_uri,
-    known_status,
     poll_uri,
     read_asset_uri,
+    run_type_of_asset,
+    status_of_schedule,
 )
+from airflow_mediation_provider.protocol.sessions.session_result import SessionResult
+from airflow_mediation_provider.protocol.status import warn_of_unknown
+from airflow_mediation_provider.tasks.arguments import is_template, seconds, status_names
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Collection, Mapping, Sequence
     from datetime import timedelta
     from urllib.parse import SplitResult
 
     from airflow.sdk import Context
     from airflow.timetables.base import Timetable
 
-    from airflow_mediation_provider.protocol.status import SessionStatus
+    from airflow_mediation_provider.protocol.status import RunType, SessionStatus
+
+__all__ = [
+    "ANY_METER",
+    "MeterSessionTimetable",
+    "SessionResult",
+    "create_asset",
+    "on_meter_session",
+    "sanitize_uri",
+    "triggering_session",
+    "triggering_sessions",
+]
 
 _SHORTEST_POLL = 5.0
 
 
 class MeterSessionTimetable(PartitionedAssetTimetable):
-    """One DAG run for each session that reaches a status, with the session's id as the run's partition key.
+    """One Dag run for each session that reaches a status, with the session's id as the run's partition key.
 
     Made by :func:`on_meter_session`. ``a | b`` starts a run for each session of either.
     """
 
     def __or__(self, other: object) -> MeterSessionTimetable:
-        """Return the schedule that starts a run for each session of either."""
+        """Return the schedule that starts a run for each session of either.
+
+        :raises TypeError: the other one is no such schedule
+        """
         if not isinstance(other, MeterSessionTimetable):
-            return NotImplemented
-        return MeterSessionTimetable(assets=self.asset_condition | other.asset_condition)
+            raise TypeError(
+                f"A schedule of on_meter_session() combines by | with another one only, not with {other!r:.80}: events "
+                "of other assets have no session's id, so such a run would never start. Give that asset to a Dag of its"
+                " own."
+            )
+        return _StoredAsAirflows(assets=self.asset_condition | other.asset_condition)
+
+    __ror__ = __or__
+
+    def __and__(self, other: object) -> MeterSessionTimetable:
+        """Refuse to combine: most sessions would meet one half only, and their runs would stay pending.
+
+        :raises TypeError: always
+        """
+        raise TypeError(
+            "Schedules of on_meter_session() do not combine by &: a session that meets one condition and never the "
+            "other would stay pending, and delay all such Dags. Use | for a run for each session of either; for work "
+            "after several meters, wait for the others in the run with a MeterSessionSensor."
+        )
+
+    __rand__ = __and__
 
     @classmethod
     def deserialize(cls, data: dict[str, Any]) -> Timetable:
-        """Return what Airflow's scheduler reads of it: Airflow's own timetable, for this one adds ``|`` alone."""
+        """Return Airflow's own timetable for the scheduler: this class adds only operators to it."""
         from airflow.timetables.simple import PartitionedAssetTimetable as CoreTimetable
 
         return cast("Timetable", CoreTimetable.deserialize(data))
 
 
+class _StoredAsAirflows(MeterSessionTimetable):
+    """What :func:`on_meter_session` returns: its stored form is Airflow's own timetable.
+
+    Airflow stores a timetable by the path of its class. This one has the path of Airflow's own timetable, whose data it
+    has, so that Airflow reads the Dag also in a process in which this package is missing.
+    """
+
+
+_StoredAsAirflows.__module__ = "airflow.timetables.simple"
+_StoredAsAirflows.__name__ = _StoredAsAirflows.__qualname__ = PartitionedAssetTimetable.__name__
+
+
 def on_meter_session(
-    meter_id: str | int,
-    status: SessionStatus | str,
+    meter_id: str | int | Collection[str | int],
+    statuses: SessionStatus | str | Collection[SessionStatus | str],
     *,
+    previous_statuses: SessionStatus | str | Collection[SessionStatus | str] | None = None,
+    run_type: RunType | str | None = None,
     mediation_conn_id: str = "mediation_default",
     poll_interval: timedelta | float | None = None,
+    callout_history: timedelta | float | None = None,
 ) -> MeterSessionTimetable:
-    """Return a ``schedule`` that starts one DAG run for each session of a meter that reaches a status.
+    """Return a ``schedule`` that starts one Dag run for each session of a meter that reaches a status.
 
-    Sessions are never merged into one run, however many end at once, and none is left behind. The run's partition key
-    is the session's id; :func:`triggering_session` gives its tasks the session. A session that is re-opened and ends
-    again starts another run with the same key.
+    .. code-block:: python
+
+        on_meter_session("1001", "COMPLETED")
+        on_meter_session(ANY_METER, ["FAILED", "TESTING_FAILED"])
+        on_meter_session(["1001", "1002"], "COMPLETED", previous_statuses="RUNNING")
+        on_meter_session(ANY_METER, "CANCELED", run_type="DEBUG") | on_meter_session("1001", "FAILED")
+
+    Sessions are never merged into one run, even if many end at once, and none is skipped. The run's partition key is
+    the session's id; :func:`triggering_session` returns the session to the run's tasks. A session that is re-opened and
+    ends again starts another run with the same key, unless the scheduler has not made the first one yet: that run has
+    both then (:func:`triggering_sessions`).
 
     Runs start from callouts: Zuora must send the *Meter Session Status Change* event to Airflow. Where Zuora cannot
-    reach Airflow, ``poll_interval`` has the triggerer look at the meter instead, once for all DAGs that ask for it. A
-    poll names no session: it is known only if exactly one of the meter was live, and never certain. What begins and
-    ends between two looks is not seen at all, nor a second session that ends as the first did before the next look.
+    reach Airflow, set ``callout_history``: the triggerer then reads Zuora's history of the callouts that went nowhere,
+    once for all Dags of the connection. It has each change with its session, whatever the meter. It is read as long as
+    one such Dag is not paused, by a triggerer without ``--queues``; what happened meanwhile is read later, up to 13
+    days back. Beside callouts it repairs what they lost, about an hour later.
 
-    While a DAG is paused, Airflow starts nothing for it: ``airflow mediation replay`` does that afterwards.
+    Where there are no callouts at all, set ``poll_interval``: the triggerer polls the meter, once for all Dags that ask
+    for it. A poll returns no session id: the session is known only if exactly one session of the meter was live, and is
+    never certain. Polls miss a session that starts and ends between two polls, and a second session that reaches the
+    same final status before the next poll.
 
-    :param meter_id: the meter, as in the address of its page in Zuora
-    :param status: the status, for example COMPLETED, FAILED or CANCELED; of DEBUG runs TESTING_PASSED, TESTING_FAILED,
-        and whatever else they report starts nothing
+    While a Dag is paused, Airflow starts no runs for it; afterwards ``airflow mediation replay`` starts them. What is
+    scheduled on an outlet of such a run needs a partitioned schedule too: ``docs/schedules.md`` has an example.
+
+    :param meter_id: the meter, as in the address of its page in Zuora; several; or ``ANY_METER``, which includes those
+        that are made later
+    :param statuses: the status, or several: for example COMPLETED, FAILED or CANCELED; for tests TESTING_PASSED or
+        TESTING_FAILED
+    :param previous_statuses: only sessions that were in this status, or one of these, right before: only callouts
+        report it; default: all
+    :param run_type: only NORMAL or only DEBUG sessions; default: DEBUG for the statuses that exist for tests only,
+        and NORMAL for all others
     :param mediation_conn_id: Airflow connection of type ``mediation``; callouts go to the address with its name
-    :param poll_interval: seconds between two looks at the meter, for an Airflow that gets no callouts; 5 at least
+    :param poll_interval: seconds between two polls of the meter, for an Airflow that receives no callouts; at least 5
+    :param callout_history: seconds between two reads of the connection's callout history, for an Airflow that Zuora
+        cannot reach; at least 5. Each read takes one call, and one more for each 40 further callouts
     :raises ValueError: an argument is wrong; names it and what is allowed
 
     https://docs.zuora.com/en/zuora-platform/extensibility/mediation/events/notifications-in-mediation
     """
-    meter = str(meter_id) if type(meter_id) is int else cast("str", meter_id)
-    for name, value in (("meter_id", meter), ("mediation_conn_id", mediation_conn_id)):
-        check_text(name, value)
-        if is_template(value):
-            raise ValueError(f"{name} must be written out: Airflow reads a schedule before it renders any template")
-    schedule = MeterSessionTimetable(assets=_asset(asset_uri(mediation_conn_id, meter, known_status(status))))
-    if poll_interval is None:
-        return schedule
-    interval = seconds("poll_interval", poll_interval, least=_SHORTEST_POLL)
-    return schedule | MeterSessionTimetable(assets=_polls(mediation_conn_id, meter, interval))
+    conn_id = _written_out("mediation_conn_id", mediation_conn_id, connection_id_of)
+    meters = _meters(meter_id)
+    reached = _statuses("statuses", statuses)
+    before: Sequence[str | None] = [None]
+    if previous_statuses is not None:
+        before = _statuses("previous_statuses", previous_statuses)
+    assets = [
+        Asset(
+            asset_uri(
+                conn_id, meter, status, previous, None if run_type is None else run_type_of_asset(status, run_type)
+            )
+        )
+        for meter in meters
+        for status in reached
+        for previous in before
+    ]
+    if poll_interval is not None:
+        unknown = {"meter_id=ANY_METER": meters == [ANY_METER], "previous_statuses": previous_statuses is not None}
+        if refused := [name for name, given in unknown.items() if given]:
+            raise ValueError(
+                f"poll_interval does not go with {' and '.join(refused)}: a poll asks for the status of one meter, and "
+                "shows no previous status. Leave poll_interval out, and let Zuora send callouts."
+            )
+        interval = seconds("poll_interval", poll_interval, least=_SHORTEST_POLL)
+        assets += [_polls(conn_id, meter, interval) for meter in meters]
+    if callout_history is not None:
+        if poll_interval is not None:
+            raise ValueError(
+                "poll_interval does not go with callout_history: a session that both see could start two runs. Leave "
+                "poll_interval out: the history has each change, and its session."
+            )
+        assets.append(_history(conn_id, seconds("callout_history", callout_history, least=_SHORTEST_POLL)))
+    return _StoredAsAirflows(assets=assets[0] if len(assets) == 1 else AssetAny(*assets))
 
 
-def triggering_session(context: Context | None = None) -> dict[str, Any]:
-    """Return the session that started this DAG run: the JSON that operators and sensors of this provider return.
+def _written_out(name: str, value: object, check: Callable[[str, object], str]) -> str:
+    if is_template(value):
+        raise ValueError(f"{name} must be written out: Airflow reads a schedule before it renders any template")
+    return check(name, value)
 
-    A task that returns it hands it to ``MeterSummaryOperator(session=...)`` and the like.
+
+def _meters(value: object) -> list[str]:
+    """Return the ids of the meters, once each.
+
+    :raises ValueError: one is invalid, there is none, or ``ANY_METER`` is not alone
+    """
+    given = sorted(value, key=str) if isinstance(value, set | frozenset) else value
+    items = given if isinstance(given, list | tuple) else [given]
+    meters = list(dict.fromkeys(each if each == ANY_METER else _written_out("meter_id", each, id_of) for each in items))
+    if not meters:
+        raise ValueError("meter_id must name at least one meter, or be ANY_METER")
+    if ANY_METER in meters and len(meters) > 1:
+        raise ValueError("meter_id: ANY_METER includes each meter of the connection: give it alone")
+    return meters
+
+
+def _statuses(name: str, value: object) -> list[str]:
+    """Return statuses by Zuora's names, once each; warn of one that Zuora does not document.
+
+    :raises ValueError: one is no status that sessions reach, or there is none
+    """
+    names = status_names(name, value)
+    if not names:
+        raise ValueError(f"{name} must name at least one status, for example COMPLETED")
+    warn_of_unknown(name, names, stacklevel=4)
+    return list(dict.fromkeys(names))
+
+
+def triggering_session(context: Context | None = None) -> SessionResult:
+    """Return the session that started this Dag run: the JSON that operators and sensors of this provider return.
+
+    A task that returns it passes it on to ``MeterSummaryOperator(session=...)`` and the like.
 
     :param context: the running task's context; the current task's by default
-    :return: the session's change of status, with ``evidence`` and ``certain``; ``session_id`` is ``None`` where polls
-        drive the schedule and could not tell the session. Where several events went into the run (the same session on
-        two assets), the newest.
-    :raises MediationMisconfigured: no session started this run, for example because a user did
+    :return: the session; its ``session_id`` is ``None`` where polls drive the schedule and the session is not known.
+        If the run has several (:func:`triggering_sessions`), the newest.
+    :raises MediationMisconfigured: no session started this run, for example because a user started it
+    """
+    return triggering_sessions(context)[-1]
+
+
+def triggering_sessions(context: Context | None = None) -> list[SessionResult]:
+    """Return all that this Dag run is for, the oldest first: as a rule one session in one status.
+
+    It is more where the session reached another status of the schedule, or the same one again, before Airflow's
+    scheduler made the run. And where one Dag is scheduled on several connections whose sessions have the same id.
+
+    :param context: the running task's context; the current task's by default
+    :raises MediationMisconfigured: no session started this run, for example because a user started it
     """
     if context is None:
         from airflow.sdk import get_current_context
@@ -119,42 +263,48 @@ def triggering_session(context: Context | None = None) -> dict[str, Any]:
             f"No session started the run {dag_run.run_id} of {dag_run.dag_id}. Only runs that a schedule of "
             f"on_meter_session() makes have one; to repeat one of those, clear its tasks."
         )
-    return dict(max(events, key=lambda event: event.timestamp).extra)
+    sessions: list[SessionResult] = []
+    for event in sorted(events, key=lambda event: event.timestamp):
+        session = cast("SessionResult", dict(event.extra))
+        # A session that fits two assets of the schedule has an event of each.
+        if session not in sessions:
+            sessions.append(session)
+    return sessions
 
 
 def sanitize_uri(uri: SplitResult) -> SplitResult:
-    """Check and normalize the address of an asset; Airflow calls it for every ``Asset("mediation://...")``.
+    """Check and normalize the URI of an asset; Airflow calls it for every ``Asset("mediation://...")``.
 
-    :raises ValueError: it is not of the form; one sentence says which part is wrong
+    :raises ValueError: the URI has another form; one sentence names the wrong part
     """
-    if is_poll_uri(uri.geturl()):
+    if is_poll_uri(uri.geturl()) or is_history_uri(uri.geturl()):
         return uri
-    return urlsplit(asset_uri(*read_asset_uri(uri.geturl())))
+    asset = read_asset_uri(uri.geturl())
+    status = status_of_schedule("status", asset.status)
+    previous = asset.previous_status and status_of_schedule("previous_status", asset.previous_status)
+    return urlsplit(asset_uri(asset.conn_id, asset.meter_id, status, previous, asset.run_type))
 
 
 def create_asset(
     *,
-    meter_id: str,
+    meter_id: str | int,
     status: str,
     mediation_conn_id: str = "mediation_default",
     extra: dict[str, Any] | None = None,
 ) -> Asset:
     """Return the asset that stands for sessions of a meter that reached a status, as Airflow's lineage asks for it.
 
-    :raises ValueError: the status is unknown
+    :raises ValueError: an id is invalid, or the status is unknown
     """
-    return Asset(asset_uri(mediation_conn_id, meter_id, known_status(status)), extra=extra or {})
-
-
-def _asset(uri: str) -> Asset:
-    return Asset(uri)
+    meter, conn_id = id_of("meter_id", meter_id), connection_id_of("mediation_conn_id", mediation_conn_id)
+    return Asset(asset_uri(conn_id, meter, status_of_schedule("status", status)), extra=extra or {})
 
 
 def _polls(mediation_conn_id: str, meter_id: str, interval: float) -> Asset:
-    """Return an asset that never changes, and has a meter watched as long as a DAG names it.
+    """Return an asset without events whose watcher polls a meter as long as a Dag names the asset.
 
-    Not the status's own: where one DAG asks for polls and another one, in another file, does not, Airflow would end the
-    watch whenever it reads the other file.
+    The watcher is not on the status's own asset: where one Dag asks for polls and another one, in another file, does
+    not, Airflow would end the watcher whenever it parses the other file.
     """
     from airflow.sdk import AssetWatcher
 
@@ -164,4 +314,16 @@ def _polls(mediation_conn_id: str, meter_id: str, interval: float) -> Asset:
     return Asset(
         poll_uri(mediation_conn_id, meter_id, interval),
         watchers=[AssetWatcher(name="meter_watch", trigger=trigger)],
+    )
+
+
+def _history(mediation_conn_id: str, interval: float) -> Asset:
+    """Return an asset without events whose watcher reads the callout history as long as a Dag names the asset."""
+    from airflow.sdk import AssetWatcher
+
+    from airflow_mediation_provider.triggers.meter_watch import CalloutHistoryTrigger
+
+    trigger = CalloutHistoryTrigger(mediation_conn_id=mediation_conn_id, read_interval=interval)
+    return Asset(
+        history_uri(mediation_conn_id, interval), watchers=[AssetWatcher(name="history_watch", trigger=trigger)]
     )

@@ -1,4 +1,4 @@
-"""``airflow mediation ...``: which commands there are and what they take. What they do is in ``commands``.
+"""``airflow mediation ...``: the commands and their arguments. ``commands`` implements them.
 
 Every ``airflow`` command loads this module, so it imports nothing but Airflow's own description of commands.
 
@@ -24,7 +24,7 @@ def _hours(text: str) -> float:
         hours = float(text)
     except ValueError:
         hours = -1.0
-    if not 0 <= hours <= _MOST_HOURS:  # nor is what is no number
+    if not 0 <= hours <= _MOST_HOURS:  # also rejects NaN
         raise ArgumentTypeError(f"it must be a number of hours from 0 to {_MOST_HOURS:,}, not {text!r}")
     return hours
 
@@ -33,19 +33,19 @@ CONN_ID: Final = Arg(
     ("--conn-id",), help="the connection, of type mediation (default: %(default)s)", default="mediation_default"
 )
 URL: Final = Arg(
-    ("--url",), help="the public address of Airflow, or of the callouts in full (default: base_url in section api)"
+    ("--url",), help="public address of Airflow, or full address of the callouts (default: base_url in section api)"
 )
 SINCE: Final = Arg(
     ("--since",),
     default="24h",
-    help="from when on: ISO 8601 (UTC where it has no zone), or how long ago, like 36h or 7d (default: %(default)s)",
+    help="start: ISO 8601 (UTC without a zone), or an age like 36h or 7d (default: %(default)s)",
 )
 SINCE_REQUIRED: Final = Arg(
     ("--since",),
     required=True,
-    help="from when on: ISO 8601 (UTC where it has no zone), or how long ago, like 36h or 7d",
+    help="start: ISO 8601 (UTC without a zone), or an age like 36h or 7d",
 )
-UNTIL: Final = Arg(("--until",), help="until when, written the same way (default: now)")
+UNTIL: Final = Arg(("--until",), help="end, in the same format (default: now)")
 EVENT_CATEGORY: Final = Arg(
     ("--event-category",), help="read only this event category of the callout history (default: all of the tenant)"
 )
@@ -53,26 +53,25 @@ OPEN_HOURS: Final = Arg(
     ("--open-hours",),
     type=_hours,
     default=6,
-    help="look at sessions that have not ended, and of which nothing came for so many hours; 0: at none "
-    "(default: %(default)s)",
+    help="check sessions that have not ended and had no update for this many hours; 0: none (default: %(default)s)",
 )
-JSON: Final = Arg(("--json",), action="store_true", help="print the result as JSON, and the progress beside it")
+JSON: Final = Arg(("--json",), action="store_true", help="print the result as JSON, and the progress to stderr")
 TO_REVISION: Final = Arg(("--to-revision",), help="the revision to stop at (default: the last one)")
 BACK_TO_REVISION: Final = Arg(
-    ("--to-revision",), required=True, help="the revision to go back to; base: without any of the tables"
+    ("--to-revision",), required=True, help="the revision to go back to; base: removes all tables"
 )
 YES: Final = Arg(("-y", "--yes"), action="store_true", help="do not ask")
 OLDER_THAN: Final = Arg(
     ("--older-than",), type=float, required=True, metavar="DAYS", help="how many days to keep; at least 14"
 )
-ONLY_CONN_ID: Final = Arg(("--conn-id",), help="of this connection alone (default: of all)")
-DAG: Final = Arg(("--dag",), metavar="DAG_ID", help="the DAG")
+ONLY_CONN_ID: Final = Arg(("--conn-id",), help="only of this connection (default: all)")
+DAG: Final = Arg(("--dag",), metavar="DAG_ID", help="the Dag")
 ASSET: Final = Arg(
     ("--asset",),
     metavar="URI",
-    help="or all DAGs on an asset, like mediation://mediation_default/meters/1001/COMPLETED",
+    help="or all Dags on an asset, like mediation://mediation_default/meters/1001/COMPLETED",
 )
-DRY_RUN: Final = Arg(("--dry-run",), action="store_true", help="only say what would be done")
+DRY_RUN: Final = Arg(("--dry-run",), action="store_true", help="only print what would be done")
 
 
 def get_cli_commands() -> list[CLICommand]:
@@ -90,49 +89,57 @@ def get_cli_commands() -> list[CLICommand]:
                 ),
                 ActionCommand(
                     name="send-test-callout",
-                    help="Send a signed test callout, and prove that it arrives",
+                    help="Send a signed test callout, and check that it arrives",
                     description="Send a callout without credentials, which must be refused, and one with those of the "
-                    "connection, which must be in the journal then. It belongs to no session and starts no DAG.",
+                    "connection, which must then be in the journal. It belongs to no session and starts no Dag.",
                     func=lazy_load_command(f"{_COMMANDS}.callouts.send_test"),
                     args=(CONN_ID, URL),
                 ),
                 ActionCommand(
                     name="reconcile",
-                    help="Put into the journal what Zuora's callout history has and the journal lacks",
-                    description="Read Zuora's callout history, put into the journal the changes that never came, and "
-                    "say which sessions seem never to end. Running it again does no harm.",
-                    func=lazy_load_command(f"{_COMMANDS}.reconcile.reconcile"),
+                    help="Add to the journal what Zuora's callout history has and the journal lacks",
+                    description="Read Zuora's callout history, add the status changes that were not received to the "
+                    "journal, and list sessions that seem never to end. Running it again is safe.",
+                    func=lazy_load_command(f"{_COMMANDS}.maintenance.reconcile"),
                     args=(CONN_ID, SINCE, UNTIL, EVENT_CATEGORY, OPEN_HOURS, DRY_RUN, JSON),
                 ),
                 ActionCommand(
                     name="reparse",
-                    help="Read callouts again that could not be read when they came",
-                    description="Read callouts again that could not be read when they came: a later version of this "
-                    "package may know more. What they say counts from then on.",
-                    func=lazy_load_command(f"{_COMMANDS}.reparse.reparse"),
+                    help="Parse the stored unparsed callouts again",
+                    description="Parse the stored unparsed callouts again: a later version of this package may be able "
+                    "to. Their status changes take effect from then on.",
+                    func=lazy_load_command(f"{_COMMANDS}.maintenance.reparse"),
                     args=(CONN_ID, DRY_RUN),
                 ),
                 ActionCommand(
                     name="replay",
-                    help="Start the runs that a DAG missed because it was paused, or not there yet",
-                    description="Start a run for each session that came to the status which a DAG is scheduled on, and "
-                    "for which that DAG has no run. Other DAGs are left alone, and running it again does no harm.",
-                    func=lazy_load_command(f"{_COMMANDS}.replay.replay"),
+                    help="Start the runs that a Dag missed because it was paused or did not exist yet",
+                    description="Start a run for each session that reached the status on which a Dag is scheduled and "
+                    "for which that Dag has no run. Other Dags are not affected, and running it again is safe.",
+                    func=lazy_load_command(f"{_COMMANDS}.maintenance.replay"),
                     args=(DAG, ASSET, SINCE_REQUIRED, UNTIL, DRY_RUN),
                 ),
                 ActionCommand(
+                    name="check-schedules",
+                    help="List the Dags whose schedules read as if sessions started them, and that never start",
+                    description="An asset of sessions in an ordinary schedule starts nothing, nor does an ordinary "
+                    "schedule on an outlet of a Dag on sessions. Exits with 1 if there is such a Dag.",
+                    func=lazy_load_command(f"{_COMMANDS}.maintenance.check_schedules"),
+                    args=(),
+                ),
+                ActionCommand(
                     name="prune",
-                    help="Delete from the journal what is old: sessions that ended, with all that was told of them",
-                    func=lazy_load_command(f"{_COMMANDS}.prune.prune"),
+                    help="Delete old data from the journal: ended sessions with all that was stored of them",
+                    func=lazy_load_command(f"{_COMMANDS}.maintenance.prune"),
                     args=(OLDER_THAN, ONLY_CONN_ID, DRY_RUN),
                 ),
                 GroupCommand(
                     name="db",
-                    help="The journal's tables, which `airflow db migrate` makes with all others",
+                    help="The journal's tables, which `airflow db migrate` creates with all others",
                     subcommands=(
                         ActionCommand(
                             name="migrate",
-                            help="Make the tables, or bring them to a revision",
+                            help="Create the tables, or migrate them to a revision",
                             func=lazy_load_command(f"{_COMMANDS}.db.migrate"),
                             args=(TO_REVISION,),
                         ),
@@ -144,7 +151,7 @@ def get_cli_commands() -> list[CLICommand]:
                         ),
                         ActionCommand(
                             name="check",
-                            help="Say whether the tables are those that this version needs",
+                            help="Check whether the tables are those that this version needs",
                             func=lazy_load_command(f"{_COMMANDS}.db.check"),
                             args=(),
                         ),

@@ -1,18 +1,19 @@
-"""Links from a task in Airflow's UI, from the first second on: to its session's page there, and to Zuora's own.
+"""Links in Airflow's UI, from the first second of a task: to its session's page in Airflow, and to Zuora's page.
 
-Airflow stores a link as an XCom, and by itself only when the task's process ends. So whoever learns the addresses calls
-``push_session_links`` before it waits; Airflow's own push at the end then finds those XComs and repeats them.
+Airflow stores a link as an XCom, and by itself only when the task's process ends. So the code that finds the addresses
+calls ``push_session_links`` before it waits; Airflow's own push at the end then finds those XComs and repeats them.
 """
 
 from __future__ import annotations
 
+import logging
 from contextlib import suppress
 from typing import TYPE_CHECKING, ClassVar
 
 from airflow.sdk import BaseOperatorLink, conf
 
-from airflow_mediation_provider.protocol.errors import MediationError
-from airflow_mediation_provider.protocol.pages import session_page, task_page
+from airflow_mediation_provider.protocol.urls import session_page, task_page
+from airflow_mediation_provider.protocol.zuora.errors import MediationError
 from airflow_mediation_provider.version_compat import framed
 
 if TYPE_CHECKING:
@@ -23,6 +24,10 @@ if TYPE_CHECKING:
 
     from airflow_mediation_provider.hooks.mediation import MediationHook
 
+__all__ = ["MeterSessionLink", "MeterSessionPageLink"]
+
+log = logging.getLogger(__name__)
+
 
 class _PushedLink(BaseOperatorLink):
     """A link whose address was pushed as an XCom."""
@@ -31,11 +36,11 @@ class _PushedLink(BaseOperatorLink):
 
     @property
     def xcom_key(self) -> str:
-        """The XCom that holds the address: the very one that was pushed."""
+        """The key of the XCom with the address: the one that was pushed."""
         return self.key
 
     def get_link(self, operator: BaseOperator, *, ti_key: TaskInstanceKey) -> str:  # noqa: ARG002
-        """Return the address pushed for this task instance, or an empty text (the UI then greys the button out)."""
+        """Return the address pushed for this task instance, or an empty text (the UI then disables the button)."""
         from airflow.sdk.execution_time.xcom import XCom
 
         return XCom.get_value(ti_key=ti_key, key=self.key) or ""
@@ -56,32 +61,35 @@ class MeterSessionPageLink(_PushedLink):
 
 
 SESSION_LINKS = (MeterSessionPageLink(), MeterSessionLink())
-"""The links of an operator that knows, or waits for, one session."""
+"""The links of an operator that has, or waits for, one session."""
 
 
 def push_session_links(
     context: Context, hook: MediationHook, meter_id: str, session_id: str | None, run_id: str | None = None
 ) -> None:
-    """Show a session's addresses in Airflow's UI from now on; at Zuora where the connection has a template for it.
+    """Show a session's links in Airflow's UI from now on; Zuora's where the connection has a template for it.
 
-    Where there is none, an empty text says so: Airflow looks for the link when the process ends, and logs an error
-    where it finds nothing at all.
+    Without a template an empty text is pushed: when the process ends, Airflow reads the link and logs an error if it
+    finds nothing at all. No task depends on a link: an error while it is pushed is logged in one line, and the task
+    continues.
 
     :param context: the running task's context
-    :param hook: knows the connection; trouble with it is left to the calls that matter
+    :param hook: has the connection; errors of the connection are left to the calls that matter
     :param meter_id: the meter
     :param session_id: the session
-    :param run_id: Zuora's own id of the run, which only the reply of a run call tells
+    :param run_id: Zuora's own id of the run, which only the reply of a run call contains
     """
-    url = None
-    if session_id is not None:
-        with suppress(MediationError):
-            url = hook.session_url(meter_id, session_id, run_id)
     ti = context["ti"]
-    ti.xcom_push(key=MeterSessionLink.key, value=url or "")
-    ti.xcom_push(
-        key=MeterSessionPageLink.key, value=session_page_in_airflow(ti, hook.mediation_conn_id, meter_id, session_id)
-    )
+    try:
+        url = None
+        if session_id is not None:
+            with suppress(MediationError):
+                url = hook.session_url(meter_id, session_id, run_id)
+        ti.xcom_push(key=MeterSessionLink.key, value=url or "")
+        page = session_page_in_airflow(ti, hook.mediation_conn_id, meter_id, session_id)
+        ti.xcom_push(key=MeterSessionPageLink.key, value=page)
+    except Exception as error:
+        log.warning("The links to the session could not be pushed (%s: %s).", type(error).__name__, error)
 
 
 def session_page_in_airflow(ti: Any, conn_id: str, meter_id: str, session_id: str | None) -> str:

@@ -1,7 +1,7 @@
-"""Metrics: what the provider tells Airflow's own metrics (StatsD, DogStatsD, OpenTelemetry), under ``mediation.*``.
+"""Metrics that the provider emits through Airflow's own (StatsD, DogStatsD, OpenTelemetry), under ``mediation.*``.
 
-Airflow keeps its metrics twice: for the processes that have its database, and for those that run users' code. Each of
-the metrics below is emitted in one kind of process alone. Measuring never fails what is measured.
+Airflow has two sets of metrics: one for the processes with access to its database, one for those that run users' code.
+Each metric below is emitted in one kind of process only. An error in a metric never fails what is measured.
 """
 
 from __future__ import annotations
@@ -13,20 +13,21 @@ from datetime import timedelta
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, Final
 
-from airflow_mediation_provider.protocol.status import SessionStatus
+from airflow_mediation_provider.protocol.status import RunType, SessionStatus
 
 if TYPE_CHECKING:
-    from airflow_mediation_provider.protocol.errors import MediationError
-    from airflow_mediation_provider.protocol.wait import SessionWait, WaitResult
+    from airflow_mediation_provider.protocol.waits.wait import SessionWait, WaitResult
+    from airflow_mediation_provider.protocol.zuora.errors import MediationError
 
 log = logging.getLogger(__name__)
 
 _SERVER: Final = "airflow.observability.stats"
 _TASKS: Final = "airflow.sdk.observability.stats"
-# Airflow's StatsD client refuses a metric with any other character, for tags may be a part of its name.
+# Airflow's StatsD client refuses a metric with any other character, because tags may be part of its name.
 _NOT_IN_TAGS: Final = re.compile(r"[^a-zA-Z0-9_.-]")
 LONGEST_TAG: Final = 60
 _STATUSES: Final = frozenset(SessionStatus)
+_RUN_TYPES: Final = frozenset(RunType)
 _failed: Final[set[str]] = set()
 
 
@@ -34,9 +35,9 @@ _failed: Final[set[str]] = set()
 class Metric:
     """One metric.
 
-    :param name: by which it is known, without the prefix that Airflow puts before all of its own
-    :param tags: the names of its tags; their values are few, or a metrics server would keep a series for each
-    :param server: whether the API server and commands emit it, and not triggerers and workers
+    :param name: without the prefix that Airflow puts before all of its own
+    :param tags: the names of its tags; each has few values, because a metrics server keeps a series for each value
+    :param server: whether the API server and commands emit it; otherwise triggerers and workers do
     """
 
     name: str
@@ -48,30 +49,30 @@ class Metric:
             stats = import_module(_SERVER if self.server else _TASKS).Stats
             getattr(stats, how)(self.name, value, tags={name: _tag(tag) for name, tag in tags.items()})
         except Exception:
-            _complain(self.name)
+            _log_once(self.name)
 
 
 class Counter(Metric):
-    """Counts what happened."""
+    """A counter of events."""
 
     def add(self, count: int = 1, **tags: object) -> None:
-        """Count so many more."""
+        """Add to the counter."""
         self._emit("incr", count, tags)
 
 
 class Gauge(Metric):
-    """Shows how many there are now."""
+    """A current value."""
 
     def show(self, value: float, **tags: object) -> None:
-        """Take the place of what was shown before."""
+        """Replace the value that was shown before."""
         self._emit("gauge", value, tags)
 
 
 class Timer(Metric):
-    """Keeps how long things took; Airflow hands it on in milliseconds."""
+    """A duration; Airflow passes it on in milliseconds."""
 
     def took(self, seconds: float, **tags: object) -> None:
-        """Keep one duration."""
+        """Emit one duration."""
         self._emit("timing", timedelta(seconds=seconds), tags)
 
 
@@ -90,7 +91,7 @@ FEED_LOST: Final = Counter("mediation.feed.lost", ("conn_id",))
 
 
 def polled(conn_id: str, error: MediationError | None = None) -> None:
-    """Count a look at a meter's status, and whether it failed.
+    """Count a poll of a meter's status, and whether it failed.
 
     :param conn_id: the connection
     :param error: why there was no good answer
@@ -101,7 +102,7 @@ def polled(conn_id: str, error: MediationError | None = None) -> None:
 
 
 def wait_ended(conn_id: str, wait: SessionWait | None, result: WaitResult) -> None:
-    """Count the end of a wait for a session; one for a stop of the meter is none.
+    """Count the end of a wait for a session; the wait of a stop is not counted.
 
     :param conn_id: the connection
     :param wait: the wait, where it is known
@@ -112,26 +113,31 @@ def wait_ended(conn_id: str, wait: SessionWait | None, result: WaitResult) -> No
 
 
 def status_tag(status: str) -> str:
-    """Return a session's status as a tag: what Zuora does not document may be anything, and is one value."""
+    """Return a session's status as a tag: all statuses that Zuora does not document share one value."""
     return str(status) if status in _STATUSES else "OTHER"
 
 
+def run_type_tag(run_type: str) -> str:
+    """Return a session's run type as a tag: ``OTHER`` for a type that Zuora does not document."""
+    return str(run_type) if run_type in _RUN_TYPES else "OTHER"
+
+
 def in_api_server() -> None:
-    """Make ready for the first callout; for a thread, because it takes a fifth of a second where Airflow has not."""
+    """Prepare for the first callout; run it in a thread: it takes 0.2 s where Airflow has not set up metrics."""
     from airflow_mediation_provider.version_compat import AIRFLOW_V_3_3_PLUS
 
     if not AIRFLOW_V_3_3_PLUS:
-        # The API server of Airflow 3.2 emits nothing at all: neither it nor its plugins are set up to.
+        # The API server of Airflow 3.2 emits nothing: metrics are set up neither for it nor for its plugins.
         set_up()
     try:
-        # Reads Airflow's list of metrics and looks up the host; nothing is sent by it.
+        # Reads Airflow's list of metrics and resolves the host; it sends nothing.
         import_module(_SERVER).Stats.timer(CALLOUTS_DURATION.name)
     except Exception:
-        _complain(CALLOUTS_DURATION.name)
+        _log_once(CALLOUTS_DURATION.name)
 
 
 def set_up() -> None:
-    """Switch Airflow's metrics on, as its settings say, in a process in which Airflow itself does not."""
+    """Set up Airflow's metrics, as configured, in a process in which Airflow itself does not."""
     from airflow_mediation_provider.version_compat import AIRFLOW_V_3_3_PLUS
 
     try:
@@ -143,16 +149,16 @@ def set_up() -> None:
         else:
             stats.initialize(factory=get_factory(stats))
     except Exception:
-        _complain("mediation.*")
+        _log_once("mediation.*")
 
 
 def _tag(value: object) -> str:
-    """Return a tag's value as every metrics server takes it."""
+    """Return a tag's value in a form that every metrics server accepts."""
     return _NOT_IN_TAGS.sub("_", str(value))[:LONGEST_TAG] or "unknown"
 
 
-def _complain(name: str) -> None:
-    """Log the exception at hand, once in a process for each metric: what is measured may happen often."""
+def _log_once(name: str) -> None:
+    """Log the current exception, once in a process for each metric: what is measured may happen often."""
     if name not in _failed:
         _failed.add(name)
-        log.warning("The metric %s could not be emitted; this is not said again.", name, exc_info=True)
+        log.warning("The metric %s could not be emitted; this is logged once.", name, exc_info=True)

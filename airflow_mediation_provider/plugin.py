@@ -1,4 +1,4 @@
-"""The plugin that Airflow loads in each of its processes: it mounts the API server's part, and imports none of it."""
+"""The plugin that Airflow loads in each of its processes: it mounts the API server's part without importing it."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from airflow.plugins_manager import AirflowPlugin
 
 from airflow_mediation_provider.api_server import LazyApp
 from airflow_mediation_provider.assets import MeterSessionTimetable
-from airflow_mediation_provider.protocol.pages import MOUNT, NAV_ROUTE
+from airflow_mediation_provider.protocol.urls import MOUNT, NAV_ROUTE
 
 
 def _views() -> list[dict[str, str]]:
-    """Return the pages that Airflow's UI shows in frames: the list in its navigation, and a tab of tasks and of runs.
+    """Return the pages that Airflow's UI shows in frames: the list in its navigation, and a tab of tasks and runs.
 
-    A frame's address begins with the path that Airflow has behind a proxy; Airflow does not put it there itself.
+    A frame's address starts with the path of Airflow behind a proxy; Airflow does not add it.
     """
     mount = urlsplit(conf.get("api", "base_url", fallback=None) or "").path.rstrip("/") + MOUNT
     run = "dag_id={DAG_ID}&run_id={RUN_ID}"
@@ -51,10 +51,10 @@ def _views() -> list[dict[str, str]]:
 
 
 class MediationPlugin(AirflowPlugin):
-    """What this provider adds to Airflow beside operators and the like: a schedule, pages, and paths for machines.
+    """What this provider adds to Airflow besides operators and the like: a schedule, pages, and an internal API.
 
-    Found by the entry point group ``airflow.plugins`` alone. Airflow reads the plugins of a provider's info only where
-    ``[core] lazy_discover_providers`` is off, and would then report this one as registered twice.
+    Registered by the entry point group ``airflow.plugins`` only. Airflow reads the plugins of a provider's info only
+    where ``[core] lazy_discover_providers`` is off, and would then report this one as registered twice.
     """
 
     name = "mediation"

@@ -1,6 +1,6 @@
-"""The part of the provider that runs in Airflow's API server, behind an ASGI callable that costs nothing until asked.
+"""The part of the provider that runs in Airflow's API server, an ASGI callable that is cheap until its first request.
 
-Airflow makes its plugins' apps in every process: schedulers, workers and triggerers never need one.
+Airflow creates its plugins' apps in every process; schedulers, workers and triggerers never need one.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-# Seconds between two log records of the same trouble.
+# Seconds between two log records of the same failure.
 _QUIET_SECONDS: Final = 60.0
 
 
@@ -32,9 +32,9 @@ def _create_app() -> ASGIApp:
 class LazyApp:
     """An ASGI application that is imported and built at its first request, in a thread, once.
 
-    Whatever goes wrong beneath it, building included, is answered 503 and logged: Zuora sends such a callout again.
+    Every failure beneath it, also while building, is answered 503 and logged: Zuora then sends the callout again.
 
-    :param build: makes the application
+    :param build: creates the application
     """
 
     def __init__(self, build: Callable[[], ASGIApp] = _create_app) -> None:
@@ -44,7 +44,7 @@ class LazyApp:
         self._logged: dict[str, float] = {}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer one request; Airflow sends nothing else to a mounted application that is not FastAPI's own."""
+        """Answer one request; Airflow sends only HTTP to a mounted application that is not FastAPI's own."""
         if scope["type"] == "lifespan":
             await _live(receive, send)
             return
@@ -80,7 +80,7 @@ class LazyApp:
             return self._app
 
     def _log(self, message: str) -> None:
-        """Log the exception at hand, at most once a minute for each message: callers may be many."""
+        """Log the current exception, at most once a minute for each message: there may be many callers."""
         now = time.monotonic()
         if now - self._logged.get(message, -_QUIET_SECONDS) >= _QUIET_SECONDS:
             self._logged[message] = now
@@ -95,7 +95,7 @@ async def _unavailable(send: Send) -> None:
 
 
 async def _live(receive: Receive, send: Send) -> None:
-    """Start and stop nothing, as a server asks that runs the application by itself."""
+    """Acknowledge startup and shutdown, which a server sends that runs the application by itself."""
     while True:
         message = await receive()
         await send({"type": f"{message['type']}.complete"})

@@ -1,28 +1,41 @@
 """The FastAPI application under ``/mediation``: its routes, and JSON for every answer, errors too.
 
-Airflow mounts it as it is and adds no authentication: each route authenticates by itself, or tells nothing.
+Airflow mounts it as it is and adds no authentication: each route authenticates by itself, or returns no data.
 """
 
 from __future__ import annotations
 
+import re
 from collections import Counter
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
-from fastapi import FastAPI, Request
+from fastapi import APIRouter, FastAPI, Request
 from starlette.exceptions import HTTPException
 
 from airflow_mediation_provider import __version__, metrics
-from airflow_mediation_provider.api_server import callouts, feed, observations, prune, reconcile
-from airflow_mediation_provider.api_server.calls import CallsKeeper
-from airflow_mediation_provider.api_server.complaints import Complaints
+from airflow_mediation_provider.api_server import callouts, feed, internal
 from airflow_mediation_provider.api_server.connections import Connections
+from airflow_mediation_provider.api_server.http import UNAVAILABLE, ThrottledLog, TtlMap, error_docs, refused
+from airflow_mediation_provider.api_server.internal import ApiUsageBuffer
+from airflow_mediation_provider.api_server.journal import Recorder
 from airflow_mediation_provider.api_server.pages import add_pages
-from airflow_mediation_provider.api_server.recorder import Recorder
-from airflow_mediation_provider.api_server.replies import UNAVAILABLE, error_docs, refused
-from airflow_mediation_provider.protocol.feed import HANDSHAKE_PATH, PROTOCOL, SERVICE
+from airflow_mediation_provider.protocol.wire import HANDSHAKE_PATH, PROTOCOL, SERVICE
 
 if TYPE_CHECKING:
     from fastapi.responses import JSONResponse
+    from starlette.types import ASGIApp, Receive, Scope, Send
+
+# Once, and not for each application: FastAPI analyses every route again when it is included.
+_routes: Final = APIRouter()
+for _part in (callouts, feed, internal):
+    _routes.include_router(_part.router)
+add_pages(_routes)
+
+
+@_routes.get(HANDSHAKE_PATH, responses=error_docs(405))
+async def handshake() -> dict[str, Any]:
+    """Identify this server: the feed's clients find it by this, and users check a reverse proxy with it."""
+    return {"service": SERVICE, "protocol": PROTOCOL, "version": __version__}
 
 
 def create_app(connections: Connections | None = None, recorder: Recorder | None = None) -> FastAPI:
@@ -31,7 +44,7 @@ def create_app(connections: Connections | None = None, recorder: Recorder | None
     :param connections: looks up connections; Airflow's by default
     :param recorder: writes into the journal; Airflow's database by default
     """
-    # No pages of documentation and no schema to fetch: nothing tells strangers more than they need.
+    # No documentation pages and no schema: unauthenticated clients get no more than they need.
     app = FastAPI(
         title="Zuora Mediation for Airflow",
         version=__version__,
@@ -39,34 +52,41 @@ def create_app(connections: Connections | None = None, recorder: Recorder | None
         redoc_url=None,
         openapi_url=None,
         redirect_slashes=False,
+        routes=_routes.routes,
     )
     metrics.in_api_server()
     app.state.connections = connections or Connections()
     app.state.recorder = recorder or Recorder()
-    app.state.complaints = Complaints()
-    # Connection -> how many callouts this process has refused since it took the last one.
+    app.state.throttled_log = ThrottledLog()
+    # Connection and answer -> how many callouts this process has refused since it took the last one.
     app.state.refused = Counter()
-    app.state.calls = CallsKeeper()
-    for part in (callouts, observations, feed, reconcile, prune):
-        app.include_router(part.router)
-    add_pages(app)
+    # Those to connections that do not exist, for a day: no accepted callout ends them.
+    app.state.misaddressed = TtlMap(callouts.MISADDRESSED_SECONDS, callouts.MISADDRESSED_LIMIT)
+    app.state.calls = ApiUsageBuffer()
+    app.add_middleware(_SingleSlashes)
     app.add_exception_handler(HTTPException, _http_error)
     app.add_exception_handler(Exception, _server_error)
-
-    @app.get(HANDSHAKE_PATH, responses=error_docs(405))
-    async def handshake() -> dict[str, Any]:
-        """Say who is here: how the feed's clients find this server, and how a reverse proxy is checked."""
-        return {"service": SERVICE, "protocol": PROTOCOL, "version": __version__}
-
     return app
 
 
+class _SingleSlashes:
+    """Reads several slashes in the address of a callout as one: Zuora never sends a callout again after a 404."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer one request."""
+        path = re.sub("/{2,}", "/", scope.get("path", ""))
+        await self._app({**scope, "path": path} if "/callouts/" in path else scope, receive, send)
+
+
 async def _http_error(_request: Request, error: Exception) -> JSONResponse:
-    """Answer what the router refuses: no such path, another method."""
+    """Answer what the router refuses: an unknown path, a wrong method."""
     assert isinstance(error, HTTPException)  # noqa: S101  # registered for nothing else
     return refused(error.status_code, str(error.detail).lower(), error.headers)
 
 
 async def _server_error(_request: Request, _error: Exception) -> JSONResponse:
-    """Answer what nobody foresaw; it is logged by ``LazyApp``, and Zuora sends a callout again after a 5xx."""
+    """Answer an unexpected error; ``LazyApp`` logs it, and Zuora sends a callout again after a 5xx."""
     return refused(503, UNAVAILABLE)

@@ -1,6 +1,6 @@
-"""Who looks at a page, and what of it they may see: Airflow's own auth manager decides.
+"""Which user requests a page, and what they may see: Airflow's own auth manager decides.
 
-Airflow mounts a plugin's application as it is and asks nobody for a login, so each route asks here.
+Airflow mounts a plugin's application as it is and requires no login, so each route checks it.
 """
 
 from __future__ import annotations
@@ -28,13 +28,13 @@ if TYPE_CHECKING:
     from airflow.api_fastapi.auth.managers.models.base_user import BaseUser
 
 may_read_assets: Final = Depends(requires_access_asset("GET"))
-"""What every page needs: sessions are what assets stand for."""
+"""What every page needs: sessions are behind assets."""
 
 
 class Reader:
-    """The user of a request. Blocks: some auth managers ask a database.
+    """The user of a request. Blocks: some auth managers query a database.
 
-    :param user: as Airflow knows it
+    :param user: the user as Airflow's auth manager returns it
     """
 
     def __init__(self, user: BaseUser) -> None:
@@ -42,23 +42,23 @@ class Reader:
         self._connections: dict[tuple[str, str], bool] = {}
 
     def sees_runs(self, dag_ids: Collection[str]) -> set[str]:
-        """Return the DAGs whose runs the user may see."""
+        """Return the Dags whose runs the user may see."""
         return self._dags(dag_ids, "GET", DagAccessEntity.RUN)
 
     def sees_tasks(self, dag_ids: Collection[str]) -> set[str]:
-        """Return the DAGs whose task instances the user may see."""
+        """Return the Dags whose task instances the user may see."""
         return self._dags(dag_ids, "GET", DagAccessEntity.TASK_INSTANCE)
 
     def starts_runs(self, dag_ids: Collection[str]) -> set[str]:
-        """Return the DAGs of which the user may start runs."""
+        """Return the Dags of which the user may start runs."""
         return self._dags(dag_ids, "POST", DagAccessEntity.RUN)
 
     def reads_connection(self, conn_id: str) -> bool:
-        """Whether the user may read a connection: what Zuora tells over it is customers' data."""
+        """Whether the user may read a connection: what Zuora sends over it is customers' data."""
         return self._connection(conn_id, "GET")
 
     def makes_events(self) -> bool:
-        """Whether the user may make asset events, as a callout does that is read at last."""
+        """Whether the user may create asset events, as a parsed callout does."""
         return get_auth_manager().is_authorized_asset(method="POST", user=self._user)
 
     def _connection(self, conn_id: str, method: ResourceMethod) -> bool:
@@ -95,17 +95,17 @@ ReaderDep = Annotated[Reader, Depends(_reader)]
 
 
 def _same_origin(request: Request) -> None:
-    """Refuse a request that another site's page made; the user's cookie would come with it.
+    """Refuse a request made by another site's page, which a browser would send with the user's cookie.
 
-    Browsers say where a request comes from, and pages cannot change it. Behind a proxy this server may not know its own
-    address, so the browser's own word for "the same" counts first.
+    Browsers send where a request comes from, and pages cannot change that. Behind a proxy this server may not have its
+    own address, so the browser's own header for "same origin" comes first.
 
     :raises HTTPException: 403
     """
     site, origin = request.headers.get("sec-fetch-site"), request.headers.get("origin")
     if site is None and origin is not None:
         ours = {_origin(str(request.base_url)), _origin(conf.get("api", "base_url", fallback=None) or "")}
-        # A page without an origin of its own says "null".
+        # A page without an origin sends "null".
         site = "same-origin" if all(_origin(origin)) and _origin(origin) in ours else None
     if site != "same-origin":
         raise HTTPException(403, "This request comes from another site.")
@@ -117,7 +117,7 @@ def _origin(url: str) -> tuple[str, str]:
 
 
 same_origin: Final = Depends(_same_origin)
-"""What every route that changes something needs besides its permission."""
+"""What every route that changes something needs in addition to its permission."""
 
 
 def _has_teams() -> bool:

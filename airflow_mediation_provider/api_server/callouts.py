@@ -1,9 +1,11 @@
 """Receive Zuora's callouts: an answer of exactly 200 once the event is durable, never before.
 
-Zuora sends a callout again after 408, 429 and 5xx, and never after most other answers. So 4xx is for those alone who do
-not prove that they are Zuora, and for what is too large; whatever else stands in the way is a 503.
+Zuora sends a callout again after 408, 429 and 5xx, and never after most other answers. So 4xx is only for requests that
+do not prove that they come from Zuora, that are too large or carry no body by their method, or too slow (408); every
+other failure is a 503. For the same reason a slash too many and a pasted blank do not hide the connection.
 
-Source: https://docs.zuora.com/en/zuora-platform/extensibility/events-and-notifications/notifications/callout-notification-overview
+Source:
+https://docs.zuora.com/en/zuora-platform/extensibility/events-and-notifications/notifications/callout-notification-overview
 """
 
 from __future__ import annotations
@@ -19,26 +21,43 @@ from fastapi.responses import JSONResponse
 from starlette.requests import ClientDisconnect
 
 from airflow_mediation_provider import metrics
-from airflow_mediation_provider.api_server.body import BodyTooLargeError, BodyTooSlowError, read_body
 from airflow_mediation_provider.api_server.connections import LookupFailedError, UnknownConnectionError
-from airflow_mediation_provider.api_server.replies import UNAVAILABLE, error_docs, refused
-from airflow_mediation_provider.journal.record import JournalUnavailable
-from airflow_mediation_provider.protocol.callout import read_callout
-from airflow_mediation_provider.protocol.callout_auth import Refused, authenticate
-from airflow_mediation_provider.protocol.errors import MisconfigurationError
+from airflow_mediation_provider.api_server.http import (
+    UNAVAILABLE,
+    BodyTooLargeError,
+    BodyTooSlowError,
+    error_docs,
+    read_body,
+    refused,
+)
+from airflow_mediation_provider.journal.writer import JournalUnavailable
+from airflow_mediation_provider.protocol.callouts.parse import read_callout
+from airflow_mediation_provider.protocol.callouts.verify import CalloutRefused, authenticate
+from airflow_mediation_provider.protocol.urls import connection_of_callout
+from airflow_mediation_provider.protocol.zuora.errors import MisconfigurationError
 
 if TYPE_CHECKING:
+    from collections import Counter
     from collections.abc import Mapping
 
 router = APIRouter()
 
+PATH: Final = "/callouts/{conn_id:path}"
 BODY_LIMIT: Final = 256 * 1024
-# Whoever sends 256 KiB more slowly than this is not Zuora.
+# Zuora never takes longer than this to send 256 KiB.
 BODY_SECONDS: Final = 5.0
 # Zuora waits 15 s for an answer.
 ANSWER_SECONDS: Final = 13.0
-# One text for all of them: a stranger learns nothing about which connections there are.
+# How long, and how many of them, the health line counts callouts to connections that do not exist.
+MISADDRESSED_SECONDS: Final = 24 * 3600.0
+MISADDRESSED_LIMIT: Final = 1000
+# One text for all cases, so that an unauthenticated client cannot find out which connections exist.
 NOT_FOUND: Final = "nothing accepts callouts here"
+
+# Zuora's form offers GET and DELETE too, which have no body.
+_METHODS: Final = ("POST", "PUT", "PATCH")
+_OTHER_METHODS: Final = ("GET", "HEAD", "DELETE", "OPTIONS")
+_COUNTED: Final = frozenset({401, 404, 405})
 
 _CHALLENGE: Final = {"WWW-Authenticate": 'Basic realm="mediation"'}
 _CLOSE: Final = {"Connection": "close"}
@@ -57,7 +76,7 @@ _FIELDS: Final = {
     "startTime": "2026-03-31T09:17:21Z",
     "endTime": "2026-03-31T09:42:05Z",
 }
-# Users write the template, so anything goes: what cannot be read is kept as it came.
+# Users write the template, so any body is possible: one that cannot be parsed is stored as it was received.
 _BODY_DOCS: Final[dict[str, Any]] = {
     "requestBody": {
         "description": "What the callout template makes, commonly a JSON object with the event's eight fields.",
@@ -72,30 +91,44 @@ _BODY_DOCS: Final[dict[str, Any]] = {
 }
 
 
-@router.post(
-    "/callouts/{conn_id:path}",
-    responses=_DOCS,
-    openapi_extra=_BODY_DOCS,
-)
+@router.post(PATH, responses=_DOCS, openapi_extra=_BODY_DOCS)
+@router.put(PATH, responses=_DOCS, openapi_extra=_BODY_DOCS)
+@router.patch(PATH, responses=_DOCS, openapi_extra=_BODY_DOCS)
 async def receive_callout(request: Request, conn_id: str) -> JSONResponse:
-    """Take one callout."""
+    """Receive one callout."""
     began = time.monotonic()
+    conn_id = connection_of_callout(conn_id)
     try:
         await _take(request, conn_id, began + ANSWER_SECONDS)
     except Exception as error:
         refusal = _refusal(error)
-        _count_refusal(error, 503 if refusal is None else refusal.status, conn_id)
-        if isinstance(error, Refused) and not error.unasked:
-            request.app.state.refused[conn_id] += 1
+        _count_refusal(request, error, 503 if refusal is None else refusal.status, conn_id)
         if refusal is None:
             raise
         what = f"A callout was answered {refusal.status}"
-        request.app.state.complaints.say(refusal.level, what, conn_id, refusal.reason)
+        request.app.state.throttled_log.log(refusal.level, what, conn_id, refusal.reason)
         return refused(refusal.status, refusal.error, refusal.headers)
-    request.app.state.refused.pop(conn_id, None)
+    counted: Counter[tuple[str, int]] = request.app.state.refused
+    for status in _COUNTED:
+        counted.pop((conn_id, status), None)
     metrics.CALLOUTS_ACCEPTED.add(conn_id=conn_id)
     metrics.CALLOUTS_DURATION.took(time.monotonic() - began, conn_id=conn_id)
     return JSONResponse({"success": True})
+
+
+@router.api_route(PATH, methods=list(_OTHER_METHODS), include_in_schema=False)
+async def refuse_method(request: Request, conn_id: str) -> JSONResponse:
+    """Count and log a callout by a method without a body: Zuora never sends it again."""
+    conn_id = connection_of_callout(conn_id)
+    error: Exception = _MethodError()
+    try:
+        await request.app.state.connections.get(conn_id)
+    except (UnknownConnectionError, LookupFailedError) as unknown:
+        error = unknown
+    _count_refusal(request, error, 405, conn_id)
+    reason = f"its method is {request.method}: choose POST in the callout template"
+    request.app.state.throttled_log.log(logging.WARNING, "A callout was answered 405", conn_id, reason)
+    return refused(405, "method not allowed", {"Allow": ", ".join(_METHODS)})
 
 
 async def _take(request: Request, conn_id: str, deadline: float) -> None:
@@ -107,17 +140,21 @@ async def _take(request: Request, conn_id: str, deadline: float) -> None:
     settings = connection.callouts
     if not settings.enabled:
         raise _NoAuthenticationError
-    # Of two headers of a name the first: Airflow puts an Authorization of its own behind what was sent where everybody
-    # is an admin ([core] simple_auth_manager_all_admins).
+    # Of two headers with the same name, the first counts: with [core] simple_auth_manager_all_admins, Airflow appends
+    # an Authorization header of its own to the ones that were sent.
     headers = dict(request.headers)
-    authenticate(settings, headers, body)
-    entry = read_callout(settings, headers, body, observed_at)
+    authenticate(settings, headers, body, now=observed_at)
+    entry = read_callout(settings, headers, body, observed_at, dict(request.query_params))
     left = deadline - time.monotonic()
     await state.recorder.record([entry], conn_id=conn_id, team=connection.team, seconds=left)
 
 
+class _MethodError(Exception):
+    """The request is by a method that has no body."""
+
+
 class _NoAuthenticationError(Exception):
-    """Nothing proves that a callout comes from Zuora, so the connection accepts none."""
+    """No authentication is set up for callouts, so the connection accepts none."""
 
 
 @dataclass(frozen=True)
@@ -136,21 +173,21 @@ class _Refusal:
 
 
 def _refusal(error: Exception) -> _Refusal | None:
-    """Return the answer to what went wrong; ``None`` where nobody foresaw it."""
+    """Return the answer for an exception; ``None`` if it is unexpected."""
     match error:
-        case BodyTooLargeError():  # the rest of the body is not waited for
+        case BodyTooLargeError():  # the rest of the body is not read
             return _Refusal(413, f"at most {BODY_LIMIT} bytes", "its body is too large", headers=_CLOSE)
         case BodyTooSlowError() | ClientDisconnect():
-            return _Refusal(408, "the body did not come in time", "its body did not come in time", headers=_CLOSE)
+            return _Refusal(408, "the body did not arrive in time", "its body did not arrive in time", headers=_CLOSE)
         case UnknownConnectionError():
-            return _Refusal(404, NOT_FOUND, "there is no connection of this id and of type mediation")
+            return _Refusal(404, NOT_FOUND, "there is no connection with this id and of type mediation")
         case _NoAuthenticationError():
             return _Refusal(404, NOT_FOUND, "it has no callout authentication (callout_hmac_secret, ...) in its extra")
-        case Refused():
+        case CalloutRefused():
             level = logging.DEBUG if error.unasked else logging.WARNING
             return _Refusal(401, "not authenticated", error.reason, level, _CHALLENGE if error.challenge else {})
         case MisconfigurationError():
-            return _Refusal(503, "the receiver is set up wrongly", str(error), logging.ERROR)
+            return _Refusal(503, "the receiver is misconfigured", str(error), logging.ERROR)
         case LookupFailedError():
             return _Refusal(503, UNAVAILABLE, f"it could not be looked up: {error}", logging.ERROR)
         case JournalUnavailable():
@@ -158,12 +195,20 @@ def _refusal(error: Exception) -> _Refusal | None:
     return None
 
 
-def _count_refusal(error: Exception, status: int, conn_id: str) -> None:
-    """Count a callout that is not accepted; the 401 that asks for Basic credentials refuses none.
+def _count_refusal(request: Request, error: Exception, status: int, conn_id: str) -> None:
+    """Count a callout that is not accepted; a 401 that only asks for Basic credentials does not count.
 
     :param status: of the answer
-    :param conn_id: as it came with the request, so perhaps invented
+    :param conn_id: from the request, so perhaps no connection has it
     """
-    known = isinstance(error, _NoAuthenticationError | Refused | MisconfigurationError | JournalUnavailable)
-    if not (isinstance(error, Refused) and error.unasked):
-        metrics.CALLOUTS_REFUSED.add(conn_id=conn_id if known else "unknown", status=status)
+    if isinstance(error, CalloutRefused) and error.unasked:
+        return
+    known = isinstance(
+        error, _NoAuthenticationError | _MethodError | CalloutRefused | MisconfigurationError | JournalUnavailable
+    )
+    metrics.CALLOUTS_REFUSED.add(conn_id=conn_id if known else "unknown", status=status)
+    if status in _COUNTED or isinstance(error, MisconfigurationError):
+        if known:
+            request.app.state.refused[conn_id, status] += 1
+        else:
+            request.app.state.misaddressed.add(object(), True)

@@ -1,7 +1,7 @@
-"""Look up the connection that a request names, safely for a path that strangers can call.
+"""Look up the connection that a request names, safely for a path that unauthenticated clients can call.
 
-Airflow's own look-up takes a secrets backend that is down for one that does not know the connection. Here the two are
-different: nobody knows it (404 for the caller), or somebody could not be asked (503, after which Zuora calls again).
+Airflow's own look-up treats a secrets backend that is down like one that does not have the connection. Here they
+differ: no backend has it (404 for the caller), or a backend could not be queried (503, after which Zuora calls again).
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ import asyncio
 import json
 import logging
 import math
-import re
 import threading
 import time
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -19,9 +18,10 @@ from functools import cached_property, partial
 from inspect import signature
 from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
-from airflow_mediation_provider.api_server.recent import Recent
-from airflow_mediation_provider.hooks.settings import settings_of
-from airflow_mediation_provider.protocol.callout_settings import CalloutSettings, callout_settings
+from airflow_mediation_provider.api_server.http import TtlMap
+from airflow_mediation_provider.hooks.settings import CONNECTION_TYPE, settings_of
+from airflow_mediation_provider.protocol.callouts.settings import CalloutSettings, callout_settings
+from airflow_mediation_provider.protocol.ids import is_connection_id
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -32,31 +32,27 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-CONNECTION_TYPE: Final = "mediation"
-# What Airflow allows in a connection id; anything else is nobody's, without asking.
-_ALLOWED_ID: Final = re.compile(r"[\w#!()\-.:/\\]{1,250}")
-
-# A secret that was rotated counts after so many seconds, in each process of the API server.
+# A rotated secret is used after so many seconds, in each process of the API server.
 KNOWN_SECONDS: Final = 5.0
-# One that is in use is looked up again before that, so that nobody waits for it.
+# A connection in use is looked up again before that, so that no request waits for it.
 AHEAD_SECONDS: Final = 3.0
-# For so long a connection goes on to be used while the secrets backends fail.
+# For so long a connection is used further while the secrets backends fail.
 STALE_SECONDS: Final = 600.0
-# An id that nobody knows does not reach the secrets backends again for so long, nor one that made them fail.
+# For so long an id that no backend has is not looked up again, nor one with which the backends failed.
 UNKNOWN_SECONDS: Final = 120.0
 FAILED_SECONDS: Final = 10.0
-# Ids remembered as unknown. While they are so many, ids that were never known are not looked up at all.
+# Unknown ids that are cached. While the cache is full, an id that was never found is not looked up at all.
 UNKNOWN_LIMIT: Final = 10_000
-# How long a request waits for a look-up, which itself goes on and serves the next one.
+# How long a request waits for a look-up, which then continues and serves the next request.
 PATIENCE_SECONDS: Final = 4.0
 
 
 class UnknownConnectionError(Exception):
-    """No connection of that id and of our type, by everybody who could know it."""
+    """No backend has a connection with that id and of our type."""
 
 
 class LookupFailedError(Exception):
-    """Whether there is such a connection could not be found out; the message is for the log."""
+    """It could not be found out whether there is such a connection; the message is for the log."""
 
 
 @dataclass(frozen=True)
@@ -64,10 +60,10 @@ class MediationConnection:
     """A connection of type ``mediation``, as far as the API server needs it.
 
     :param conn_id: its id
-    :param team: the team that it belongs to, in an Airflow of several
+    :param team: the team that it belongs to, in an Airflow with teams
     :param client_secret: of the OAuth client
     :param extra: further settings; secrets are among them
-    :param read_settings: reads how Zuora is called, which callouts do not mind
+    :param read_settings: reads the settings of calls to Zuora, which callouts do not need
     """
 
     conn_id: str
@@ -78,16 +74,16 @@ class MediationConnection:
 
     @cached_property
     def settings(self) -> Settings | None:
-        """How Zuora is called; ``None`` where that is set up wrongly."""
+        """The settings of calls to Zuora; ``None`` if they are invalid."""
         try:
             return self.read_settings() if self.read_settings else None
-        except Exception as error:  # whatever an extra holds
+        except Exception as error:  # an extra may contain anything
             log.info("Connection %r cannot be used to call Zuora: %s", self.conn_id, error)
             return None
 
     @cached_property
     def callouts(self) -> CalloutSettings:
-        """How callouts authenticate and are read.
+        """How callouts are authenticated and parsed.
 
         :raises MisconfigurationError: the settings are wrong
         """
@@ -98,9 +94,9 @@ _Answer: TypeAlias = MediationConnection | LookupFailedError | None
 
 
 class Connections:
-    """The look-up of one process of the API server, with a memory of what is known and of what nobody knows.
+    """The look-up in one process of the API server, with a cache of known connections and of unknown ids.
 
-    :param find: asks for a connection; blocks, so it runs in threads. Raises :class:`LookupFailedError` alone
+    :param find: looks up a connection; blocks, so it runs in threads. Raises only :class:`LookupFailedError`
     :param clock: seconds of a monotonic clock
     """
 
@@ -111,27 +107,27 @@ class Connections:
     ) -> None:
         self._find, self._clock = find or find_connection, clock
         self._known: dict[str, tuple[float, MediationConnection]] = {}
-        self._unknown: Recent[bool] = Recent(UNKNOWN_SECONDS, UNKNOWN_LIMIT, clock)
-        self._failed: Recent[LookupFailedError] = Recent(FAILED_SECONDS, UNKNOWN_LIMIT, clock)
+        self._unknown: TtlMap[bool] = TtlMap(UNKNOWN_SECONDS, UNKNOWN_LIMIT, clock)
+        self._failed: TtlMap[LookupFailedError] = TtlMap(FAILED_SECONDS, UNKNOWN_LIMIT, clock)
         self._asking: dict[str, Future[_Answer]] = {}
         self._lock = threading.Lock()
-        # Invented ids queue apart: they must not hold up a connection that is in use.
-        self._first_looks = ThreadPoolExecutor(2, "mediation-first-look")
+        # Invented ids have their own threads: they must not delay a connection that is in use.
+        self._first_lookups = ThreadPoolExecutor(2, "mediation-first-lookup")
         self._refreshes = ThreadPoolExecutor(2, "mediation-refresh")
 
     async def get(self, conn_id: str) -> MediationConnection:
-        """Return a connection as it was at most five seconds ago, or ten minutes while the backends fail.
+        """Return a connection as it was at most five seconds ago, or ten minutes ago while the backends fail.
 
-        Waits for a look-up, where one is needed, for four seconds; one look-up serves all who ask meanwhile.
+        Waits for a look-up, if one is needed, for four seconds; one look-up serves all requests meanwhile.
 
-        :raises UnknownConnectionError: nobody knows it
-        :raises LookupFailedError: it could not be found out
+        :raises UnknownConnectionError: no backend has it
+        :raises LookupFailedError: it could not be found out whether one has
         """
-        if not _ALLOWED_ID.fullmatch(conn_id):
+        if not is_connection_id(conn_id):
             raise UnknownConnectionError(conn_id)
-        answer = self._recall_or_ask(conn_id)
+        answer = self._cached_or_started(conn_id)
         if isinstance(answer, Future):
-            # Neither the time limit nor a caller that goes away may cancel what others wait for.
+            # Neither the time limit nor a caller that disconnects may cancel what others wait for.
             done, _ = await asyncio.wait([asyncio.wrap_future(answer)], timeout=PATIENCE_SECONDS)
             answer = done.pop().result() if done else LookupFailedError("the secrets backends take too long to answer")
         if isinstance(answer, LookupFailedError):
@@ -144,7 +140,7 @@ class Connections:
             raise UnknownConnectionError(conn_id)
         return answer
 
-    def _recall_or_ask(self, conn_id: str) -> _Answer | Future[_Answer]:
+    def _cached_or_started(self, conn_id: str) -> _Answer | Future[_Answer]:
         with self._lock:
             known = self._known.get(conn_id)
             age = self._clock() - known[0] if known else math.inf
@@ -159,8 +155,8 @@ class Connections:
             if conn_id in self._asking:
                 return self._asking[conn_id]
             if not known and len(self._unknown) + len(self._failed) + len(self._asking) >= UNKNOWN_LIMIT:
-                return LookupFailedError("too many unknown connection ids are asked for")
-            pool = self._refreshes if known else self._first_looks
+                return LookupFailedError("too many unknown connection ids were requested")
+            pool = self._refreshes if known else self._first_lookups
             self._asking[conn_id] = asked = pool.submit(self._ask, conn_id)
             return asked
 
@@ -178,8 +174,8 @@ class Connections:
                 self._failed.add(conn_id, answer)
             elif answer is None and conn_id in self._known:
                 del self._known[conn_id]
-                # Deleted to be made anew, perhaps; after a 404 Zuora would not call again.
-                answer = LookupFailedError("it was there a moment ago, and is not now")
+                # It may have been deleted in order to be created again; after a 404 Zuora would not call again.
+                answer = LookupFailedError("the connection existed a moment ago, and does not now")
                 self._failed.add(conn_id, answer)
             elif answer is None:
                 self._unknown.add(conn_id, True)
@@ -194,11 +190,11 @@ class Connections:
 
 
 def find_connection(conn_id: str) -> MediationConnection | None:
-    """Ask Airflow's secrets backends in their order; blocks.
+    """Query Airflow's secrets backends in their order; blocks.
 
-    With teams, a connection of all teams counts first, then that of the one team that has it.
+    With teams, a connection of all teams counts first, then the connection of the one team that has it.
 
-    :raises LookupFailedError: somebody could not be asked, what was found cannot be read, or several teams have one
+    :raises LookupFailedError: a backend failed, the connection cannot be read, or several teams have one
     """
     if connection := _search(conn_id, None):
         return _reduced(connection, conn_id, None)
@@ -209,9 +205,9 @@ def find_connection(conn_id: str) -> MediationConnection | None:
 
 
 def _search(conn_id: str, team: str | None) -> Connection | None:
-    """Return what the first backend that knows the id has.
+    """Return the connection of the first backend that has the id.
 
-    :raises LookupFailedError: none knows it, but some could not be asked
+    :raises LookupFailedError: no backend has it, but some failed
     """
     from airflow.configuration import ensure_secrets_loaded
 
@@ -219,14 +215,14 @@ def _search(conn_id: str, team: str | None) -> Connection | None:
     failures = []
     for backend in ensure_secrets_loaded():
         if team is not None and "team_name" not in signature(backend.get_connection).parameters:
-            continue  # it was written before there were teams, and has been asked already
+            continue  # it was written before there were teams, and was queried already
         try:
             connection: Connection | None = backend.get_connection(**arguments)
         except Exception as error:
             log.debug("A secrets backend failed", exc_info=True)
             failures.append(f"{type(backend).__name__} raised {type(error).__name__}")
             if type(error).__name__ == "AirflowSecretsBackendAccessDenied":
-                break  # Airflow's rule: what one backend denies, no other may give
+                break  # Airflow's rule: a connection that one backend denies must not come from another
         else:
             if connection:
                 return connection

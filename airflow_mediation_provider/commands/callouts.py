@@ -1,4 +1,4 @@
-"""``airflow mediation callout-template`` and ``send-test-callout``: set callouts up, and prove the way through."""
+"""``airflow mediation callout-template`` and ``send-test-callout``: set callouts up, and check that they arrive."""
 
 from __future__ import annotations
 
@@ -8,15 +8,19 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
-from airflow_mediation_provider.commands.command import command
-from airflow_mediation_provider.commands.connection import callout_url, callouts_of, connection_of
-from airflow_mediation_provider.protocol.callout_probe import SECONDS, explain_answer, explain_refusal, probe
-from airflow_mediation_provider.protocol.callout_template import template_text
+from airflow_mediation_provider.commands import callout_url, callouts_of, command, connection_of
+from airflow_mediation_provider.protocol.callouts.setup import (
+    SECONDS,
+    explain_answer,
+    explain_refusal,
+    probe,
+    template_text,
+)
 
 if TYPE_CHECKING:
     from argparse import Namespace
 
-    from airflow_mediation_provider.protocol.callout_settings import CalloutSettings
+    from airflow_mediation_provider.protocol.callouts.settings import CalloutSettings
 
 
 @command
@@ -31,7 +35,7 @@ def print_template(args: Namespace) -> None:
 
 @command
 def send_test(args: Namespace) -> None:
-    """Send a callout without credentials, which must be refused, and a right one, which must be in the journal then."""
+    """Send a callout without credentials, which must be refused, and a valid one, which must then be in the journal."""
     settings = callouts_of(connection_of(args.conn_id))
     if not settings.enabled:
         raise SystemExit(
@@ -46,22 +50,22 @@ def send_test(args: Namespace) -> None:
     status, headers, body = _post(url, *probe(settings, nonce=nonce, now=now, authorized=False))
     if fault := explain_refusal(status, headers, body, settings):
         raise SystemExit(f"Failed: {fault}.")
-    print("401, as it must be: not everybody can tell Airflow what happened.")
+    print("401, as it must be: Airflow accepts no callouts without credentials.")
     print("Sending the same with the connection's credentials ...")
     begun = time.monotonic()
     status, headers, body = _post(url, *probe(settings, nonce=nonce, now=now))
     if fault := explain_answer(status, headers, body):
         raise SystemExit(f"Failed: {fault}.")
-    print(f"200 after {time.monotonic() - begun:.2f} s: the API server has written it down.")
+    print(f"200 after {time.monotonic() - begun:.2f} s: the API server has stored it.")
     print(_found(settings, f"test-{nonce}"))
     if _doubts(url):
-        print("So Airflow takes callouts. Of the way from Zuora this proves nothing: it does not take that address.")
+        print("So Airflow takes callouts. This does not check the way from Zuora, which would not accept this address.")
     else:
-        print("Zuora's callouts get through, unless something between Zuora and this machine's network stops them.")
+        print("Zuora's callouts arrive, unless something between Zuora and this machine's network stops them.")
 
 
 def _post(url: str, headers: dict[str, str], body: bytes) -> tuple[int, dict[str, str], str]:
-    """Send as Zuora does: no redirects, 25 seconds in all."""
+    """Send as Zuora does: no redirects, 25 seconds as the time limit."""
     import requests
 
     try:
@@ -70,37 +74,35 @@ def _post(url: str, headers: dict[str, str], body: bytes) -> tuple[int, dict[str
         ) as reply:
             return reply.status_code, {name.lower(): value for name, value in reply.headers.items()}, reply.text
     except requests.exceptions.SSLError as error:
-        what = "there is no TLS as it should be"
+        what = "the TLS connection failed"
         if "certificate" in str(error).lower():
-            what = (
-                "its certificate is not accepted; Zuora would not take it either (or needs it in the callout template)"
-            )
+            what = "its certificate is not trusted; Zuora would refuse it too (or needs it in the callout template)"
         raise SystemExit(f"Failed: {what}: {_reason(error)}.") from None
     except requests.exceptions.Timeout:
-        raise SystemExit(f"Failed: no answer in time; Zuora waits {SECONDS:g} s and tries again later.") from None
+        raise SystemExit(f"Failed: no answer in time; Zuora waits {SECONDS:g} s and retries later.") from None
     except requests.exceptions.RequestException as error:
         raise SystemExit(f"Failed: no answer: {_reason(error)}.") from None
 
 
 def _reason(error: Exception) -> str:
-    """Return what lies beneath an error of requests, without the names of the classes around it."""
+    """Return the cause of an error of requests, without the names of the classes around it."""
     text = str(getattr(error.args[0] if error.args else None, "reason", None) or error)
     return text.rpartition("): ")[2].rstrip(".")
 
 
 def _doubts(url: str) -> list[str]:
-    """Return what Zuora would not take of an address."""
+    """Return reasons why Zuora would not accept an address."""
     parts = urlsplit(url)
     doubts = []
     if parts.scheme != "https" or parts.port not in (None, 443):
-        doubts.append("Note: Zuora calls https addresses on port 443 alone; give the public one with --url.")
+        doubts.append("Note: Zuora calls only https addresses on port 443; give the public one with --url.")
     if len(url) > 1000:
-        doubts.append("Note: Zuora takes addresses of at most 1,000 characters.")
+        doubts.append("Note: Zuora accepts addresses of at most 1,000 characters.")
     return doubts
 
 
 def _found(settings: CalloutSettings, notification_id: str) -> str:
-    """Look for the test in the journal, and say what was found."""
+    """Find the test callout in the journal, and return the result as a sentence."""
     from sqlalchemy import select
 
     from airflow_mediation_provider.journal.tables import TransitionRow
@@ -112,9 +114,7 @@ def _found(settings: CalloutSettings, notification_id: str) -> str:
     try:
         kind: str | None = read(lambda session: session.scalar(query))
     except JournalUnavailable as error:
-        return f"Whether it is in the journal cannot be seen from here: {error}."
+        return f"Whether it is in the journal cannot be checked from here: {error}."
     if kind is None:
-        raise SystemExit(
-            "Failed: it is not in the journal of this Airflow: the address leads to another one, with another database."
-        )
-    return f"It is in the journal, as a {kind}: it belongs to no session and starts no DAG."
+        raise SystemExit("Failed: it is not in the journal of this Airflow: the address is that of another Airflow.")
+    return f"It is in the journal, as a {kind}: it belongs to no session and starts no Dag."

@@ -1,4 +1,4 @@
-"""``airflow mediation db ...``: migrate, downgrade and check the journal's tables alone."""
+"""``airflow mediation db ...``: migrate, downgrade and check only the journal's tables."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from airflow.utils.session import create_session
 from alembic.util import CommandError
 from sqlalchemy.exc import OperationalError
 
-from airflow_mediation_provider.commands.command import command
+from airflow_mediation_provider.commands import command
 from airflow_mediation_provider.journal.manager import MediationDBManager
 from airflow_mediation_provider.journal.transaction import said
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 @command
 def migrate(args: Namespace) -> None:
-    """Make the tables, or bring them to a revision; as ``airflow db migrate`` does with all tables."""
+    """Create the tables, or migrate them to a revision; as ``airflow db migrate`` does with all tables."""
     with _manager() as manager:
         manager.upgradedb(to_revision=args.to_revision)
         print(f"The journal's tables are at revision {_revision(manager)}.")
@@ -30,7 +30,7 @@ def migrate(args: Namespace) -> None:
 @command
 def downgrade(args: Namespace) -> None:
     """Go back to an earlier revision, which ``airflow db downgrade`` does for no provider."""
-    lost = "all that the journal knows" if args.to_revision == "base" else "what that revision has no place for"
+    lost = "the whole journal" if args.to_revision == "base" else "the data that it has no columns for"
     question = f"Going back to revision {args.to_revision} deletes {lost}. Proceed? (y/n) "
     if not (args.yes or _agreed(question)):
         raise SystemExit("Nothing was changed.")
@@ -41,21 +41,21 @@ def downgrade(args: Namespace) -> None:
 
 @command
 def check(_args: Namespace) -> None:
-    """Say whether the tables are those that this version works with; the exit code says it too."""
+    """Check that the tables have the revision that this version needs; the result is also the exit code."""
     with _explained(), create_session() as session:
         manager = MediationDBManager(session)
         wanted = ", ".join(manager.get_script_object().get_heads())
         if not manager.check_migration():
             raise SystemExit(
                 f"The journal's tables are at revision {_revision(manager)}, and this version of the provider needs "
-                f"{wanted}: run `airflow db migrate`, or `airflow mediation db migrate` for them alone."
+                f"{wanted}: run `airflow db migrate`, or `airflow mediation db migrate` only for them."
             )
-        print(f"The journal's tables are at revision {wanted}, as this version needs them.")
+        print(f"The journal's tables are at revision {wanted}, as this version needs.")
 
 
 @contextmanager
 def _manager() -> Iterator[MediationDBManager]:
-    """Give the manager while nobody else migrates Airflow's database."""
+    """Return the manager, with the lock that excludes other migrations of Airflow's database."""
     with (
         _explained(),
         create_session() as session,
@@ -66,7 +66,7 @@ def _manager() -> Iterator[MediationDBManager]:
 
 @contextmanager
 def _explained() -> Iterator[None]:
-    """Say in a sentence what stands in the way."""
+    """End the command with one sentence after an error of the database or of Alembic."""
     try:
         yield
     except CommandError as error:
@@ -79,8 +79,8 @@ def _agreed(question: str) -> bool:
     try:
         return input(question).strip().lower() == "y"
     except EOFError:
-        raise SystemExit("Nothing was changed: nobody is there to answer. Add --yes to do it unasked.") from None
+        raise SystemExit("Nothing was changed: there is no terminal to confirm on. Add --yes.") from None
 
 
 def _revision(manager: MediationDBManager) -> str:
-    return manager.get_current_revision() or "base (there are none)"
+    return manager.get_current_revision() or "base (no tables)"

@@ -1,19 +1,27 @@
-"""What an Airflow connection of type ``mediation`` says, checked: every fault is one sentence that names the field."""
+"""The checked settings of an Airflow connection of type ``mediation``: each error is one sentence with the field."""
 
 from __future__ import annotations
 
+import ipaddress
 import json
 import logging
 import re
 from dataclasses import dataclass, field
+from functools import lru_cache
 from string import Formatter
 from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import quote, urlsplit
 
-from airflow_mediation_provider.protocol.callout_settings import CALLOUT_EXTRA, CalloutSettings, callout_settings
-from airflow_mediation_provider.protocol.data_centers import DataCenter
-from airflow_mediation_provider.protocol.errors import MisconfigurationError
-from airflow_mediation_provider.protocol.exchange import REQUEST_TIMEOUT, Peer, legal_header
+from airflow_mediation_provider.protocol.callouts.settings import (
+    CALLOUT_EXTRA,
+    SHORTEST_SECRET,
+    CalloutSettings,
+    callout_settings,
+    secret_cautions,
+)
+from airflow_mediation_provider.protocol.zuora.errors import MisconfigurationError
+from airflow_mediation_provider.protocol.zuora.flow import REQUEST_TIMEOUT, Peer, legal_header
+from airflow_mediation_provider.protocol.zuora.requests import DataCenter
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -40,18 +48,19 @@ KNOWN_EXTRA: Final = frozenset(
         *CALLOUT_EXTRA,
     }
 )
+CONNECTION_TYPE: Final = "mediation"
 LINK_FIELDS: Final = ("meter_id", "session_id", "run_id", "ui_base")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HttpOptions:
-    """Options of the HTTP provider's connections that this one takes too, by the same names.
+    """Options of the HTTP provider's connections that this one takes too, under the same names.
 
     :param proxies: scheme -> proxy
     :param verify: check certificates, or the path of a CA bundle to check them with
     :param cert: client certificate: one file, or certificate and key
-    :param timeout: seconds for one request in all
-    :param trust_env: take proxies from the environment
+    :param timeout: time limit of one request in seconds
+    :param trust_env: take proxies and CA bundles from the environment, where the connection has none
     """
 
     proxies: dict[str, str] = field(default_factory=dict, repr=False)
@@ -67,7 +76,7 @@ class HttpOptions:
 class Settings:
     """A checked connection.
 
-    :param extra: its extra as it is; of it, the callouts' fields are not checked here
+    :param extra: its extra as it is; the callouts' fields in it are not checked here
     """
 
     conn_id: str
@@ -83,14 +92,27 @@ class Settings:
 
     @property
     def callouts(self) -> CalloutSettings:
-        """How callouts are proven and read.
+        """How callouts are verified and parsed.
 
-        :raises MisconfigurationError: one sentence that names the connection, the field and what it takes
+        :raises MisconfigurationError: one sentence that names the connection, the field and its valid values
         """
         return callout_settings(self.conn_id, self.extra)
 
+    @property
+    def cautions(self) -> tuple[str, ...]:
+        """What works and is not safe: a clause for each, without a secret."""
+        url = urlsplit(self.base_url)
+        found = []
+        if url.scheme == "http" and _is_public(url.hostname or ""):
+            found.append(f"client secret and tokens are sent to {url.hostname} without TLS: use https")
+        if url.scheme == "https" and self.http.verify is False:
+            found.append("verify is false, so any server is trusted: set it to the file of the CA that signed it")
+        if len(self.client_secret) < SHORTEST_SECRET:
+            found.append(f"the client secret has fewer than {SHORTEST_SECRET} characters: make a new one in Zuora")
+        return (*found, *secret_cautions(self.extra))
+
     def peer(self, track_id: str | None = None) -> Peer:
-        """Return whom to ask, and the headers of every call."""
+        """Return the server's address and the headers of every call."""
         headers = {
             "Zuora-Entity-Ids": self.entity_id,
             "Zuora-Org-Ids": self.org_ids,
@@ -104,7 +126,7 @@ class Settings:
         )
 
     def session_url(self, meter_id: str, session_id: str | None, run_id: str | None) -> str | None:
-        """Fill the link template; ``None`` where there is none, or where it needs an id that is not known.
+        """Fill the link template; ``None`` without one, or if it needs an id that is not known.
 
         Zuora documents no address of a session's page, so there is no default template.
         """
@@ -121,8 +143,10 @@ class Settings:
 def settings_of(conn_id: str, connection: Connection) -> Settings:
     """Check a connection.
 
-    :raises MisconfigurationError: one sentence that names the connection, the field and what it takes
+    :raises MisconfigurationError: one sentence that names the connection, the field and its valid values
     """
+    if connection.conn_type != CONNECTION_TYPE:
+        raise _wrong(conn_id, f"it is of type {connection.conn_type!r}; make a connection of type {CONNECTION_TYPE!r}")
     extra = _extra(conn_id, connection.extra)
     center = _data_center(conn_id, extra.get("data_center"))
     if not connection.host and center is None:
@@ -134,6 +158,8 @@ def settings_of(conn_id: str, connection: Connection) -> Settings:
     for name, value in (("client ID (login)", connection.login), ("client secret (password)", connection.password)):
         if not value:
             raise _wrong(conn_id, f"the {name} is missing")
+        if value != value.strip():
+            raise _wrong(conn_id, f"the {name} begins or ends with a blank or a newline; remove it")
     base_url = _base_url(conn_id, connection) if connection.host else center.rest_url  # type: ignore[union-attr]
     return Settings(
         conn_id=conn_id,
@@ -149,6 +175,21 @@ def settings_of(conn_id: str, connection: Connection) -> Settings:
     )
 
 
+def _is_public(host: str) -> bool:
+    """Return whether a host may be reached over a network that others use."""
+    try:
+        return not ipaddress.ip_address(host).is_private
+    except ValueError:
+        return "." in host and not host.endswith(".localhost")
+
+
+@lru_cache(1000)
+def log_cautions(conn_id: str, cautions: tuple[str, ...]) -> None:
+    """Log once in a process what is not safe about a connection."""
+    for each in cautions:
+        log.warning("Connection %r: %s.", conn_id, each)
+
+
 def _wrong(conn_id: str, what: str) -> MisconfigurationError:
     return MisconfigurationError(f"Connection {conn_id!r}: {what}.")
 
@@ -161,7 +202,7 @@ def _extra(conn_id: str, extra: str | None) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise _wrong(conn_id, "the extra is not a JSON object")
     if unknown := sorted(set(value) - KNOWN_EXTRA):
-        # A typing error in entity_id would act on another entity. Names alone: a value may be a secret.
+        # A typing error in entity_id would act on another entity. Only names: a value may be a secret.
         known = ", ".join(sorted(KNOWN_EXTRA))
         log.warning("Connection %r: ignoring %s in the extra; known are %s.", conn_id, ", ".join(unknown), known)
     return value
@@ -184,9 +225,15 @@ def _base_url(conn_id: str, connection: Connection) -> str:
         port = parts.port or connection.port
     except ValueError:
         parts, port = urlsplit(""), None
-    if parts.scheme not in ("http", "https") or not parts.hostname or parts.query or parts.fragment or parts.username:
-        shown = re.sub(r"[^/]*@", "***@", host)  # somebody may have put the credentials there
-        raise _wrong(conn_id, f"the host must be a REST base URL like {DataCenter.PROD.rest_url}, not {shown!r}")
+    if (
+        parts.scheme not in ("http", "https")
+        or parts.hostname in (None, "http", "https")  # of "http:/rest.zuora.com"
+        or parts.query
+        or parts.fragment
+        or parts.username
+    ):
+        shown = re.sub(r"[^/]*@", "***@", host)  # it may contain credentials
+        raise _wrong(conn_id, f"the host {shown!r} is not a REST base URL like {DataCenter.PROD.rest_url}")
     path = parts.path.rstrip("/")
     if path == "/v1":
         raise _wrong(
@@ -206,7 +253,7 @@ def _header(conn_id: str, name: str, value: object) -> str | None:
 
 
 def _link_template(conn_id: str, value: object, center: DataCenter | None) -> str | None:
-    """Check the template before anything is started: a run must not break over the link to it."""
+    """Check the template before anything is started: a run must not fail because of its link."""
     template = _header(conn_id, "ui_link_template", value)
     if template is None:
         return None
@@ -215,15 +262,17 @@ def _link_template(conn_id: str, value: object, center: DataCenter | None) -> st
         names = {name for _, name, _, _ in Formatter().parse(template) if name is not None}
         if unknown := sorted(names - set(LINK_FIELDS)):
             raise _wrong(conn_id, f"ui_link_template has the unknown field {{{unknown[0]}}}; known are {known}")
-        template.format(**dict.fromkeys(LINK_FIELDS, ""))
+        sample = template.format(**{**dict.fromkeys(LINK_FIELDS, "1"), "ui_base": center and center.ui_url})
     except (LookupError, ValueError) as error:
-        raise _wrong(conn_id, f"ui_link_template is no template with the fields {known}: {error}") from None
+        raise _wrong(conn_id, f"ui_link_template is not a valid template with the fields {known}: {error}") from None
     if "ui_base" in names and (center is None or center.ui_url is None):
         raise _wrong(
             conn_id,
             "ui_link_template uses {ui_base}, but Zuora documents no UI address of this data center: write the address "
             "into the template",
         )
+    if not re.match(r"https?://[^/?#\s]", sample):
+        raise _wrong(conn_id, f"ui_link_template {template!r} is no address: begin it with https:// or {{ui_base}}")
     return template
 
 
@@ -242,7 +291,7 @@ def _http_options(conn_id: str, extra: Mapping[str, Any], scheme: str) -> HttpOp
         raise _wrong(conn_id, f"proxies must be an object like {{{scheme!r}: 'http://proxy:3128'}}, timeout above 0")
     for name, proxy in proxies.items():
         if not _is_proxy(str(proxy)):
-            raise _wrong(conn_id, f"proxies[{name!r}] is no address like http://proxy:3128")
+            raise _wrong(conn_id, f"proxies[{name!r}] is not an address like http://proxy:3128")
     return HttpOptions(
         proxies={str(name): str(proxy) for name, proxy in proxies.items()},
         verify=_flag(verify, default=True, or_text=True),
@@ -255,7 +304,7 @@ def _http_options(conn_id: str, extra: Mapping[str, Any], scheme: str) -> HttpOp
 
 
 def _is_proxy(address: str) -> bool:
-    """Say whether this is the address of a proxy; a scheme may be left out."""
+    """Return whether this is the address of a proxy; a scheme is optional."""
     try:
         parts = urlsplit(address if "://" in address else f"http://{address}")
         return bool(parts.hostname) and parts.port != 0
@@ -264,7 +313,7 @@ def _is_proxy(address: str) -> bool:
 
 
 def _flag(value: object, *, default: bool, or_text: bool = False) -> bool | str:
-    """Return a flag that may have come as text, as all extras of a connection written as a URI do."""
+    """Return a flag that may be text, as are all extras of a connection given as a URI."""
     if value is None or value == "":
         return default
     if isinstance(value, str):

@@ -1,1 +1,1 @@
-"""The journal: all that was learned of sessions, in four tables of Airflow's metadata database."""
+"""The journal: all reports about sessions that were received, in tables of Airflow's metadata database."""

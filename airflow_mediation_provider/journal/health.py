@@ -1,77 +1,115 @@
-"""Whether callouts arrive and the feed is read, as the journal's rows show it; one connection at a time.
+"""Whether callouts arrive and triggerers read the feed, by the journal's rows and Airflow's deferred tasks.
 
-A journal without news says nothing by itself: perhaps no meter runs. So what is missed is held against what Airflow
-learned by itself, from run replies and polls.
+A journal without new rows is no sign of a problem by itself: perhaps no meter runs. So missing callouts are found by
+comparison with what Airflow has from run replies and polls.
 """
 
 from __future__ import annotations
 
+import logging
+from collections import Counter
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any, Final
 
 from airflow.models.taskinstance import TaskInstance
+from airflow.models.trigger import Trigger
 from airflow.utils.state import TaskInstanceState
 from sqlalchemy import bindparam, exists, func, select
-from sqlalchemy.orm import aliased
+from sqlalchemy.orm import aliased, lazyload
 
+from airflow_mediation_provider.journal.history import history_row
 from airflow_mediation_provider.journal.queries import last_callout_at
-from airflow_mediation_provider.journal.tables import SessionRow, TransitionRow, WaitRow
-from airflow_mediation_provider.journal.waits import TASK_OF_WAIT, goes_on
-from airflow_mediation_provider.protocol.entry import EntryKind
+from airflow_mediation_provider.journal.tables import ReporterRow, SessionRow, TransitionRow, WaitRow
+from airflow_mediation_provider.journal.task_reports import REPORTER_OF_WAIT, SEEN_AT, TASK_OF_WAIT, goes_on
+from airflow_mediation_provider.protocol.callouts.cursor import HistoryCursor, is_read
+from airflow_mediation_provider.protocol.callouts.setup import ReceivedCallout
+from airflow_mediation_provider.protocol.sessions.journal_entry import EntryKind
 from airflow_mediation_provider.protocol.status import ANY_TERMINAL
 from airflow_mediation_provider.protocol.transition import Source
+from airflow_mediation_provider.protocol.wire import from_plain
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from sqlalchemy import ColumnElement, ScalarSelect, Select
     from sqlalchemy.orm import Session
 
-LOOKED_BACK: Final = timedelta(days=1)
-"""Trouble of this span counts."""
+log = logging.getLogger(__name__)
+
+RECENT: Final = timedelta(days=1)
+"""Only problems within this span count."""
 LAST_CALLOUT: Final = timedelta(days=7)
 OVERDUE: Final = timedelta(minutes=5)
-"""A callout of what Airflow knows already should be there after this long."""
+"""The callout of a status that Airflow has from elsewhere should have arrived after this long."""
 SILENT: Final = timedelta(hours=6)
-"""A session that goes on and of which nothing was told for this long stands out; ``reconcile`` lists it too."""
+"""A running session without a report for this long is shown; ``reconcile`` lists it too."""
 UNSEEN: Final = timedelta(minutes=3)
-"""A triggerer reports its waits once a minute, so one that was not for this long has lost it, or the feed."""
+"""A triggerer reports its waits once a minute; one without a report for this long has lost the wait, or the feed."""
 MOST: Final = 100
-"""Counted no further."""
+"""Counts end here."""
 _POLLS: Final = 1000
-# Whichever of these told of a session: a callout did, or Zuora says that it should have.
-_TOLD: Final = (Source.CALLOUT, Source.HISTORY)
+_NEWEST: Final = 60
+"""The newest status changes that are searched for faults of the set-up; a body may have 256 KiB."""
+_TRIGGERS: Final = "airflow_mediation_provider.triggers.meter_session."
+"""Airflow stores the path of a trigger's class; all those in this module report their waits over the feed."""
+# Sources that show that callouts arrived, or that Zuora's history has the change and so it should have been received.
+_REPORTED: Final = (Source.CALLOUT, Source.HISTORY)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Signs:
+class ConnectionHealth:
     """What the journal shows of one connection; counts end at ``MOST``.
 
-    :param last_callout_at: when the last callout that could be read came; ``None`` where none did for a week
-    :param unread: callouts of a day that nobody could read
-    :param unheard: sessions of a day that Airflow started, and of which no callout told anything, nor of a later one
+    :param last_callout_at: when the last parsed callout was received; ``None`` if none was for a week
+    :param unparsed: unparsed callouts within a day
+    :param without_callouts: sessions within a day that Airflow started and that had no callout, nor had a later session
         of the meter
-    :param unheard_ends: meters at which a poll of a day showed an end that no session came to
-    :param silent: sessions that go on, and of which nothing was told for hours
+    :param ends_without_callouts: meters at which a poll within a day showed an end that no session has
+    :param silent: sessions that still run by Zuora's reports, of which the last is hours old; without callouts, all
+        such
     :param waiting: tasks that wait
-    :param unseen: of these, such as a triggerer should have reported, and has not for minutes
+    :param unseen: of these, the ones that a triggerer should have reported, and has not for minutes
+    :param history: how its callout history is read; ``None`` where it is not
     """
 
     conn_id: str
     last_callout_at: datetime | None
-    unread: int
-    unheard: int
-    unheard_ends: tuple[str, ...]
+    unparsed: int
+    without_callouts: int
+    ends_without_callouts: tuple[str, ...]
     silent: int
     waiting: int
     unseen: int
+    history: HistoryHealth | None = None
 
 
-def signs(session: Session, conn_id: str, now: datetime) -> Signs:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HistoryHealth:
+    """How a connection's callout history is read.
+
+    :param cursor: up to where
+    :param read_at: when it was last read
+    :param seconds: between two reads
+    :param is_read: whether it is being read
+    :param trouble: what is wrong since the last read; empty: nothing
+    :param lasting: whether a user must set that right
+    """
+
+    cursor: HistoryCursor
+    read_at: datetime | None
+    seconds: float
+    is_read: bool
+    trouble: str
+    lasting: bool
+
+
+def connection_health(session: Session, conn_id: str, now: datetime) -> ConnectionHealth:
     """Return what the journal shows of a connection.
 
     :param now: the time now
     """
-    recently = now - LOOKED_BACK
+    recently = now - RECENT
     last = last_callout_at(session, conn_id, now - LAST_CALLOUT)
     instants = {
         "recently": recently,
@@ -81,123 +119,178 @@ def signs(session: Session, conn_id: str, now: datetime) -> Signs:
         "since": _since(session, conn_id, now),
     }
     counts = session.execute(_COUNTS, {"conn_id": conn_id, **instants}).one()
-    return Signs(
+    return ConnectionHealth(
         conn_id=conn_id,
         last_callout_at=last,
-        unheard_ends=_unheard_ends(session, conn_id, now),
+        ends_without_callouts=_ends_without_callouts(session, conn_id, now),
+        history=_history(session, conn_id, now),
         **counts._mapping,
     )
 
 
+def newest_callouts(session: Session, conn_id: str) -> list[ReceivedCallout]:
+    """Return the callouts among the newest status changes of a connection, the newest first."""
+    change = TransitionRow
+    rows = session.execute(
+        select(change.source, change.body, change.observed_at)
+        .where(change.conn_id == conn_id, change.kind == EntryKind.STATUS_CHANGE)
+        .order_by(change.created_at.desc(), change.id.desc())
+        .limit(_NEWEST)
+    )
+    # Filtered here: the other reports of a connection without callouts may be thousands.
+    return [ReceivedCallout(row.body, row.observed_at) for row in rows if row.source == Source.CALLOUT]
+
+
+def _history(session: Session, conn_id: str, now: datetime) -> HistoryHealth | None:
+    row = history_row(session, conn_id, now)
+    if row is None:
+        return None
+    # A first read that is under way has no time yet.
+    return HistoryHealth(
+        cursor=from_plain(HistoryCursor, row.cursor, "the cursor of the callout history"),
+        read_at=row.read_at,
+        seconds=row.seconds,
+        is_read=is_read(row.read_at or row.claimed_at, row.seconds, now),
+        trouble=row.trouble or "",
+        lasting=row.lasting,
+    )
+
+
+def unreported(session: Session, now: datetime) -> Counter[str]:
+    """Count the deferred tasks of which no process has reported anything, by connection; at most ``MOST`` in all.
+
+    Airflow itself has them, with the arguments of their triggers. So a feed that no process reaches shows here, even if
+    the journal has no wait.
+
+    :param now: the time now
+    """
+    reported = exists().where(TASK_OF_WAIT, goes_on()).correlate(TaskInstance)
+    silent = (
+        select(Trigger)
+        .options(lazyload(Trigger.task_instance))
+        .join(TaskInstance, TaskInstance.trigger_id == Trigger.id)
+        .where(TaskInstance.state == TaskInstanceState.DEFERRED)
+        .where(Trigger.classpath.startswith(_TRIGGERS, autoescape=True), Trigger.created_date < now - UNSEEN)
+        .where(~reported)
+        .limit(MOST)
+    )
+    return Counter(_connections_of(session.scalars(silent)))
+
+
+def _connections_of(triggers: Iterator[Trigger]) -> Iterator[str]:
+    for trigger in triggers:
+        try:
+            yield str(trigger.kwargs["mediation_conn_id"])
+        except Exception:
+            # They are encrypted, perhaps by a key that this process does not have; the page shows the rest.
+            log.debug("The arguments of trigger %s cannot be read.", trigger.id, exc_info=True)
+
+
 def _counts() -> Select[Any]:
-    """Return the question for all counts of a connection: put together once, and asked at once."""
-    told, known, waits = TransitionRow, SessionRow, WaitRow
+    """Return the query for all counts of a connection: built once, and run as one statement."""
+    change, known, waits = TransitionRow, SessionRow, WaitRow
     conn_id: ColumnElement[str] = bindparam("conn_id")
     recently: ColumnElement[datetime] = bindparam("recently")
-    unread = select(told.id).where(
-        told.conn_id == conn_id, told.kind == EntryKind.UNPARSED, told.created_at >= recently
+    unparsed = select(change.id).where(
+        change.conn_id == conn_id, change.kind == EntryKind.UNPARSED, change.created_at >= recently
     )
     silent = select(known.id).where(
         known.conn_id == conn_id, known.terminal.is_(False), known.last_observed_at < bindparam("silent")
     )
-    waiting = (
-        select(waits.id)
-        .outerjoin(TaskInstance, TASK_OF_WAIT)
-        .where(waits.conn_id == conn_id, waits.ended_at.is_(None), waits.seen_at >= recently, goes_on())
-    )
-    # A task on a worker reports when it looks, and Airflow itself sees whether its process lives.
-    unseen = waiting.where(
-        waits.mode == "triggerer",
-        waits.seen_at < bindparam("unseen"),
-        func.coalesce(TaskInstance.state, TaskInstanceState.DEFERRED) == TaskInstanceState.DEFERRED,
+    waiting = select(waits.id).join(TaskInstance, TASK_OF_WAIT).where(waits.conn_id == conn_id, goes_on())
+    # A task on a worker reports with each poll, and Airflow itself detects when its process dies. A deferred task
+    # belongs to a triggerer; if none has taken it over yet, its worker reported it last.
+    unseen = waiting.outerjoin(ReporterRow, REPORTER_OF_WAIT).where(
+        bindparam("unseen") > SEEN_AT,
+        TaskInstance.state == TaskInstanceState.DEFERRED,
     )
     return select(
-        _count(unread).label("unread"),
-        _count(_unheard(conn_id)).label("unheard"),
+        _count(unparsed).label("unparsed"),
+        _count(_without_callouts(conn_id)).label("without_callouts"),
         _count(silent).label("silent"),
         _count(waiting).label("waiting"),
         _count(unseen).label("unseen"),
     )
 
 
-def _unheard(conn_id: ColumnElement[str]) -> Select[Any]:
-    """Return the sessions that Airflow started and of which no callout told anything.
+def _without_callouts(conn_id: ColumnElement[str]) -> Select[Any]:
+    """Return the sessions that Airflow started and that had no callout.
 
-    One is forgiven once a callout tells of a later session of its meter: they arrive again. What is lost for ever,
-    ``reconcile`` repairs.
+    A session no longer counts once a later session of its meter had a callout: callouts arrive again. What was lost is
+    repaired by ``reconcile``.
     """
-    told, known, later = TransitionRow, SessionRow, aliased(SessionRow)
-    of_session = (told.conn_id == known.conn_id, told.meter_id == known.meter_id, told.session_id == known.session_id)
+    change, known, later = TransitionRow, SessionRow, aliased(SessionRow)
+    of_session = tuple(getattr(change, name) == getattr(known, name) for name in ("conn_id", "meter_id", "session_id"))
     of_meter = (later.conn_id == known.conn_id, later.meter_id == known.meter_id, later.begun_at > known.begun_at)
     return select(known.id).where(
         known.conn_id == conn_id,
         known.begun_at >= bindparam("since"),
         known.begun_at < bindparam("overdue"),
         known.source == Source.RUN,
-        ~exists().where(*of_session, told.source.in_(_TOLD)),
-        ~exists().where(*of_meter, later.source.in_(_TOLD)),
+        ~exists().where(*of_session, change.source.in_(_REPORTED)),
+        ~exists().where(*of_meter, later.source.in_(_REPORTED)),
     )
 
 
 def _since(session: Session, conn_id: str, now: datetime) -> datetime:
-    """Return since when callouts can be missed: where they were only set up today, they need not tell of before."""
-    since = now - LOOKED_BACK
+    """Return since when callouts can be missing: if they were set up only today, there were none before."""
+    since = now - RECENT
     if last_callout_at(session, conn_id, now - LAST_CALLOUT, since) is not None:
         return since
-    told = TransitionRow
-    first = select(func.min(told.created_at)).where(
-        told.conn_id == conn_id,
-        told.kind == EntryKind.STATUS_CHANGE,
-        told.created_at >= since,
-        told.source == Source.CALLOUT,
+    change = TransitionRow
+    first = select(func.min(change.created_at)).where(
+        change.conn_id == conn_id,
+        change.kind == EntryKind.STATUS_CHANGE,
+        change.created_at >= since,
+        change.source == Source.CALLOUT,
     )
     return session.scalar(first) or since
 
 
-def _unheard_ends(session: Session, conn_id: str, now: datetime) -> tuple[str, ...]:
-    """Return the meters at which a poll showed an end, and no session came to it since the poll before."""
-    told, known = TransitionRow, SessionRow
+def _ends_without_callouts(session: Session, conn_id: str, now: datetime) -> tuple[str, ...]:
+    """Return the meters at which a poll showed an end that no session has reached since the poll before."""
+    change, known = TransitionRow, SessionRow
     of_meters: dict[str, list[Any]] = {}
     for poll in session.execute(
-        select(told.id, told.meter_id, told.status, told.previous_status, told.observed_at)
-        .where(told.conn_id == conn_id, told.kind == EntryKind.POLL)
-        .where(told.created_at >= now - LOOKED_BACK, told.created_at < now - OVERDUE)
-        .order_by(told.created_at.desc())
+        select(change.id, change.meter_id, change.status, change.previous_status, change.observed_at)
+        .where(change.conn_id == conn_id, change.kind == EntryKind.POLL)
+        .where(change.created_at >= now - RECENT, change.created_at < now - OVERDUE)
+        .order_by(change.created_at.desc())
         .limit(_POLLS)
     ):
         of_meters.setdefault(str(poll.meter_id), []).append(poll)
-    unheard = []
+    without_callouts = []
     for meter_id, polls in sorted(of_meters.items()):
-        # The last one: what an earlier one missed, reconcile repairs as well. And of a meter's first poll nobody knows
-        # whether it shows an end of long ago.
+        # Only the last end: reconcile also repairs what an earlier one missed. And a meter's first poll may show an end
+        # of long ago.
         at = next((at for at, each in enumerate(polls) if each.status in ANY_TERMINAL and each.previous_status), None)
         if at is None:
             continue
         before = polls[at + 1].observed_at if at + 1 < len(polls) else _poll_before(session, conn_id, polls[at])
-        # Where that one was pruned, nobody knows either.
+        # If the poll before was pruned, the same is true.
         if before is None:
             continue
-        came = exists().where(
+        reached = exists().where(
             known.conn_id == conn_id,
             known.meter_id == meter_id,
             known.status == polls[at].status,
             known.terminal.is_(True),
             known.last_observed_at >= before - OVERDUE,
         )
-        if not session.scalar(select(came)):
-            unheard.append(meter_id)
-    return tuple(unheard)
+        if not session.scalar(select(reached)):
+            without_callouts.append(meter_id)
+    return tuple(without_callouts)
 
 
 def _poll_before(session: Session, conn_id: str, poll: Any) -> datetime | None:
-    """Return when the poll before one was made: of a meter that runs once a week, that is a week ago."""
-    told = TransitionRow
+    """Return the time of the poll before one: at a meter that runs once a week, that is a week ago."""
+    change = TransitionRow
     return session.scalar(
-        select(told.observed_at)
-        .where(told.conn_id == conn_id, told.meter_id == poll.meter_id, told.session_id.is_(None))
-        .where(told.kind == EntryKind.POLL, told.id < poll.id)
-        # By the index of sessions, as the journal's writer finds it.
-        .order_by(told.session_id.desc(), told.id.desc())
+        select(change.observed_at)
+        .where(change.conn_id == conn_id, change.meter_id == poll.meter_id, change.session_id.is_(None))
+        .where(change.kind == EntryKind.POLL, change.id < poll.id)
+        # By the index of sessions, as in the journal's writer.
+        .order_by(change.session_id.desc(), change.id.desc())
         .limit(1)
     )
 

@@ -12,7 +12,7 @@ _HERE = Path(__file__).parent
 
 
 class MediationDBManager(BaseDBManager):
-    """Makes and changes the journal's tables; found by Airflow through the provider info's ``db-managers``.
+    """Creates and migrates the journal's tables; Airflow finds it through the provider info's ``db-managers``.
 
     ``airflow db downgrade`` calls no provider's manager, so ``airflow mediation db`` has commands of its own.
     """
@@ -21,22 +21,22 @@ class MediationDBManager(BaseDBManager):
     version_table_name = VERSION_TABLE
     migration_dir = (_HERE / "migrations").as_posix()
     alembic_file = (_HERE / "alembic.ini").as_posix()
-    # `airflow db reset` removes the asset events that the journal says were sent: it must not outlive them.
+    # `airflow db reset` deletes the asset events that are stored as sent, so it must delete the journal too.
     supports_table_dropping = True
-    # The last revision of each version that brought one: what `airflow db-manager ... --to-version` takes.
-    revision_heads_map = {"0.1.0": "0002"}  # noqa: RUF012  # as Airflow declares it
+    # The last revision of each version that added one, as `airflow db-manager ... --to-version` takes it.
+    revision_heads_map = {"0.1.0": "0005"}  # noqa: RUF012  # as Airflow declares it
 
     def create_db_from_orm(self) -> None:
-        """Make the first tables by the migrations too: there is one way, and the tests go it."""
+        """Create the first tables by the migrations too: that is the only way, and the one that is tested."""
         from alembic import command
 
         self._release_metadata_locks_if_needed()
         command.upgrade(self.get_alembic_config(), "heads")
 
     def downgrade(self, to_revision: str, from_revision: str | None = None, show_sql_only: bool = False) -> None:
-        """Go back to an earlier revision; what it has no place for is lost.
+        """Go back to an earlier revision; data for which it has no column is lost.
 
-        :param to_revision: the revision; ``base`` removes the tables with all that is in them
+        :param to_revision: the revision; ``base`` removes the tables with all their rows
         :param from_revision: with ``show_sql_only``: where to start from; otherwise the last one
         :param show_sql_only: print the statements instead of running them
         """

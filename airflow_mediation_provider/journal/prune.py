@@ -1,4 +1,4 @@
-"""Delete what the journal need not know any more, a batch at a time: a session and its changes go together."""
+"""Delete old rows of the journal, a batch at a time: a session and its changes are deleted together."""
 
 from __future__ import annotations
 
@@ -7,13 +7,25 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any, Final
 
+from airflow.models.taskinstance import TaskInstance
 from sqlalchemy import and_, delete, func, or_, select, true, tuple_
 
 from airflow_mediation_provider.journal.rows import POLL_DRIVES
-from airflow_mediation_provider.journal.tables import CallsRow, SessionRow, TransitionRow, WaitRow
+from airflow_mediation_provider.journal.session_list import SessionKey, of_rows
+from airflow_mediation_provider.journal.tables import (
+    CallsRow,
+    HistoryRow,
+    ListedRow,
+    ReporterRow,
+    TransitionRow,
+    VerdictRow,
+    WaitRow,
+)
+from airflow_mediation_provider.journal.task_reports import REPORTER_OF_WAIT, SEEN_AT, TASK_OF_WAIT, goes_on
 from airflow_mediation_provider.journal.transaction import read, write
-from airflow_mediation_provider.protocol.entry import EntryKind
-from airflow_mediation_provider.protocol.pruning import Pruned, check_days
+from airflow_mediation_provider.journal.writer import rate
+from airflow_mediation_provider.protocol.maintenance import Pruned, check_days
+from airflow_mediation_provider.protocol.sessions.journal_entry import EntryKind
 from airflow_mediation_provider.protocol.times import from_json
 
 if TYPE_CHECKING:
@@ -22,7 +34,7 @@ if TYPE_CHECKING:
     from sqlalchemy import ColumnElement
     from sqlalchemy.orm import InstrumentedAttribute, Session
 
-# Sessions or rows of one transaction: short enough that callouts go on beside it.
+# Sessions or rows of one transaction: few enough that callouts are stored meanwhile.
 BATCH: Final = 200
 _FIRST_INSTANT: Final = datetime.min.replace(tzinfo=UTC)
 _LAST_INSTANT: Final = datetime.max.replace(tzinfo=UTC)
@@ -30,49 +42,53 @@ _DEADLINE_SECONDS: Final = 60.0
 
 
 def oldest_to_keep(days: float, *, now: datetime | None = None) -> datetime:
-    """Return the instant before which things are old.
+    """Return the instant before which rows are old.
 
     :param days: how long to keep them
-    :raises ValueError: that is too short; says why
+    :raises ValueError: that is too short; the message explains why
     """
     check_days(days)
     try:
         return (now or datetime.now(UTC)) - timedelta(days=days)
     except OverflowError:
-        # So old is nothing.
+        # Nothing is that old.
         return _FIRST_INSTANT
 
 
 def old_sessions(before: datetime, *, conn_id: str | None = None) -> tuple[int, int]:
-    """Return how many sessions were not heard of since: those that ended, and those that did not.
+    """Return how many sessions have had no report since: those that ended, and those that did not.
 
-    :param before: from :func:`oldest_to_keep`
-    :param conn_id: of this connection alone
+    :param before: the result of :func:`oldest_to_keep`
+    :param conn_id: only of this connection
     :raises JournalMissing: the tables are not there
     :raises JournalUnavailable: the database is away
     """
-    query = select(SessionRow.terminal, func.count()).where(SessionRow.last_observed_at < before)
+    query = select(ListedRow.best_ended, func.count()).where(ListedRow.last_observed_at < before)
     if conn_id is not None:
-        query = query.where(SessionRow.conn_id == conn_id)
-    rows = read(lambda session: session.execute(query.group_by(SessionRow.terminal)).all())
+        query = query.where(ListedRow.conn_id == conn_id)
+    rows = read(lambda session: session.execute(query.group_by(ListedRow.best_ended)).all())
     counts = {bool(ended): int(count) for ended, count in rows}
     return counts.get(True, 0), counts.get(False, 0)
 
 
 def prune(before: datetime, *, conn_id: str | None = None, dry_run: bool = False) -> Iterator[Pruned]:
-    """Delete what is older, and yield after each batch what it deleted; whoever stops in between may go on later.
+    """Delete what is older, and yield after each batch what it deleted; a stopped run can be continued later.
 
-    A session goes when it has ended, nothing was told of it since, and no wait that goes on can ask for it. One that
-    did not end stays: its end may still come. Of a meter's polls the last one stays: the next is compared with it.
+    Before that, the best known status is corrected for sessions whose end was written by an API server of an older
+    version during an upgrade.
 
-    :param before: from :func:`oldest_to_keep`
-    :param conn_id: of this connection alone
+    A session is deleted when it has ended, was not reported since, and no open wait can ask for it. A session without
+    an end stays: its end may still come. The last poll of each meter stays: the next poll is compared with it.
+
+    :param before: the result of :func:`oldest_to_keep`
+    :param conn_id: only of this connection
     :param dry_run: delete nothing, and count what would be deleted
     :raises JournalMissing: the tables are not there
-    :raises JournalUnavailable: the database is away, or others lock it all the time
+    :raises JournalUnavailable: the database is unreachable, or locked by others all the time
     """
     pass_ = _Pass(before, conn_id, dry_run)
-    for step in (pass_.waits, pass_.sessions, pass_.others, pass_.calls):
+    deleting = (pass_.waits, pass_.sessions, pass_.others, pass_.calls, pass_.readers)
+    for step in deleting if dry_run else (pass_.ends, *deleting):
         last: _Last | None = ()
         while last is not None:
             pruned, last = pass_.in_transaction(step, last)
@@ -80,10 +96,10 @@ def prune(before: datetime, *, conn_id: str | None = None, dry_run: bool = False
 
 
 _IS_CHANGE: Final = TransitionRow.kind == EntryKind.STATUS_CHANGE
-# The last row that a batch looked at, where the next one goes on: what stays is passed over once.
+# The last row that a batch read, after which the next one continues, so that rows that stay are read once.
 _Last = tuple[Any, ...]
 _Step = Callable[["Session", _Last], tuple[Pruned, "_Last | None"]]
-_Row = type[TransitionRow] | type[SessionRow] | type[WaitRow] | type[CallsRow]
+_Row = type[TransitionRow | ListedRow | VerdictRow | WaitRow | CallsRow | HistoryRow | ReporterRow]
 
 
 @dataclass(frozen=True)
@@ -99,37 +115,63 @@ class _Pass:
         return read(work) if self.dry_run else write(work, deadline_seconds=_DEADLINE_SECONDS)
 
     def waits(self, session: Session, last: _Last) -> tuple[Pruned, _Last | None]:
-        over = or_(WaitRow.ended_at < self.before, and_(WaitRow.ended_at.is_(None), WaitRow.seen_at < self.before))
+        over = or_(WaitRow.ended_at < self.before, and_(WaitRow.ended_at.is_(None), self.before > SEEN_AT))
         ids = session.scalars(
             select(WaitRow.id)
+            .outerjoin(ReporterRow, REPORTER_OF_WAIT)
             .where(over, self._of(WaitRow), _behind(last, WaitRow.id))
             .order_by(WaitRow.id)
             .limit(BATCH)
         ).all()
-        deleted = self._delete(session, WaitRow, WaitRow.id.in_(ids))
-        return Pruned(waits=deleted), (ids[-1],) if len(ids) == BATCH else None
+        # A verdict on a session is deleted with the session.
+        of_no_session = and_(VerdictRow.wait_id.in_(ids), VerdictRow.session_id.is_(None))
+        pruned = Pruned(
+            others=self._delete(session, VerdictRow, of_no_session),
+            waits=self._delete(session, WaitRow, WaitRow.id.in_(ids)),
+        )
+        return pruned, (ids[-1],) if len(ids) == BATCH else None
 
-    def sessions(self, session: Session, last: _Last) -> tuple[Pruned, _Last | None]:
-        place = (SessionRow.last_observed_at, SessionRow.id)
+    def ends(self, session: Session, last: _Last) -> tuple[Pruned, _Last | None]:
+        place = (ListedRow.last_observed_at, ListedRow.id)
         page = (
-            select(SessionRow)
-            .where(SessionRow.terminal, SessionRow.last_observed_at < self.before, self._of(SessionRow))
+            select(*place, ListedRow.conn_id, ListedRow.meter_id, ListedRow.session_id)
+            .where(ListedRow.best_ended.is_(False), ListedRow.terminal, ListedRow.reported, self._of(ListedRow))
             .where(_behind(last, *place))
             .order_by(*place)
             .limit(BATCH)
         )
-        # What a writer holds is not old any more.
+        rows = session.execute(page.with_for_update(skip_locked=True)).all()
+        for _, _, *key in rows:
+            rate(session, **dict(zip(SessionKey._fields, key, strict=True)))
+        return Pruned(), tuple(rows[-1][:2]) if len(rows) == BATCH else None
+
+    def sessions(self, session: Session, last: _Last) -> tuple[Pruned, _Last | None]:
+        place = (ListedRow.last_observed_at, ListedRow.id)
+        page = (
+            select(ListedRow)
+            .where(ListedRow.best_ended, ListedRow.last_observed_at < self.before, self._of(ListedRow))
+            .where(_behind(last, *place))
+            .order_by(*place)
+            .limit(BATCH)
+        )
+        # A session that a writer has locked is not old any more.
         rows = session.scalars(page if self.dry_run else page.with_for_update(skip_locked=True)).all()
         is_needed = _needs(session, self.before)
         needed = {row.id for row in rows if is_needed(row)}
         keys = {row.id: (row.conn_id, row.meter_id, row.session_id) for row in rows if row.id not in needed}
         names = (TransitionRow.conn_id, TransitionRow.meter_id, TransitionRow.session_id)
         recent = select(*names).where(tuple_(*names).in_(keys.values()), TransitionRow.created_at >= self.before)
-        told_since = {tuple(each) for each in session.execute(recent)}
-        going = {id_: key for id_, key in keys.items() if key not in told_since}
+        reported_since = {tuple(each) for each in session.execute(recent)}
+        of_sessions = select(ListedRow.id, VerdictRow.ti_id, VerdictRow.created_at).where(of_rows(VerdictRow))
+        verdicts = session.execute(of_sessions, {"ids": list(keys)}).all()
+        concluded_since = {row_id for row_id, _, at in verdicts if at >= self.before}
+        going = {id_: key for id_, key in keys.items() if key not in reported_since and id_ not in concluded_since}
+        tries = [ti_id for row_id, ti_id, _ in verdicts if row_id in going]
+        batches = (tries[start : start + BATCH] for start in range(0, len(tries), BATCH))
         pruned = Pruned(
             changes=self._delete(session, TransitionRow, and_(tuple_(*names).in_(going.values()), _IS_CHANGE)),
-            sessions=self._delete(session, SessionRow, SessionRow.id.in_(going)),
+            others=sum(self._delete(session, VerdictRow, VerdictRow.ti_id.in_(batch)) for batch in batches),
+            sessions=self._delete(session, ListedRow, ListedRow.id.in_(going)),
             needed=len(needed),
         )
         return pruned, (rows[-1].last_observed_at, rows[-1].id) if len(rows) == BATCH else None
@@ -162,6 +204,11 @@ class _Pass:
         deleted = self._delete(session, CallsRow, tuple_(*place).in_([tuple(row) for row in rows]))
         return Pruned(others=deleted), tuple(rows[-1]) if len(rows) == BATCH else None
 
+    def readers(self, session: Session, _last: _Last) -> tuple[Pruned, _Last | None]:
+        old = and_(HistoryRow.claimed_at < self.before, self._of(HistoryRow))
+        silent = and_(ReporterRow.seen_at < self.before, self._of(ReporterRow))
+        return Pruned(others=self._delete(session, HistoryRow, old) + self._delete(session, ReporterRow, silent)), None
+
     def _of(self, row: _Row) -> ColumnElement[bool]:
         return true() if self.conn_id is None else row.conn_id == self.conn_id
 
@@ -179,25 +226,31 @@ def _behind(last: _Last, *place: InstrumentedAttribute[Any]) -> ColumnElement[bo
     if len(place) == 1:
         return and_(number > last[0])
     at = place[0]
-    # The first of them is what an index can use.
+    # The first condition is the one that an index can use.
     return and_(at >= last[0], or_(at > last[0], number > last[1]))
 
 
-def _needs(session: Session, before: datetime) -> Callable[[SessionRow], bool]:
-    """Return the question whether a wait that goes on can ask for a session.
+def _needs(session: Session, before: datetime) -> Callable[[ListedRow], bool]:
+    """Return the predicate whether an open wait can ask for a session.
 
-    Who waits says so again every minute, so one that was not heard of for so long is over.
+    A wait is reported again every minute, so one without a report for so long is over.
     """
     named: set[tuple[str, str, str]] = set()
     since: dict[tuple[str, str], datetime] = {}
-    for wait in session.scalars(select(WaitRow).where(WaitRow.ended_at.is_(None), WaitRow.seen_at >= before)):
+    waits = (
+        select(WaitRow)
+        .join(TaskInstance, TASK_OF_WAIT)
+        .outerjoin(ReporterRow, REPORTER_OF_WAIT)
+        .where(goes_on(), before <= SEEN_AT)
+    )
+    for wait in session.scalars(waits):
         if wait.session_id is not None:
             named.add((wait.conn_id, wait.meter_id, wait.session_id))
             continue
         meter = (wait.conn_id, wait.meter_id)
         since[meter] = min(since.get(meter, _LAST_INSTANT), _earliest(wait.condition))
 
-    def is_needed(row: SessionRow) -> bool:
+    def is_needed(row: ListedRow) -> bool:
         wanted = since.get((row.conn_id, row.meter_id))
         return (row.conn_id, row.meter_id, row.session_id) in named or (wanted is not None and row.begun_at >= wanted)
 
@@ -205,7 +258,7 @@ def _needs(session: Session, before: datetime) -> Callable[[SessionRow], bool]:
 
 
 def _earliest(condition: dict[str, Any]) -> datetime:
-    """Return when the session that a wait looks for may have begun; one that does not say looks at all of them."""
+    """Return the earliest start of a session that a wait can match; without ``since``, any session can match."""
     try:
         return from_json(condition.get("since")) or _FIRST_INSTANT
     except (TypeError, ValueError):

@@ -1,7 +1,8 @@
-"""The journal's tables: what was told (transition), what follows (session), who waits (wait), what it cost (calls).
+"""The journal's tables: reports (transition), their fold (session), what tasks concluded (verdict), tasks (wait), API
+usage (calls), the readers of Zuora's callout history (history), and what reports waits (reporter).
 
-They live in Airflow's metadata database with a metadata and an Alembic version of their own. Types and indexes are such
-that SQLite, PostgreSQL and MySQL all take them.
+They are in Airflow's metadata database, with a metadata and an Alembic version of their own. Types and indexes are
+limited to those that SQLite, PostgreSQL and MySQL all accept.
 """
 
 from __future__ import annotations
@@ -10,17 +11,30 @@ from datetime import datetime
 from typing import Any, Final
 
 from airflow.utils.sqlalchemy import UtcDateTime
-from sqlalchemy import JSON, BigInteger, Boolean, Index, Integer, MetaData, String, Text, UniqueConstraint
+from sqlalchemy import (
+    JSON,
+    BigInteger,
+    Boolean,
+    Float,
+    Index,
+    Integer,
+    MetaData,
+    String,
+    Text,
+    UniqueConstraint,
+    false,
+    true,
+)
 from sqlalchemy.dialects import mysql
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
 VERSION_TABLE: Final = "mediation_alembic_version"
-# SQLite numbers rows by itself only where the type is INTEGER.
+# SQLite numbers rows by itself only if the type is INTEGER.
 _Number = BigInteger().with_variant(Integer, "sqlite")
 
 
 def _name(length: int) -> String:
-    """Return the type of what names something: MySQL would take ``a`` for ``A``."""
+    """Return the type of an identifier: MySQL would by default treat ``a`` and ``A`` as equal."""
     return String(length).with_variant(
         mysql.VARCHAR(length, charset="utf8mb4", collation="utf8mb4_bin"), "mysql", "mariadb"
     )
@@ -40,7 +54,7 @@ class Base(DeclarativeBase):
 
 
 class TransitionRow(Base):
-    """One thing as it was told: a change of a status, a poll, a sibling event, or what nobody can read."""
+    """One report as it was received: a change of a status, a poll, a sibling event, or an unparsed callout."""
 
     __tablename__ = "mediation_transition"
 
@@ -69,8 +83,16 @@ class TransitionRow(Base):
     )
 
 
-class SessionRow(Base):
-    """One session as the fold of its changes; written whenever one of them is."""
+class ListedRow(Base):
+    """One session as lists and pages show it, with its best known status; written with its reports and its verdicts.
+
+    A session that Zuora did not report has a row too, if a task concluded its end from polls. The columns for Zuora's
+    reports mean nothing in such a row: ``SessionRow`` leaves it out.
+
+    ``reported``: whether Zuora reported the session. The ``best_`` columns are the result of ``best_known``;
+    ``best_differs`` is whether a task concluded another end. Their defaults are for rows that an API server of an older
+    version inserts during an upgrade.
+    """
 
     __tablename__ = "mediation_session"
 
@@ -95,24 +117,87 @@ class SessionRow(Base):
     emitted: Mapped[dict[str, Any]]
     revision: Mapped[int] = mapped_column(Integer)
     updated_at: Mapped[datetime]
+    reported: Mapped[bool] = mapped_column(Boolean, server_default=true())
+    best_status: Mapped[str] = mapped_column(String(64), server_default="UNKNOWN")
+    best_evidence: Mapped[str] = mapped_column(String(16), server_default="unknown")
+    best_certain: Mapped[bool] = mapped_column(Boolean, server_default=false())
+    best_ended: Mapped[bool] = mapped_column(Boolean, server_default=false())
+    best_ended_at: Mapped[datetime | None]
+    best_differs: Mapped[bool] = mapped_column(Boolean, server_default=false())
 
+    __mapper_args__ = {"polymorphic_on": "reported", "polymorphic_identity": False}  # noqa: RUF012  # SQLAlchemy reads it so
     __table_args__ = (
         UniqueConstraint("conn_id", "meter_id", "session_id"),
         Index("ix_mediation_session_updated_at", "updated_at"),
         Index("ix_mediation_session_meter", "conn_id", "meter_id", "begun_at", "session_id"),
+        # The first sessions of one run type since an instant: of tests there may be few, or none.
+        Index("ix_mediation_session_first", "conn_id", "meter_id", "run_type", "begun_at", "session_id"),
         Index("ix_mediation_session_live", "conn_id", "meter_id", "terminal", "begun_at"),
-        Index("ix_mediation_session_terminal", "terminal", "last_observed_at"),
+        # Sessions first received inside the window of a wait.
+        Index("ix_mediation_session_received", "conn_id", "meter_id", "first_observed_at"),
+        # A session by its id, for any meter.
+        Index("ix_mediation_session_named", "conn_id", "session_id"),
+        # Sessions without a reported end: without callouts, all of a connection.
+        Index("ix_mediation_session_silent", "conn_id", "terminal", "last_observed_at"),
+        Index("ix_mediation_session_ended", "best_ended", "last_observed_at"),
         Index("ix_mediation_session_begun_at", "begun_at"),
         # The pages list the newest sessions first, all of them or those that one of these names.
         Index("ix_mediation_session_conn_id_begun_at", "conn_id", "begun_at"),
         Index("ix_mediation_session_meter_id_begun_at", "meter_id", "begun_at"),
-        Index("ix_mediation_session_status_begun_at", "status", "begun_at"),
+        Index("ix_mediation_session_best_status_begun_at", "best_status", "begun_at"),
         Index("ix_mediation_session_run_type_begun_at", "run_type", "begun_at"),
     )
 
 
+class SessionRow(ListedRow):
+    """One session that Zuora reported, as the fold of its changes.
+
+    Code that decides about Dag runs, waits, stops, reconcile and alarms reads this class: SQLAlchemy adds the condition
+    ``reported`` to each of its statements, so it never sees what only a task concluded.
+    """
+
+    __mapper_args__ = {"polymorphic_identity": True}  # noqa: RUF012  # SQLAlchemy reads it so
+
+
+class VerdictRow(Base):
+    """The end of a session as one try of a task concluded it from polls; the first report of a try is kept.
+
+    ``wait_id`` is the id of the task's wait, with which a verdict without a session is shown. If the verdict was made
+    from an ended wait of an older version, ``ti_id`` is that id too.
+    """
+
+    __tablename__ = "mediation_verdict"
+
+    ti_id: Mapped[str] = mapped_column(_name(64), primary_key=True)
+    conn_id: Mapped[str] = mapped_column(_name(250))
+    meter_id: Mapped[str] = mapped_column(_name(64))
+    session_id: Mapped[str | None] = mapped_column(_name(64))
+    wait_id: Mapped[str] = mapped_column(_name(64))
+    run_type: Mapped[str] = mapped_column(String(16))
+    status: Mapped[str] = mapped_column(String(64))
+    at: Mapped[datetime]
+    certain: Mapped[bool] = mapped_column(Boolean)
+    dag_id: Mapped[str] = mapped_column(_name(250))
+    run_id: Mapped[str] = mapped_column(_name(250))
+    task_id: Mapped[str] = mapped_column(_name(250))
+    map_index: Mapped[int] = mapped_column(Integer)
+    try_number: Mapped[int] = mapped_column(Integer)
+    mode: Mapped[str] = mapped_column(String(16))
+    created_at: Mapped[datetime]
+
+    __table_args__ = (
+        Index("ix_mediation_verdict_session", "conn_id", "meter_id", "session_id"),
+        Index("ix_mediation_verdict_wait", "wait_id"),
+    )
+
+
 class WaitRow(Base):
-    """One task's wait for a session, as its process last reported it."""
+    """One task's wait for a session as its process last reported it, or what a task did with a session without waiting.
+
+    ``owner`` is the process that started the wait last. ``status``, ``evidence`` and ``certain`` are those on which the
+    wait ended. ``note`` is a ``TaskNote``; a task that does not wait has the mode ``task`` and an empty condition.
+    ``seen_at`` is when its row was last written; while it has a ``reporter``, that one's row has the time instead.
+    """
 
     __tablename__ = "mediation_wait"
 
@@ -133,6 +218,12 @@ class WaitRow(Base):
     seen_at: Mapped[datetime]
     ended_at: Mapped[datetime | None]
     outcome: Mapped[str | None] = mapped_column(String(16))
+    owner: Mapped[str | None] = mapped_column(_name(64))
+    status: Mapped[str | None] = mapped_column(String(64))
+    evidence: Mapped[str | None] = mapped_column(String(16))
+    certain: Mapped[bool | None] = mapped_column(Boolean)
+    note: Mapped[dict[str, Any] | None] = mapped_column(JSON(none_as_null=True))
+    reporter: Mapped[str | None] = mapped_column(_name(64))
 
     __table_args__ = (
         Index("ix_mediation_wait_ended_at", "ended_at", "seen_at"),
@@ -142,8 +233,21 @@ class WaitRow(Base):
     )
 
 
+class ReporterRow(Base):
+    """What reports many waits: the part of a triggerer that waits over one connection.
+
+    Once a minute it reports that all of its waits go on, and only this row is written.
+    """
+
+    __tablename__ = "mediation_reporter"
+
+    id: Mapped[str] = mapped_column(_name(64), primary_key=True)
+    conn_id: Mapped[str] = mapped_column(_name(250))
+    seen_at: Mapped[datetime]
+
+
 class CallsRow(Base):
-    """What was asked of Zuora over one connection within one hour, and what Zuora said last of what is left."""
+    """The calls made to Zuora over one connection within one hour, and the remaining calls that Zuora returned last."""
 
     __tablename__ = "mediation_calls"
 
@@ -155,3 +259,25 @@ class CallsRow(Base):
     remaining: Mapped[int | None] = mapped_column(BigInteger)
     reset_at: Mapped[datetime | None]
     told_at: Mapped[datetime | None]
+
+
+class HistoryRow(Base):
+    """The reading of one connection's callout history: up to where, whose turn it is, and what went wrong.
+
+    ``cursor`` is a ``HistoryCursor``, and moves only from the ``revision`` that a reader was given. ``claimed_at`` is
+    when a reader last got its turn, ``open`` whether it has not finished; ``seconds`` is between two of its reads.
+    ``read_at`` is when a read last came to its end. ``trouble`` is what is wrong since, ``lasting`` whether a user must
+    set it right.
+    """
+
+    __tablename__ = "mediation_history"
+
+    conn_id: Mapped[str] = mapped_column(_name(250), primary_key=True)
+    revision: Mapped[int] = mapped_column(Integer)
+    cursor: Mapped[dict[str, Any]]
+    seconds: Mapped[float] = mapped_column(Float)
+    claimed_at: Mapped[datetime]
+    open: Mapped[bool] = mapped_column(Boolean)
+    read_at: Mapped[datetime | None]
+    trouble: Mapped[str | None] = mapped_column(Text)
+    lasting: Mapped[bool] = mapped_column(Boolean)

@@ -1,60 +1,77 @@
-"""Run a meter: one session per generation, found again after whatever happened to the task, and waited for."""
+"""Run a meter: start one session per generation, find it again after a crash or retry, and wait for its end."""
 
 from __future__ import annotations
 
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, ClassVar, Final
 
 from airflow.sdk import BaseOperator, conf
 
+from airflow_mediation_provider.feed.reports import REPORT_SECONDS, report_note
 from airflow_mediation_provider.links import SESSION_LINKS, push_session_links
-from airflow_mediation_provider.operators.arguments import (
+from airflow_mediation_provider.operators.stop import StopMeterOperator
+from airflow_mediation_provider.protocol.sessions.session_result import session_result
+from airflow_mediation_provider.protocol.status import (
+    ANY_TERMINAL,
+    ENDS_BY_POLL,
+    FIRST_STATUS,
+    IDLE,
+    SUCCESS,
+    RunType,
+    run_type_of,
+)
+from airflow_mediation_provider.protocol.times import CLOCK_SKEW
+from airflow_mediation_provider.protocol.transition import SessionTransition, Source
+from airflow_mediation_provider.protocol.waits.condition import SessionCondition, validate_statuses
+from airflow_mediation_provider.protocol.waits.wait import SessionWait, WaitEnd, WaitResult
+from airflow_mediation_provider.protocol.zuora.errors import MediationError
+from airflow_mediation_provider.protocol.zuora.requests import DEFAULT_VERSION
+from airflow_mediation_provider.tasks.arguments import (
+    check_connection,
     check_flags,
     check_meter,
-    check_text,
     loaded,
-    run_type_of,
+    refuse_templates,
     seconds,
     status_names,
 )
-from airflow_mediation_provider.operators.kill import StopOnKillMixin, other_session_lives
-from airflow_mediation_provider.operators.run_call import FIRST_STATUS, only_session_since
-from airflow_mediation_provider.operators.run_start import RunStartMixin
-from airflow_mediation_provider.operators.run_state import CLEARED, Phase, RunState, why_new_generation
-from airflow_mediation_provider.operators.sources import (
+from airflow_mediation_provider.tasks.state import Tries
+from airflow_mediation_provider.worker.run_start import (
+    RunStarter,
+    only_session_since,
     validate_event_store_source_options,
     validate_runtime_source_configs,
     validate_source_options,
 )
-from airflow_mediation_provider.operators.stop import StopMeterOperator
-from airflow_mediation_provider.protocol.condition import DEFAULT_VERSION, SessionCondition
-from airflow_mediation_provider.protocol.status import SUCCESS, TERMINAL, RunType
-from airflow_mediation_provider.protocol.transition import SessionTransition, Source
-from airflow_mediation_provider.protocol.wait import CLOCK_SKEW, SessionWait, WaitEnd, WaitResult
-from airflow_mediation_provider.waiting import SessionWaitMixin
+from airflow_mediation_provider.worker.run_state import CLEARED, KeptRun, RunPhase, RunState, why_new_generation
+from airflow_mediation_provider.worker.run_stop import RunStopper
+from airflow_mediation_provider.worker.waiting import SessionWaitMixin
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from airflow.sdk import Context
 
+    from airflow_mediation_provider.feed.worker import WaitFeed
+    from airflow_mediation_provider.protocol.sessions.session_result import SessionResult
 
 __all__ = ["RunMeterOperator", "StopMeterOperator"]
 
 _REPLY_LOST: Final = "The reply that named the session was lost, so nothing proves that it is the one that was started."
 
 
-class RunMeterOperator(SessionWaitMixin, RunStartMixin, StopOnKillMixin, BaseOperator):
+class RunMeterOperator(SessionWaitMixin, BaseOperator):
     """Run a meter of Zuora Mediation and wait for its session; the session is the XCom.
 
-    A session is started once per *generation*: a worker that dies, a lost reply, a restarted triggerer, Zuora being out
-    of reach, and the retries that follow from these find the session again. A retry after the session FAILED, and a
-    user's *Clear*, start a new one. See ``run_state``.
+    A session is started once per *generation*. After a worker died, a reply was lost, a triggerer restarted or Zuora
+    was unreachable, the next try finds the session again. A retry after the session FAILED, and a user's *Clear*,
+    start a new one. See ``worker.run_state``.
 
     Airflow 3.2 keeps nothing between two tries. There Zuora's ``uniqueKey`` alone prevents a second start: a retry that
-    finds its key used may not learn the session's id, a retry of a DEBUG run starts one more test, and a DAG run that
-    was deleted and made again under the same run id finds the key of the old one.
+    finds its key used may not get the session's id, a retry of a DEBUG run starts one more test, and a Dag run that was
+    deleted and created again under the same run id finds the key of the old one.
 
     :param meter_id: the meter; its id is in the URL of its page in Zuora. Templated
     :param version: the meter's version; Zuora documents ``0.0.1`` alone. Templated
@@ -65,23 +82,26 @@ class RunMeterOperator(SessionWaitMixin, RunStartMixin, StopOnKillMixin, BaseOpe
     :param event_store_source_options: the older ``eventStoreSourceOptions``. Templated
     :param wait_for_completion: ``False``: return the session as Zuora's reply describes it, just begun
     :param statuses: the session's statuses that are a success; COMPLETED (DEBUG: TESTING_PASSED) unless ``fail_on`` is
-        given, then each terminal status that is not in it
-    :param fail_on: the statuses that fail the task; each other terminal one unless given. ``fail_on=()`` makes every
-        end of the session a success of the task, so that a ``MeterSessionBranchOperator`` can decide
+        given, then each in which this run type can end and that is not in it. A gate names CANCELED in ``fail_on``
+    :param fail_on: the statuses that fail the task; each other terminal one unless given, a CANCELED test too.
+        ``fail_on=()`` makes every end of the session a success of the task, so that a branch operator can
+        decide
     :param deferrable: wait in the triggerer; ``[operators] default_deferrable`` unless given
-    :param poke_interval: seconds between two looks at the status
+    :param poke_interval: seconds between two polls of the status
     :param timeout: seconds from the start of the session after which the task fails, without a retry
     :param max_unreachable: seconds without a good answer from Zuora after which the task fails; a retry goes on
-    :param require_certain: fail where only a poll that another run could have masked tells how the session ended
+    :param require_certain: fail where the session's end was only polled, and another run could have masked it
     :param exclusive: your promise that nothing else starts this meter meanwhile, which makes a poll's answer certain
     :param settle: seconds for which a status that Zuora reports may be out of date: no wait ends sooner
     :param wait_for_capacity: when five meters of the tenant run already, try again later instead of failing
     :param capacity_timeout: seconds to try that; the retry after it goes on trying
-    :param stop_meter_on_kill: stop the meter when a user marks the task or clears it while it runs. Zuora can only stop
-        every NORMAL run of the meter version, so this is refused while another live session of it is known
+    :param stop_meter_on_kill: stop the meter when the task is marked as failed or skipped, or removed, while it waits,
+        and when it is cleared. Zuora can only stop every NORMAL run of the meter version, so this is refused, with the
+        reason in the log, unless the stop policy allows it: see "When a meter is stopped" in
+        docs/stops.md
     :param stop_meter_on_timeout: stop the meter likewise when ``timeout`` has passed
     :param mediation_conn_id: connection of type ``mediation``
-    :raises ValueError: when the DAG is parsed: an argument is empty or impossible
+    :raises ValueError: when the Dag is parsed: an argument is empty or impossible
 
     https://developer.zuora.com/v1-api-reference/api/meters/runspecificversionofmeter
     """
@@ -105,8 +125,8 @@ class RunMeterOperator(SessionWaitMixin, RunStartMixin, StopOnKillMixin, BaseOpe
     def __init__(
         self,
         *,
-        meter_id: str,
-        version: str = "0.0.1",
+        meter_id: Any,
+        version: str = DEFAULT_VERSION,
         run_type: RunType | str = RunType.NORMAL,
         runtime_source_configs: Sequence[dict[str, Any]] | str | None = None,
         source_options: Sequence[dict[str, Any]] | str | None = None,
@@ -129,6 +149,7 @@ class RunMeterOperator(SessionWaitMixin, RunStartMixin, StopOnKillMixin, BaseOpe
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
+        refuse_templates(run_type=run_type, statuses=statuses, fail_on=fail_on)
         self.meter_id = meter_id
         self.version = version
         self.run_type = run_type_of(run_type)
@@ -150,11 +171,11 @@ class RunMeterOperator(SessionWaitMixin, RunStartMixin, StopOnKillMixin, BaseOpe
         self.stop_meter_on_kill = stop_meter_on_kill
         self.stop_meter_on_timeout = stop_meter_on_timeout
         self.mediation_conn_id = mediation_conn_id
-        # What on_kill looks at; it may run before execute() does.
+        # Read by on_kill, which may run before execute().
         self._context: Context | None = None
-        self._state: RunState | None = None
+        self._followed: tuple[SessionWait, WaitFeed] | None = None
         check_meter(meter_id, version)
-        check_text("mediation_conn_id", mediation_conn_id)
+        check_connection(mediation_conn_id)
         check_flags(
             wait_for_completion=wait_for_completion,
             deferrable=deferrable,
@@ -165,41 +186,66 @@ class RunMeterOperator(SessionWaitMixin, RunStartMixin, StopOnKillMixin, BaseOpe
             stop_meter_on_timeout=stop_meter_on_timeout,
         )
         self._check_sources()
+        validate_statuses(run_type=self.run_type, statuses=self.statuses, fail_on=self.fail_on)
         condition = self._condition("any", DEFAULT_VERSION)
-        endless = TERMINAL[self.run_type].difference(condition.statuses or (), condition.fail_on or ())
+        stated = condition.fail_on if self.fail_on is None else self.fail_on
+        endless = ENDS_BY_POLL[self.run_type].difference(self.statuses, stated or ())
         if endless:
             names = ", ".join(sorted(endless))
             raise ValueError(f"{names}: a session that ends so is neither in statuses nor in fail_on: add it to one")
 
-    def execute(self, context: Context) -> dict[str, Any] | None:
+    def _kept_run(self, context: Context) -> KeptRun:
+        return KeptRun.of(context, self.timeout + self.capacity_timeout + self.max_unreachable)
+
+    def _starter(self, context: Context) -> RunStarter:
+        return RunStarter(
+            self,
+            context,
+            self._kept_run(context),
+            capacity_timeout=self.capacity_timeout if self.wait_for_capacity else 0,
+            # A session that ended in a status of success is not dead: the earlier try lost only its result.
+            failures=ANY_TERMINAL - set(self.statuses),
+        )
+
+    @property
+    def _stopper(self) -> RunStopper:
+        return RunStopper(self, on_kill=self.stop_meter_on_kill, on_timeout=self.stop_meter_on_timeout)
+
+    def on_kill(self) -> None:
+        """Stop the meter, if that was asked for and allowed, when the task is ended from outside."""
+        if self._context is not None:
+            self._stopper.kill(self._context)
+
+    def execute(self, context: Context) -> SessionResult | None:
         """Start the session of this generation, or find it again, and wait for it.
 
-        :return: the session as JSON, with ``evidence`` and ``certain``
+        :return: the session
         """
         return self._run(context)
 
-    def _run(self, context: Context) -> dict[str, Any] | None:
+    def _run(self, context: Context) -> SessionResult | None:
         self._context = context
-        memory = self._memory(context)
+        memory = self._kept_run(context)
         kept = memory.load()
-        ti, request = context["ti"], self._request()
+        request = self._request()
         reason = why_new_generation(
             kept,
-            max_tries=ti.max_tries,
-            retries=self.retries or 0,
+            Tries.of(context["ti"], self.retries),
             mediation_conn_id=self.mediation_conn_id,
             request=request,
         )
         if kept is None or reason is not None:
-            self.log.info("Running meter %s as a new session: %s.", self.meter_id, reason)
+            self.log.info("Asking Zuora to run meter %s as a new session (%s).", self.meter_id, reason)
             if kept is not None and kept.may_be_live:
-                self._leave_behind(kept, cleared=reason == CLEARED)
-            return self._go_on(context, memory.save(self._begin(context, request)), {})
-        if kept.phase is Phase.DONE:
+                self._stopper.leave_behind(kept, cleared=reason == CLEARED)
+            return self._go_on(context, memory.save(self._starter(context).begin(request)), {})
+        if kept.phase is RunPhase.DONE:
             self.log.info("An earlier try has the result already: session %s.", kept.session_id or "(unknown)")
             push_session_links(context, self.hook, str(self.meter_id), kept.session_id, kept.run_id)
+            # The process that kept it may have ended before it reported it.
+            self._report_end(context, kept.result)
             return kept.result
-        if kept.phase is Phase.CALLING:
+        if kept.phase is RunPhase.CALLING:
             self.log.info("Going on with the start of an earlier try, which got no answer.")
         else:
             self.log.info("Going on with the session of an earlier try: %s.", kept.session_id or "(unknown)")
@@ -207,57 +253,70 @@ class RunMeterOperator(SessionWaitMixin, RunStartMixin, StopOnKillMixin, BaseOpe
             self.log.warning("The sources changed since that session was called for: they count from the next one.")
         return self._go_on(context, kept, {})
 
-    def execute_complete(self, context: Context, event: Any = None) -> dict[str, Any] | None:
+    def execute_complete(self, context: Context, event: Any = None) -> SessionResult | None:
         """Go on with what the trigger reports."""
         self._context = context
-        self._state = state = self._memory(context).load()
+        state = self._kept_run(context).load()
         result = self.read_event(event)
         if result is None:
-            self.log.warning("The trigger's event holds no result: asking Zuora again.")
+            self.log.warning("The trigger's event contains no result: polling Zuora.")
             return self._run(context)
-        return self._finish(context, state, result)
+        return self._finish(context, state, result, event)
 
     def start_again(
-        self, context: Context, event: Any = None, *, since: dict[str, str], state: dict[str, Any] | None = None
-    ) -> dict[str, Any] | None:
-        """Go on after a pause before the call; the timer's event says nothing.
+        self, context: Context, event: Any = None, *, since: dict[str, Any], state: dict[str, Any] | None = None
+    ) -> SessionResult | None:
+        """Go on after a pause before the call; the timer's event has no content.
 
         :param since: when which kind of pause began
         :param state: the state, where Airflow does not keep it
         """
         del event
         self._context = context
-        kept = self._memory(context).load() or (RunState.from_dict(state) if state else None)
+        kept = self._kept_run(context).load() or (RunState.from_dict(state) if state else None)
         return self._run(context) if kept is None else self._go_on(context, kept, since)
 
-    def _go_on(self, context: Context, state: RunState, since: dict[str, str]) -> dict[str, Any] | None:
+    def _go_on(self, context: Context, state: RunState, since: dict[str, Any]) -> SessionResult | None:
         """Start the session if it is not started yet; then show it, and wait for it."""
-        if state.phase is Phase.CALLING:
-            state = self._start(context, state, since)
-            self._say_started(state)
-        self._state = state
+        starter = self._starter(context)
+        if state.phase is RunPhase.CALLING:
+            try:
+                state = starter.start(state, since)
+            except MediationError as error:
+                push_session_links(context, self.hook, str(self.meter_id), None)
+                self._note(context, {"meter_id": self.meter_id}, f"The meter was not started: {error}")
+                raise
+            self._log_started(state)
         push_session_links(context, self.hook, str(self.meter_id), state.session_id, state.run_id)
-        self._report_run(state)
+        starter.report(state)
         if not self.wait_for_completion:
-            return self._returned(context, state, self._reply(state))
+            reply = self._reply(state)
+            self._note(context, reply, "The meter was started; the task does not wait for the session's end.")
+            return self._returned(context, state, reply)
         wait = SessionWait(
             self._condition(str(self.meter_id), self.version, state=state, until=self._deadline(context, state)),
             started_at=self._started_at(state),
             run_status=state.session["status"] if state.session and state.session_id else None,
             baseline=state.baseline,
+            called_at=state.called_at,
             exclusive=self.exclusive,
             require_certain=self.require_certain,
             max_unreachable=timedelta(seconds=self.max_unreachable),
             settle=timedelta(seconds=self.settle),
             created_at=datetime.now(UTC),
         )
-        result = self._await_session(
-            context, wait, stop_on_kill=self.stop_meter_on_kill and not other_session_lives(state)
-        )
-        return self._finish(context, state, result)
+        return self._finish(context, state, self._await_session(context, wait, stop_on_kill=self.stop_meter_on_kill))
 
-    def _say_started(self, state: RunState) -> None:
-        if state.phase is Phase.STARTED:
+    def _begun(self, wait: SessionWait, feed: WaitFeed) -> None:
+        self._stopper.warn_if_never(wait, feed)
+
+    def _note(self, context: Context, session: Mapping[str, Any], message: str) -> None:
+        """Report the outcome of the run call for the pages, where no wait shows it."""
+        caller = self._feed_caller(seconds=REPORT_SECONDS)
+        report_note(caller, self.mediation_conn_id, context["ti"], "run", session, message)
+
+    def _log_started(self, state: RunState) -> None:
+        if state.phase is RunPhase.STARTED:
             self.log.info("Session %s of meter %s started.", state.session_id, self.meter_id)
         else:
             self.log.warning(
@@ -266,40 +325,49 @@ class RunMeterOperator(SessionWaitMixin, RunStartMixin, StopOnKillMixin, BaseOpe
                 self.meter_id,
                 state.called_at,
             )
-        if other_session_lives(state):
+        if state.baseline is not None and state.baseline not in IDLE:
             self.log.warning(
-                "The meter was already %s when this run was called for: another session of it may live, and the meter's"
-                " status speaks for either.",
+                "The meter was already %s when this run was called for: another session of it may be live, and the"
+                " meter's status may be that of either.",
                 state.baseline,
             )
 
     # -- the end --------------------------------------------------------------------------------------------------
 
-    def _finish(self, context: Context, state: RunState | None, result: WaitResult) -> dict[str, Any] | None:
-        """Return the session, or raise why not; write down first what a retry has to know of it."""
-        session = dict(result.session or {})
+    def _finish(
+        self,
+        context: Context,
+        state: RunState | None,
+        result: WaitResult,
+        event: Mapping[str, Any] = MappingProxyType({}),
+    ) -> SessionResult | None:
+        """Return the session, or raise why not; store first what a retry needs of it.
+
+        :param event: of the trigger, where the result is from there
+        """
+        session = result.session
         if session and state is not None and state.session_id is None:
-            # Whatever is proven of a session: that it is the one whose reply was lost, is not.
-            session |= {"session_id": session.get("session_id") or self._hint(state), "certain": False}
+            # Nothing proves that the session is the one whose reply was lost.
+            session = {**session, "session_id": session["session_id"] or self._hint(state), "certain": False}
             if self.require_certain and result.end in (WaitEnd.MET, WaitEnd.FAILED):
                 result = replace(result, end=WaitEnd.UNCERTAIN, message=f"{result.message} {_REPLY_LOST}")
-        if result.end is WaitEnd.MET:
+        self._report_end(context, session)
+        if result.end is WaitEnd.MET and session:
             self.log.info(result.message)
             return self._returned(context, state, session)
-        if result.end is WaitEnd.TIMED_OUT and self.stop_meter_on_timeout and state is not None:
-            self._state = state
-            self._stop_meter("the timeout passed")
+        if result.end is WaitEnd.TIMED_OUT and self.stop_meter_on_timeout:
+            self._stopper.at_deadline(context, event)
         if result.end is WaitEnd.FAILED:
             from airflow_mediation_provider.exceptions import MeterRunFailed
 
-            if state is not None:
-                self._memory(context).save(state.dead(str(session.get("status"))))
+            if state is not None and session:
+                self._kept_run(context).save(state.dead(session["status"]))
             raise MeterRunFailed(result.message, session=session)
         return self.raise_for(result)
 
-    def _returned(self, context: Context, state: RunState | None, result: dict[str, Any]) -> dict[str, Any]:
+    def _returned(self, context: Context, state: RunState | None, result: SessionResult) -> SessionResult:
         if state is not None:
-            self._memory(context).save(state.done(result))
+            self._kept_run(context).save(state.done(result))
         return result
 
     def _started_at(self, state: RunState) -> datetime | None:
@@ -311,10 +379,10 @@ class RunMeterOperator(SessionWaitMixin, RunStartMixin, StopOnKillMixin, BaseOpe
         certainly = state.session is not None or state.unique_key is not None
         return started or (state.called_at if certainly else None)
 
-    def _reply(self, state: RunState) -> dict[str, Any]:
+    def _reply(self, state: RunState) -> SessionResult:
         """Return the session as Zuora's reply describes it; where the reply was lost, as it would have."""
         if state.session is not None and state.session_id:
-            return {**state.session, "evidence": str(Source.RUN), "certain": True}
+            return self._result(SessionTransition.from_dict(state.session), certain=True)
         # Not the meter's status: that may still be the end of the session before, and a branch would follow it.
         transition = SessionTransition(
             meter_id=str(self.meter_id),
@@ -324,7 +392,16 @@ class RunMeterOperator(SessionWaitMixin, RunStartMixin, StopOnKillMixin, BaseOpe
             observed_at=state.called_at or datetime.now(UTC),
             source=Source.RUN,
         )
-        return {**transition.to_dict(), "evidence": str(Source.RUN), "certain": False}
+        return self._result(transition, certain=False)
+
+    def _result(self, transition: SessionTransition, *, certain: bool) -> SessionResult:
+        return session_result(
+            transition,
+            evidence=Source.RUN,
+            certain=certain,
+            version=self.version,
+            mediation_conn_id=self.mediation_conn_id,
+        )
 
     def _hint(self, state: RunState) -> str | None:
         if state.called_at is None:
@@ -348,7 +425,7 @@ class RunMeterOperator(SessionWaitMixin, RunStartMixin, StopOnKillMixin, BaseOpe
             session_id=session_id,
             run_type=self.run_type,
             statuses=self.statuses,
-            fail_on=self.fail_on,
+            fail_on=self._failing(),
             since=state.called_at if state and session_id is None else None,
             until=until,
         )
@@ -359,7 +436,15 @@ class RunMeterOperator(SessionWaitMixin, RunStartMixin, StopOnKillMixin, BaseOpe
             return names
         if self.fail_on is None:
             return (SUCCESS[self.run_type],)
-        return tuple(sorted(TERMINAL[self.run_type] - set(self.fail_on)))
+        # What fails is named: an end that this run type is not documented to have is not one of the others.
+        ends = ENDS_BY_POLL[self.run_type] if self.fail_on else ANY_TERMINAL
+        return tuple(sorted(ends - set(self.fail_on)))
+
+    def _failing(self) -> tuple[str, ...] | None:
+        """Return the statuses that fail the task: those given, and each terminal one in no argument."""
+        if self.fail_on is None:
+            return None
+        return (*self.fail_on, *sorted(ANY_TERMINAL.difference(self.fail_on, self.statuses)))
 
     def _check_sources(self) -> None:
         validate_runtime_source_configs(self.runtime_source_configs)
@@ -369,19 +454,17 @@ class RunMeterOperator(SessionWaitMixin, RunStartMixin, StopOnKillMixin, BaseOpe
     def _request(self) -> dict[str, Any]:
         """Return the arguments of the call, checked now that they are rendered."""
         sources = ("runtime_source_configs", "source_options", "event_store_source_options")
-        try:
-            check_meter(self.meter_id, self.version)
+        from airflow_mediation_provider.exceptions import fail_permanently
+
+        with fail_permanently():
+            self.take_arguments()
             for name in sources:
                 setattr(self, name, loaded(name, getattr(self, name)))
             self._check_sources()
-        except ValueError as error:
-            from airflow_mediation_provider.exceptions import MediationMisconfigured
-
-            raise MediationMisconfigured(str(error)) from error
         given = {name: getattr(self, name) for name in sources}
         return {
-            "meter_id": str(self.meter_id).strip(),
-            "version": str(self.version),
+            "meter_id": self.meter_id,
+            "version": self.version,
             "run_type": str(self.run_type),
             **{name: list(value) for name, value in given.items() if value},
         }

@@ -1,16 +1,23 @@
-"""Repair the journal on a schedule: what Zuora's callout history has and the journal lacks."""
+"""Zuora's callout history on a schedule: repair the journal by it, or read it from where the last read ended."""
 
 from __future__ import annotations
 
-import json
 import time
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any, Final
 
 from airflow.sdk import BaseOperator
 
-from airflow_mediation_provider.operators.arguments import check_flags, check_instant, check_text, instant, seconds
-from airflow_mediation_provider.protocol.errors import MisconfigurationError, TransientError
+from airflow_mediation_provider.protocol.ids import event_category_of
+from airflow_mediation_provider.protocol.zuora.errors import MediationError, TransientError
+from airflow_mediation_provider.tasks.arguments import (
+    check_connection,
+    check_flags,
+    check_instant,
+    instant,
+    is_template,
+    seconds,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -18,33 +25,37 @@ if TYPE_CHECKING:
     from airflow.sdk import Context
 
     from airflow_mediation_provider.hooks.mediation import MediationHook
-    from airflow_mediation_provider.protocol.reconcile import ReconcileReply, ReconcileRequest
+    from airflow_mediation_provider.protocol.maintenance import HistoryRequest, ReconcileReply, ReconcileRequest
+    from airflow_mediation_provider.tasks.maintenance import HistoryReader
 
-# One request to the API server may take so long, and a busy one is asked again after so many seconds.
-_PATIENCE: Final = 60.0
+__all__ = ["ReadCalloutHistoryOperator", "ReconcileCalloutsOperator"]
+
+# Time limit of one request to the API server, and the pauses before the request is repeated to a busy one.
+_CALL_SECONDS: Final = 60.0
 _PAUSES: Final = (2.0, 5.0, 15.0)
 
 
 class ReconcileCalloutsOperator(BaseOperator):
-    """Read Zuora's callout history, put into the journal what is missing there, and look at sessions that never end.
+    """Read Zuora's callout history, add what the journal lacks, and check sessions that never end.
 
-    It costs one REST call for each 40 callouts of the tenant in the span, and for as many hours around it as the
-    tenant's time zone may be off: name that zone in the connection's ``callout_timezone``, and the notification's event
+    It takes one REST call for each 40 callouts of the tenant in the span, and in as many hours around it as the
+    tenant's time zone may differ: set that zone in the connection's ``callout_timezone``, and the notification's event
     category here. A retry, or a span that was read before, repairs nothing twice.
 
-    What it puts in starts DAGs as a callout does. A session that seems never to end is only told of: the run status of
-    its meter names no session, and so decides nothing.
+    The changes that it adds start Dags as a callout does. A session that seems never to end is only reported: the run
+    status of its meter contains no session id, and so decides nothing.
 
-    :param since: begin of the span, with a zone; ``lookback`` before its end unless given. Templated
+    :param since: start of the span, with a zone; ``lookback`` before its end unless given. Templated
     :param until: end of the span, with a zone; now unless given. Templated
-    :param lookback: how long a span is without ``since``
-    :param event_category: read only callouts of this event, ``{namespace}:{event type}``; the task's log names that of
-        your status changes. Templated
-    :param open_for: look at sessions that have not ended, and of which nothing came for so long; ``None``: at none
-    :param dry_run: only say what is missing
+    :param lookback: the length of a span without ``since``
+    :param event_category: read only callouts of this event, ``{namespace}:{event type}``, or the number of a
+        standard event; the task's log shows that of your status changes. The connection's ``callout_event_category``
+        unless given. Templated
+    :param open_for: check sessions that have not ended and had no update for so long; ``None``: none
+    :param dry_run: only report what is missing
     :param mediation_conn_id: connection of type ``mediation``
     :return: ``{"dry_run", "records", "told", "unreadable", "categories", "repaired": [session, ...], "stuck": [...]}``
-    :raises ValueError: when the DAG is parsed: an argument is empty or impossible
+    :raises ValueError: when the Dag is parsed: an argument is empty or impossible
 
     https://developer.zuora.com/v1-api-reference/api/operation/GET_CalloutHistory/
     """
@@ -58,7 +69,7 @@ class ReconcileCalloutsOperator(BaseOperator):
         since: datetime | str | None = None,
         until: datetime | str | None = None,
         lookback: timedelta | float = timedelta(days=1),
-        event_category: str | None = None,
+        event_category: str | int | None = None,
         open_for: timedelta | float | None = timedelta(hours=6),
         dry_run: bool = False,
         mediation_conn_id: str = "mediation_default",
@@ -70,29 +81,29 @@ class ReconcileCalloutsOperator(BaseOperator):
         self.lookback = seconds("lookback", lookback, least=1)
         self.event_category = event_category
         self.open_for = None if open_for is None else seconds("open_for", open_for, least=1)
-        self.only_tell = dry_run
+        self.report_only = dry_run
         self.mediation_conn_id = mediation_conn_id
         check_instant("since", since)
         check_instant("until", until)
         check_flags(dry_run=dry_run)
-        check_text("mediation_conn_id", mediation_conn_id)
-        if event_category is not None:
-            check_text("event_category", event_category)
+        check_connection(mediation_conn_id)
+        if not is_template(event_category):
+            event_category_of("event_category", event_category)
 
     def execute(self, context: Context) -> dict[str, Any]:  # noqa: ARG002  # Airflow's signature
         """Carry out one pass."""
-        from airflow_mediation_provider.exceptions import MediationMisconfigured
+        from airflow_mediation_provider.exceptions import fail_permanently
         from airflow_mediation_provider.hooks.mediation import MediationHook
-        from airflow_mediation_provider.reconciliation import Task, reconcile
+        from airflow_mediation_provider.tasks.maintenance import Task, reconcile
 
-        try:
+        with fail_permanently():
             until = instant("until", self.until) or datetime.now(UTC)
             task = Task(
                 since=instant("since", self.since) or until - timedelta(seconds=self.lookback),
                 until=until,
-                event_category=self.event_category or None,
+                event_category=event_category_of("event_category", self.event_category or None),
                 open_for=None if self.open_for is None else timedelta(seconds=self.open_for),
-                dry_run=self.only_tell,
+                dry_run=self.report_only,
             )
             if task.until <= task.since:
                 raise ValueError(f"until ({task.until}) must be after since ({task.since})")
@@ -102,39 +113,129 @@ class ReconcileCalloutsOperator(BaseOperator):
                     found = reconcile(hook, hook.settings.callouts, api_server, task, self.log.info)
                 finally:
                     api_server.close()
-        except (ValueError, MisconfigurationError) as error:
-            raise MediationMisconfigured(str(error)) from error
         return found.to_dict()
 
 
+class ReadCalloutHistoryOperator(BaseOperator):
+    """Read Zuora's callout history from where the last read ended; for sensors, where Zuora cannot reach Airflow.
+
+    Schedule it every ``interval``. It shares the journal's cursor with each other such task of the
+    connection, and with ``on_meter_session(callout_history=...)``: what another one has just read is not read again.
+    What it stores starts Dags, and ends waits, as a callout does. It takes one REST call, and one more for each 40
+    further callouts of the last 75 minutes: set the connection's ``callout_event_category`` if your tenant sends many
+    others.
+
+    .. code-block:: python
+
+        with DAG("callout_history", schedule=timedelta(minutes=5), catchup=False, max_active_runs=1):
+            ReadCalloutHistoryOperator(task_id="read", interval=timedelta(minutes=5))
+
+    :param interval: the time between two of its runs: sensors wait so much longer for a change, and the health page
+        shows when no run came for long
+    :param mediation_conn_id: connection of type ``mediation``. Templated
+    :return: ``{"read": whether it was its turn, "added": [session, ...]}``
+    :raises ValueError: when the Dag is parsed: an argument is empty or impossible
+
+    https://developer.zuora.com/v1-api-reference/api/operation/GET_CalloutHistory/
+    """
+
+    template_fields: Sequence[str] = ("mediation_conn_id",)
+    ui_color = "#dfe7f2"
+
+    def __init__(
+        self,
+        *,
+        interval: timedelta | float = timedelta(minutes=5),
+        mediation_conn_id: str = "mediation_default",
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(**kwargs)
+        self.interval = seconds("interval", interval, least=1)
+        self.mediation_conn_id = mediation_conn_id
+        check_connection(mediation_conn_id)
+
+    def execute(self, context: Context) -> dict[str, Any]:  # noqa: ARG002  # Airflow's signature
+        """Take one turn."""
+        from airflow_mediation_provider.exceptions import fail_permanently
+        from airflow_mediation_provider.hooks.mediation import MediationHook
+        from airflow_mediation_provider.tasks.maintenance import HistoryReader
+        from airflow_mediation_provider.tasks.state import utcnow
+
+        reader = HistoryReader(self.interval, now=utcnow, tell=self.log.info)
+        with fail_permanently(), MediationHook(self.mediation_conn_id) as hook:
+            api_server = _ApiServer(hook)
+            try:
+                read = api_server.read(reader)
+            finally:
+                api_server.close()
+        if not read:
+            self.log.info("The callout history was read a moment ago, or is being read: nothing is left to do.")
+        return {"read": read, "added": [entry.transition.to_dict() for entry in reader.added if entry.transition]}
+
+
 class _ApiServer:
-    """The journal, as a worker reaches it."""
+    """The journal, for a worker."""
 
     def __init__(self, hook: MediationHook) -> None:
-        from airflow_mediation_provider.watch.feed_caller import FeedCaller
+        from airflow_mediation_provider.feed.worker import WorkerFeedClient
 
-        self._caller = FeedCaller(hook, seconds=_PATIENCE)
+        self._hook = hook
+        self._caller = WorkerFeedClient(hook, seconds=_CALL_SECONDS)
 
     def reconcile(self, request: ReconcileRequest) -> ReconcileReply:
-        """Ask the API server, several times where it is busy.
+        """Send the request to the API server, several times if it is busy.
 
         :raises TransientError: it gave no good answer
         """
-        from airflow_mediation_provider.protocol.reconcile import RECONCILE_PATH, ReconcileReply
-        from airflow_mediation_provider.watch.feed_caller import FeedUnavailableError, forget_address
+        from airflow_mediation_provider.protocol.maintenance import RECONCILE_PATH, ReconcileReply
 
-        body = json.dumps(request.to_dict()).encode()
+        try:
+            return ReconcileReply.from_bytes(self._ask(RECONCILE_PATH, request))
+        except ValueError as error:
+            raise TransientError(f"The journal could not be queried: {error}.") from error
+
+    def read(self, reader: HistoryReader) -> bool:
+        """Carry out one turn of a reader, and return whether it was its turn.
+
+        :raises MediationError: Zuora or the API server gave no good answer
+        """
+        from airflow_mediation_provider.tasks.maintenance import AskJournal
+
+        steps, read = reader.read(self._hook.settings.callouts), False
+        try:
+            step = next(steps)
+            while True:
+                if isinstance(step, AskJournal):
+                    step = steps.send(self._ask(step.path, step.message))
+                    continue
+                read = True
+                try:
+                    page = self._hook.carry_out(step)
+                except MediationError as error:
+                    step = steps.throw(error)
+                else:
+                    step = steps.send(page)
+        except StopIteration:
+            return read
+        except ValueError as error:
+            raise TransientError(f"The journal could not be queried: {error}.") from error
+
+    def _ask(self, path: str, message: HistoryRequest | ReconcileRequest) -> bytes:
+        from airflow_mediation_provider.feed.flow import FeedUnavailableError
+        from airflow_mediation_provider.feed.worker import forget_address
+
+        body = message.to_bytes()
         for pause in (*_PAUSES, None):
             try:
-                return ReconcileReply.from_dict(json.loads(self._caller.call(RECONCILE_PATH, body)))
-            except (FeedUnavailableError, ValueError) as error:
+                return self._caller.call(path, body)
+            except FeedUnavailableError as error:
                 if pause is None:
-                    raise TransientError(f"The journal could not be asked: {error}.") from error
+                    raise TransientError(f"The journal could not be queried: {error}.") from error
                 time.sleep(pause)
                 forget_address()
-        raise AssertionError  # the last pause is none
+        raise AssertionError  # the last pause is None
 
     def close(self) -> None:
-        """Report the calls that the pass took, and close the connections."""
+        """Report the calls of the pass, and close the connections."""
         self._caller.report_calls()
         self._caller.close()

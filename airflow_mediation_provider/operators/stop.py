@@ -1,4 +1,4 @@
-"""Stop a meter: gracefully, by force where asked for, and wait until nothing of it runs."""
+"""Stop a meter: gracefully, or by force if wanted, and wait until nothing of it runs."""
 
 from __future__ import annotations
 
@@ -7,33 +7,35 @@ from typing import TYPE_CHECKING, Any, Final
 
 from airflow.sdk import BaseOperator, conf
 
-from airflow_mediation_provider.operators.arguments import check_flags, check_meter, check_text, seconds
-from airflow_mediation_provider.operators.live_sessions import live_sessions
-from airflow_mediation_provider.protocol.condition import SessionCondition
-from airflow_mediation_provider.protocol.errors import (
+from airflow_mediation_provider.protocol.status import ENDS_BY_POLL, RunType, SessionStatus
+from airflow_mediation_provider.protocol.waits.condition import SessionCondition
+from airflow_mediation_provider.protocol.waits.wait import SessionWait, WaitEnd, WaitResult
+from airflow_mediation_provider.protocol.zuora.errors import (
     MediationError,
-    MisconfigurationError,
     NotRunningError,
     StopInProgressError,
 )
-from airflow_mediation_provider.protocol.status import ANY_TERMINAL, DEBUG_ONLY, SessionStatus
-from airflow_mediation_provider.protocol.wait import SessionWait, WaitEnd, WaitResult
-from airflow_mediation_provider.waiting import SessionWaitMixin
+from airflow_mediation_provider.protocol.zuora.requests import DEFAULT_VERSION
+from airflow_mediation_provider.tasks.arguments import check_connection, check_flags, check_meter, seconds
+from airflow_mediation_provider.worker.run_stop import live_sessions
+from airflow_mediation_provider.worker.waiting import SessionWaitMixin
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from airflow.sdk import Context
 
-STOPPED: Final = tuple(sorted((ANY_TERMINAL - DEBUG_ONLY) | {SessionStatus.PAUSED}))
+__all__ = ["StopMeterOperator"]
+
+STOPPED: Final = tuple(sorted(ENDS_BY_POLL[RunType.NORMAL] | {SessionStatus.PAUSED}))
 
 
 class StopMeterOperator(SessionWaitMixin, BaseOperator):
     """Stop every NORMAL run of a meter version; Zuora cannot stop a single session.
 
-    A meter of which nothing runs is a success. A graceful stop of a streaming meter takes a savepoint, ends as PAUSED,
-    and can take half an hour; where it cannot be completed, the meter goes back to RUNNING: the task then fails, or
-    forces the stop where ``force_after`` is given.
+    If no run of the meter is live, the task succeeds. A graceful stop of a streaming meter takes a savepoint, ends as
+    PAUSED, and can take half an hour; if it cannot be completed, the meter goes back to RUNNING: the task then fails,
+    or forces the stop if ``force_after`` is given.
 
     :param meter_id: the meter. Templated
     :param version: the meter's version. Templated
@@ -42,12 +44,12 @@ class StopMeterOperator(SessionWaitMixin, BaseOperator):
         RUNNING
     :param wait_for_stop: ``False``: return as soon as Zuora has accepted the stop
     :param deferrable: wait in the triggerer; ``[operators] default_deferrable`` unless given
-    :param poke_interval: seconds between two looks at the status
+    :param poke_interval: seconds between two polls of the status
     :param timeout: seconds after which the task fails
     :param max_unreachable: seconds without a good answer from Zuora after which the task fails, to be retried
     :param mediation_conn_id: connection of type ``mediation``
     :return: ``{"meter_id", "version", "status", "was_running", "forced"}``
-    :raises ValueError: when the DAG is parsed: an argument is empty or impossible
+    :raises ValueError: when the Dag is parsed: an argument is empty or impossible
 
     https://docs.zuora.com/en/zuora-platform/extensibility/mediation/meters/stop-a-meter
     """
@@ -58,8 +60,8 @@ class StopMeterOperator(SessionWaitMixin, BaseOperator):
     def __init__(
         self,
         *,
-        meter_id: str,
-        version: str = "0.0.1",
+        meter_id: Any,
+        version: str = DEFAULT_VERSION,
         force: bool = False,
         force_after: timedelta | float | None = None,
         wait_for_stop: bool = True,
@@ -72,7 +74,7 @@ class StopMeterOperator(SessionWaitMixin, BaseOperator):
     ) -> None:
         super().__init__(**kwargs)
         check_meter(meter_id, version)
-        check_text("mediation_conn_id", mediation_conn_id)
+        check_connection(mediation_conn_id)
         check_flags(force=force, wait_for_stop=wait_for_stop, deferrable=deferrable)
         self.meter_id = meter_id
         self.version = version
@@ -92,57 +94,55 @@ class StopMeterOperator(SessionWaitMixin, BaseOperator):
             raise ValueError(f"force_after must be shorter than timeout ({self.timeout:g} s)")
 
     def execute(self, context: Context) -> dict[str, Any]:
-        """Ask for the stop, and wait for it."""
+        """Send the stop, and wait for it."""
         return self._run(context)
 
     def _run(self, context: Context) -> dict[str, Any]:
-        from airflow_mediation_provider.exceptions import MediationMisconfigured
+        from airflow_mediation_provider.exceptions import fail_permanently
 
-        try:
-            check_meter(self.meter_id, self.version)
+        with fail_permanently():
+            self.take_arguments()
             if not self._ask(force=self.force):
                 status = self.hook.run_status(str(self.meter_id), self.version)
                 self.log.info("Nothing of meter %s runs: it is %s.", self.meter_id, status)
                 return self._report(status, was_running=False, forced=False)
             status = self.hook.run_status(str(self.meter_id), self.version)
-        except (ValueError, MisconfigurationError) as error:
-            raise MediationMisconfigured(str(error)) from error
         if not self.wait_for_stop:
             return self._report(status, was_running=True, forced=self.force)
         return self._wait(context, status, forced=self.force)
 
     def execute_complete(self, context: Context, event: Any = None) -> dict[str, Any]:
-        """Go on with what the trigger reports of a graceful stop."""
+        """Continue with the trigger's result of a graceful stop."""
         return self._complete(context, event, forced=self.force)
 
     def force_complete(self, context: Context, event: Any = None) -> dict[str, Any]:
-        """Go on with what the trigger reports of a forced stop."""
+        """Continue with the trigger's result of a forced stop."""
         return self._complete(context, event, forced=True)
 
     def _complete(self, context: Context, event: Any, *, forced: bool) -> dict[str, Any]:
         result = self.read_event(event)
         if result is None:
-            self.log.warning("The trigger's event holds no result: asking Zuora again.")
+            self.log.warning("The trigger's event contains no result: polling Zuora.")
             return self._run(context)
         return self._go_on(context, result, forced=forced)
 
     def _ask(self, *, force: bool) -> bool:
-        """Ask for a stop; return whether there is one to wait for."""
+        """Send a stop; return whether there is one to wait for."""
         kind = "by force" if force else "gracefully"
-        live = ", ".join(live_sessions(self._feed_caller(), str(self.meter_id))) or "whatever runs of it"
+        live = ", ".join(live_sessions(self._feed_caller(), str(self.meter_id))) or "all its runs"
         try:
             self.hook.stop_meter(str(self.meter_id), self.version, force=force)
         except NotRunningError:
             return False
         except StopInProgressError:
-            # Zuora takes no force while a stop is under way; what is under way ends as well.
-            self.log.info("A stop of meter %s is under way already.", self.meter_id)
+            # Zuora accepts no force while a stop is in progress; the stop in progress ends as well.
+            self.log.info("A stop of meter %s is already in progress.", self.meter_id)
         else:
             self.log.info("Zuora accepted to stop meter %s %s: %s.", self.meter_id, kind, live)
         return True
 
     def _wait(self, context: Context, status: str, *, forced: bool) -> dict[str, Any]:
-        """Wait for the stop: first for a sign of it, then, once STOPPING was seen, also for the way back to RUNNING."""
+        """Wait for the stop: first for a sign of it, then, after STOPPING, also for a return to RUNNING."""
         if status in STOPPED:
             return self._report(status, was_running=True, forced=forced)
         stopping = status == SessionStatus.STOPPING
@@ -153,7 +153,7 @@ class StopMeterOperator(SessionWaitMixin, BaseOperator):
             statuses=STOPPED if stopping else (*STOPPED, SessionStatus.STOPPING),
             fail_on=(SessionStatus.RUNNING,) if stopping else (),
             since=now,
-            until=max(now, self._until(context, forced=forced)),
+            until=self._until(context, forced=forced),
         )
         wait = SessionWait(
             condition,
@@ -161,7 +161,7 @@ class StopMeterOperator(SessionWaitMixin, BaseOperator):
             run_status=None,
             baseline=status,
             max_unreachable=timedelta(seconds=self.max_unreachable),
-            # The meter was live when the stop was accepted: whatever else it shows is news.
+            # The meter was live when the stop was accepted: any other status is new.
             settle=timedelta(),
             created_at=now,
             polls_only=True,
@@ -170,7 +170,7 @@ class StopMeterOperator(SessionWaitMixin, BaseOperator):
         return self._go_on(context, result, forced=forced)
 
     def _go_on(self, context: Context, result: WaitResult, *, forced: bool) -> dict[str, Any]:
-        status = str((result.session or {}).get("status") or result.last_status)
+        status = result.session["status"] if result.session else str(result.last_status)
         if result.end is WaitEnd.MET:
             if status == SessionStatus.STOPPING:
                 return self._wait(context, status, forced=forced)
@@ -179,7 +179,7 @@ class StopMeterOperator(SessionWaitMixin, BaseOperator):
         in_time = datetime.now(UTC) < self._until(context, forced=True)
         back = result.end is WaitEnd.FAILED and in_time
         late = result.end is WaitEnd.TIMED_OUT and in_time
-        # A stop that Zuora could not force because another one was under way is forced once that one is over.
+        # A stop that Zuora could not force because another one was in progress is forced once that one has ended.
         if (forced and back) or (self.force_after is not None and (back or late)):
             self.log.warning("The stop did not work, forcing it: %s", result.message)
             return self._force(context)
@@ -192,19 +192,17 @@ class StopMeterOperator(SessionWaitMixin, BaseOperator):
         raise AssertionError(result.end)
 
     def _force(self, context: Context) -> dict[str, Any]:
-        from airflow_mediation_provider.exceptions import MediationMisconfigured
+        from airflow_mediation_provider.exceptions import fail_permanently
 
-        try:
+        with fail_permanently():
             forced = self._ask(force=True)
             status = self.hook.run_status(str(self.meter_id), self.version)
-        except MisconfigurationError as error:
-            raise MediationMisconfigured(str(error)) from error
         if not forced:
             return self._report(status, was_running=True, forced=False)
         return self._wait(context, status, forced=True)
 
     def _until(self, context: Context, *, forced: bool) -> datetime:
-        """Return the deadline of the wait: the whole timeout, or where a graceful stop may be forced, its own share."""
+        """Return the deadline of the wait: the whole timeout, or ``force_after`` if a graceful stop may be forced."""
         whole = self._wait_until(context)
         if forced or self.force_after is None:
             return whole

@@ -1,1 +1,1 @@
-"""What Zuora Mediation says and what it proves, without I/O: no Airflow, no sockets, no clock of its own."""
+"""Zuora Mediation's messages and what they prove, without I/O: no Airflow, no sockets, no clock of its own."""

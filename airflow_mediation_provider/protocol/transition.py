@@ -1,4 +1,4 @@
-"""SessionTransition: one change of a session's status, as Zuora documents the event, plus where and when we learned it.
+"""SessionTransition: one change of a session's status, as Zuora documents the event, plus when and how we received it.
 
 Source: the *Meter Session Status Change* event,
 https://docs.zuora.com/en/zuora-platform/extensibility/mediation/events/notifications-in-mediation
@@ -13,16 +13,18 @@ from typing import TYPE_CHECKING, Any
 
 import pendulum
 
-from airflow_mediation_provider.protocol.status import RunType
+from airflow_mediation_provider.protocol.status import RunType, run_type_of_report
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+
+__all__ = ["SessionTransition", "Source"]
 
 _TIMES = ("started_at", "ended_at", "observed_at")
 
 
 class Source(StrEnum):
-    """How something about a session was learned."""
+    """How a fact about a session was received."""
 
     CALLOUT = "callout"
     HISTORY = "history"
@@ -35,14 +37,14 @@ class SessionTransition:
     """One change of one session's status; plain JSON with stable keys in XCom, asset events, feed and pages.
 
     :param meter_id: the meter, as text
-    :param session_id: the session, for example ``R-00005468``; ``None`` only where a poll, which names none, says it
+    :param session_id: the session, for example ``R-00005468``; ``None`` only for a poll, which names no session
     :param status: the status after the change, by Zuora's name
     :param previous_status: the status before it; ``None`` where it is not known
-    :param run_type: NORMAL or DEBUG
+    :param run_type: NORMAL, DEBUG, or another run type that Zuora reported; see ``run_type_of_report``
     :param started_at: the session's start by Zuora's clock; kept as pendulum's ``DateTime`` in UTC, as all three times
     :param ended_at: the session's end by Zuora's clock
-    :param observed_at: when we learned of the change
-    :param source: how we learned of it
+    :param observed_at: when we received the change
+    :param source: how we received it
     :param notification_id: Zuora's id of the notification, the same for each of its attempts
     :raises ValueError: a time has no time zone
     """
@@ -53,14 +55,15 @@ class SessionTransition:
     source: Source
     session_id: str | None = None
     meter_name: str | None = None
-    run_type: RunType = RunType.NORMAL
+    run_type: str = RunType.NORMAL
     previous_status: str | None = None
     started_at: datetime | None = None
     ended_at: datetime | None = None
     notification_id: str | None = None
 
     def __post_init__(self) -> None:
-        """Bring every time into the one type and zone."""
+        """Convert every time to pendulum's type in UTC, and normalize the run type."""
+        object.__setattr__(self, "run_type", run_type_of_report(self.run_type))
         for name in _TIMES:
             value = getattr(self, name)
             if value is None:
@@ -82,7 +85,7 @@ class SessionTransition:
         """Make a transition from ``to_dict()``; keys that are not its fields (``evidence``, ``certain``) are left out.
 
         :raises KeyError: a required key is missing
-        :raises ValueError: a time is not ISO 8601 with an offset, or the source or run type is unknown
+        :raises ValueError: a time is not ISO 8601 with an offset, or the source is unknown
         """
         known = {field.name: data.get(field.name) for field in fields(cls)}
         for key in _TIMES:
@@ -92,12 +95,11 @@ class SessionTransition:
             if known[key] is None:
                 raise KeyError(key)
         known["source"] = Source(str(known["source"]))
-        known["run_type"] = RunType(str(known["run_type"] or RunType.NORMAL))
         return cls(**known)  # type: ignore[arg-type]
 
 
 def _in_utc(value: datetime) -> pendulum.DateTime:
-    """Return an aware instant as pendulum's; by hand, as its own way takes ten times as long, and sessions are long."""
+    """Return an aware datetime as pendulum's. Built by hand: ``pendulum.instance`` takes ten times as long."""
     if value.tzinfo is not pendulum.UTC:
         value = value.astimezone(UTC)
     elif type(value) is pendulum.DateTime:

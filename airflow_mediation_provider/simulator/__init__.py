@@ -1,4 +1,4 @@
-"""A stand-in for Zuora Mediation that anybody can run: tests, demos, the CI of users.
+"""A simulator of Zuora Mediation for tests, demos and the CI of users.
 
 From a shell: ``python -m airflow_mediation_provider.simulator --help``. From Python::
 
@@ -8,7 +8,7 @@ From a shell: ``python -m airflow_mediation_provider.simulator --help``. From Py
         ...  # point a connection at sim.url
         assert sim.log(kind="start")
 
-It speaks the documented API and nothing else; what Zuora leaves open is a setting. No product code knows it.
+It implements the documented API and nothing else; what Zuora leaves open is a setting. No product code imports it.
 """
 
 from __future__ import annotations

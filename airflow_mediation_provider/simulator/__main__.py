@@ -21,14 +21,14 @@ def parser() -> argparse.ArgumentParser:
     """Return the parser of the command line; its epilog is the simulator's manual."""
     made = argparse.ArgumentParser(
         prog="python -m airflow_mediation_provider.simulator",
-        description="A stand-in for Zuora Mediation that speaks its documented API: for tests, demos and CI.",
+        description="A simulator of Zuora Mediation that implements its documented API: for tests, demos and CI.",
         epilog=MANUAL,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     made.add_argument("--host", help="address to listen on (default 127.0.0.1)")
     made.add_argument("--port", type=int, help="port to listen on; 0, the default, takes a free one")
     made.add_argument("--config", type=Path, metavar="FILE", help="settings and meters, YAML or JSON; see below")
-    made.add_argument("--demo", action="store_true", help="take the built-in demo meters, whatever the file says")
+    made.add_argument("--demo", action="store_true", help="use the built-in demo meters, not those of the file")
     made.add_argument("--time-scale", type=float, metavar="X", help="real seconds per second of a script (default 1)")
     made.add_argument("--token-life", type=float, metavar="SECONDS", help="life of an OAuth token (default 3599)")
     made.add_argument("--client-id", metavar="ID", help="OAuth client id (default simulator-client)")
@@ -86,6 +86,8 @@ async def serve(config: SimulatorConfig) -> None:
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stopped.set)
+    if config.host not in ("127.0.0.1", "::1", "localhost"):
+        print(f"{config.host} lets its network control the simulator without a login", file=sys.stderr)
     await server.start()
     try:
         ready = {"event": "ready", "url": server.url, "pid": os.getpid(), "client_id": config.client_id}

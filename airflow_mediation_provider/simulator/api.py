@@ -56,7 +56,7 @@ def meter_of(path: str) -> str | None:
 
 
 class ZuoraApi:
-    """Answers calls as Zuora does."""
+    """Answers calls like Zuora."""
 
     def __init__(self, engine: Engine, tokens: Tokens, callouts: Callouts) -> None:
         self._engine = engine
@@ -100,7 +100,7 @@ class ZuoraApi:
         return reply
 
     def error(self, refusal: Refusal) -> Reply:
-        """Return the reply that tells a refusal, in the configured one of the documented shapes."""
+        """Return the reply of a refusal, in the configured one of the documented shapes."""
         detail = {"code": refusal.code, "message": refusal.message}
         if refusal.code is None:
             del detail["code"]
@@ -205,13 +205,14 @@ class ZuoraApi:
         return Reply(body={"success": True, "data": {"runStatus": code, "runStatusDescription": name}})
 
     def code(self, status: str) -> int:
-        """Return the integer code of a status; a code that Zuora does not document is its own name."""
+        """Return the integer code of a status; the name of an undocumented one is its code."""
         if status == SessionStatus.STOPPING:
             return self._engine.config.stopping_code
         return int(status) if status.isdigit() else CODE_BY_STATUS[SessionStatus(status)]
 
     def _page(self, data: object) -> Reply:
         null = self._engine.config.null_page
+        null = "null" if null == "documented" else null
         return Reply(body={"success": True, "data": data, "previousPage": null, "nextPage": null})
 
 
@@ -235,7 +236,7 @@ def _run_data(session: Session, name: str, status: object) -> dict[str, Any]:
 
 
 def _check_sources(body: dict[str, Any]) -> bool | None:
-    """Check the sources of one run; return ``True`` where they make it a streaming one, else ``None``."""
+    """Check the sources of one run; return ``True`` if they make it a streaming one, else ``None``."""
     streaming = None
     for name in ("runtimeSourceConfigs", "sourceOptions", "eventStoreSourceOptions"):
         items = body.get(name, [])

@@ -21,7 +21,7 @@ from urllib.parse import quote, urlencode
 from airflow_mediation_provider.protocol.status import RunType, SessionStatus
 from airflow_mediation_provider.simulator.messages import Call, Reply
 from airflow_mediation_provider.simulator.records import SINK, Kind, entries, rejected, visible
-from airflow_mediation_provider.simulator.sessions import INVALID_PARAMETER, Refusal, Session
+from airflow_mediation_provider.simulator.sessions import INVALID_PARAMETER, Refusal, Session, instant
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from airflow_mediation_provider.simulator.engine import Engine
 
 URL_LIFE: Final = 3600
+_SUMMARY_QUERY: Final = ("runType", "sessionIds", "operatorIds", "groupBy", "queryFromTime", "queryToTime")
 _GROUPS: Final = ("errorCode", "processorId", "sessionId")
 
 
@@ -46,9 +47,9 @@ class ExportJob:
 
     @property
     def file_key(self) -> str:
-        """The key that the presigned URL is asked for with."""
+        """Return the key with which the presigned URL is requested."""
         ending = ".csv.gz" if self.query["compression"] == "gzip" else ".csv"
-        return f"audit-trail/{self.meter_id}/{self.request_id}{ending}"
+        return f"{self.request_id}/audit_trail{ending}"
 
 
 class AuditTrail:
@@ -64,7 +65,7 @@ class AuditTrail:
         self.base_url = ""
 
     def reset(self) -> None:
-        """Forget all export jobs and URLs."""
+        """Delete all export jobs and URLs."""
         self.jobs.clear()
         self._signatures.clear()
 
@@ -97,8 +98,8 @@ class AuditTrail:
         now = self._engine.clock.now()
         data = {
             "requestId": str(uuid.uuid4()),
-            "requestTime": _offset_time(now),
-            "query": body,
+            "requestTime": instant(now),
+            "query": {**dict.fromkeys(_SUMMARY_QUERY), **body},
             "output": [
                 {"dimensions": dict(zip(groups, key, strict=True)), "output": row[0], "totalErrorCount": row[1]}
                 for key, row in sorted(totals.items())
@@ -124,7 +125,7 @@ class AuditTrail:
     def entries(self, call: Call, match: re.Match[str]) -> Reply:
         """Answer ``GET /meters/{meterId}/auditTrail/entries``, page by page.
 
-        :raises Refusal: unknown meter, a parameter is missing or wrong, or the cursor is none of ours
+        :raises Refusal: unknown meter, a parameter is missing or wrong, or the cursor is not one of ours
         """
         self._engine.meter(match["meter"])
         size, offset = _number(call, "pageSize", 30, 500), _offset(call.one("cursor"))
@@ -133,7 +134,7 @@ class AuditTrail:
             match["meter"], _query(call) | {"sessionIds": session_ids, "operatorIds": call.many("operatorId")}
         )
         page = found[offset : offset + size]
-        null = self._engine.config.null_page
+        null = self._null()
         return Reply(
             body={
                 "success": True,
@@ -211,11 +212,14 @@ class AuditTrail:
         return {
             "requestId": job.request_id,
             "meterId": int(job.meter_id),
-            "query": {key: value for key, value in job.query.items() if key != "compression"},
+            "query": {
+                **{key: value for key, value in job.query.items() if key != "compression"},
+                "statuses": job.query["statuses"] or None,
+            },
             "status": "FINISHED" if done else "RUNNING",
             "count": job.count,
-            "creationTime": _offset_time(job.created_at),
-            "completionTime": _offset_time(job.done_at) if done else None,
+            "creationTime": _utc(job.created_at),
+            "completionTime": _utc(job.done_at) if done else None,
             "fileList": [job.file_key] if done else [],
         }
 
@@ -242,10 +246,10 @@ class AuditTrail:
         signature = uuid.uuid4().hex
         self._signatures[signature] = (key, self._engine.clock.now() + URL_LIFE)
         query = urlencode({"X-Amz-Expires": URL_LIFE, "X-Amz-Signature": signature})
-        return self._page(f"{self.base_url}/export-files/{quote(key)}?{query}")
+        return Reply(body={"success": True, "data": f"{self.base_url}/export-files/{quote(key)}?{query}"})
 
     def download(self, call: Call) -> Reply:
-        """Answer the presigned URL: the file itself, without a token, for as long as the signature is good.
+        """Answer the presigned URL: the file itself, without a token, while the signature is valid.
 
         :raises Refusal: 403 the signature is missing, wrong or too old
         """
@@ -256,8 +260,12 @@ class AuditTrail:
         kind = "application/gzip" if key.endswith(".gz") else "text/csv"
         return Reply(body=content, content_type=kind)
 
-    def _page(self, data: object) -> Reply:
+    def _null(self) -> str | None:
         null = self._engine.config.null_page
+        return None if null == "documented" else null
+
+    def _page(self, data: object) -> Reply:
+        null = self._null()
         return Reply(body={"success": True, "data": data, "previousPage": null, "nextPage": null})
 
 
@@ -273,7 +281,7 @@ def _query(call: Call) -> dict[str, Any]:
 
 
 def _time(text: object, name: str) -> float | None:
-    """Read ``YYYY-MM-DDTHH:MM:SS+HHMM``; a colon or a Z in the offset is refused, as the newer pages say."""
+    """Read ``YYYY-MM-DDTHH:MM:SS+HHMM``; a colon or a Z in the offset is refused, as in Zuora's newer pages."""
     if text is None:
         return None
     try:
@@ -284,8 +292,8 @@ def _time(text: object, name: str) -> float | None:
         raise Refusal(f"{name} must be YYYY-MM-DDTHH:MM:SS+HHMM, got '{text}'.", INVALID_PARAMETER) from None
 
 
-def _offset_time(at: float) -> str:
-    return f"{datetime.fromtimestamp(at, UTC):%Y-%m-%dT%H:%M:%S}+0000"
+def _utc(at: float) -> str:
+    return f"{datetime.fromtimestamp(at, UTC):%Y-%m-%dT%H:%M:%S}Z"
 
 
 def _texts(body: Mapping[str, Any], name: str) -> list[str]:

@@ -1,4 +1,4 @@
-"""How callouts are set up: what a user configures in Zuora, and what may go wrong with them on request.
+"""The settings of callouts: those that a user has in Zuora, and faults on request.
 
 Source: https://docs.zuora.com/en/zuora-platform/extensibility/events-and-notifications/callout-templates/create-a-callout-template
 and https://docs.zuora.com/en/zuora-platform/extensibility/events-and-notifications/configure-callout-settings
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 EventKind = Literal["status_change", "periodic", "event_store_query"]
 EVENT_KINDS: Final = ("status_change", "periodic", "event_store_query")
-SPELLINGS: Final = ("labels", "dotted", "concatenated", "camelCase", "snake_case")
+SPELLINGS: Final = ("labels", "dotted", "concatenated", "base_object", "camelCase", "snake_case")
 # hmacAlgorithm as Zuora names them, and the names of hashlib.
 HASHES: Final = {
     "MD5": "md5",
@@ -36,25 +36,26 @@ COPY_IDS: Final = ("same", "other", "none")
 class CalloutConfig:
     """A notification on an event and its callout template, by Zuora's names where Zuora has one.
 
-    :param url: where it goes; may hold merge fields
+    :param url: where it is sent; may contain merge fields
     :param name: name of the notification
     :param active: whether it is sent at all
     :param event: the event that it is about
-    :param category: what the callout history calls that event; Zuora does not publish the names of Mediation's
+    :param category: the name of that event in the callout history; Zuora does not publish Mediation's names
     :param meters: filter: only events of these meters (all by default)
     :param run_types: filter: only sessions of these run types
     :param statuses: filter: only these new statuses
     :param method: HTTP method
     :param body: template of the body: JSON text or a mapping, with merge fields like ``{{MeterSession.Status}}``, or
-        one of ``labels``, ``dotted``, ``concatenated``, ``camelCase``, ``snake_case``: all fields, so spelled
+        one of ``labels``, ``dotted``, ``concatenated``, ``base_object`` (concatenated, after the base object of the
+        event), ``camelCase``, ``snake_case``: all fields, so spelled
     :param date_format: ``iso``, ``epoch_ms``, a locale (``en_US``, ``en_GB``, ``de_DE``, ``ja_JP``) or a pattern of
         ``strftime``
     :param timezone: IANA name of the zone in which times are written
     :param null_text: what a merge field without a value becomes
-    :param headers: custom headers, a shared token for example; values may hold merge fields
+    :param headers: custom headers, a shared token for example; values may contain merge fields
     :param username: user name of Basic authentication
     :param password: its password
-    :param preemptive: whether credentials are sent at once, not only when the receiver asks for them
+    :param preemptive: whether credentials are sent at once, not only when the receiver requests them
     :param hmac_secret: secret of the HMAC signature; none: not signed
     :param hmac_algorithm: MD5, SHA-1, SHA-224, SHA-256, SHA-384 or SHA-512
     :param hmac_output_format: BASE64 or HEX
@@ -64,10 +65,10 @@ class CalloutConfig:
     :param retry: whether a failed attempt is repeated at all (Zuora: Retriable)
     :param copies: how many callouts each event causes: a number, or the least and the most (several notifications on
         one event, resent ones)
-    :param copy_ids: the notification id that a copy may have, by chance: the ``same`` as the first one, an ``other`` or
+    :param copy_ids: the notification id that a copy may have, at random: the ``same`` as the first one, an ``other`` or
         ``none``
-    :param disorder: each callout is held back for up to so many seconds before ``time_scale``, by chance
-    :param loss: share of callouts that get lost: all their attempts end without an answer, as the history tells
+    :param disorder: each callout is delayed by up to so many seconds before ``time_scale``, at random
+    :param loss: share of callouts that get lost: all their attempts end without an answer, also in the history
     :param vanish: share of events that cause no callout at all, and leave no trace in the history
     :param lost_answers: share of attempts whose answer does not arrive, though the receiver gave one
     """
@@ -128,7 +129,7 @@ class CalloutConfig:
 
     @property
     def copies_range(self) -> tuple[int, int]:
-        """The least and the most callouts of one event."""
+        """Return the least and the most callouts of one event."""
         return self.copies  # type: ignore[return-value]  # made a pair when it was read
 
     @classmethod
@@ -140,7 +141,7 @@ class CalloutConfig:
         return value if isinstance(value, CalloutConfig) else from_mapping(cls, value, "callout")
 
     def to_dict(self) -> dict[str, Any]:
-        """Return what the control API says of the callout: secrets, and headers that may hold some, are left out."""
+        """Return the callout for the control API: secrets, and headers that may contain some, are left out."""
         hidden = {"password", "hmac_secret", "headers"}
         shown = {name: getattr(self, name) for name in self.__dataclass_fields__ if name not in hidden}
         return {**shown, "headers": sorted(self.headers), "signed": self.hmac_secret is not None}
@@ -153,18 +154,19 @@ class DeliverySettings:
     :param attempts: how often a callout is tried at most, 1 to 5
     :param interval: seconds between two attempts, before ``time_scale``
     :param connect_timeout: seconds to connect; real ones, because the network is not scaled
-    :param data_timeout: seconds from there to the end of the answer; real ones
+    :param data_timeout: seconds from then to the end of the answer; real ones
     :param confirm: whether a 200 with ``{"success": false}`` counts as a failure (Zuora: Confirm success by parsing
         response content)
     :param retry_unauthorized: whether a refused authentication is tried again; Zuora's pages contradict each other
-    :param resend_same_id: whether a callout that is sent again bears its old notification id, which Zuora leaves open
-    :param concurrency: how many callouts are under way at once
-    :param seed: what chance begins with: the same seed and the same events, the same mishaps
-    :param history_context: what ``eventContext`` of the callout history holds, which Zuora leaves open: ``full``,
+    :param resend_same_id: whether a callout that is sent again has its old notification id, which Zuora leaves open
+    :param concurrency: how many callouts are sent at once
+    :param seed: of the random numbers: the same seed and the same events have the same faults
+    :param history_context: the content of ``eventContext`` in the callout history, which Zuora leaves open: ``full``,
         ``tags`` or ``dotted``
     :param history_of: whether the callout history has a record of each ``callout``, of its last attempt, or of each
         ``attempt``, which Zuora leaves open
-    :param history_timezone: IANA name of the zone in which the callout history takes and gives times
+    :param history_timezone: IANA name of the zone of times in the callout history and its parameters
+    :param history_delay: seconds until a record appears in the callout history, before ``time_scale``
     """
 
     attempts: int = 3
@@ -179,6 +181,7 @@ class DeliverySettings:
     history_context: Literal["full", "tags", "dotted"] = "full"
     history_of: Literal["callout", "attempt"] = "callout"
     history_timezone: str = "UTC"
+    history_delay: float = 0.0
 
     def __post_init__(self) -> None:
         if not 1 <= self.attempts <= 5:
@@ -189,7 +192,7 @@ class DeliverySettings:
             raise ValueError(f"concurrency must be a number >= 1, got {self.concurrency!r}")
         one_of(self, "history_of", ("callout", "attempt"))
         one_of(self, "history_context", ("full", "tags", "dotted"))
-        not_negative(self, "connect_timeout", "data_timeout")
+        not_negative(self, "connect_timeout", "data_timeout", "history_delay")
         _check_zone(self.history_timezone)
 
     @classmethod

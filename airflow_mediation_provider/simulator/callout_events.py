@@ -22,7 +22,7 @@ Value = str | int | float | datetime | None
 
 
 class Field(NamedTuple):
-    """A field of an event: its label in Zuora's documentation, its merge field, and what a user would call it."""
+    """A field of an event: its label in Zuora's documentation, its merge field, and a plain name."""
 
     label: str
     tag: str
@@ -50,9 +50,9 @@ FIELDS: Final[dict[str, tuple[Field, ...]]] = {
         Field("Session start time", "MeterSession.StartTime", "start time"),
         Field("Session end time", "MeterSession.EndTime", "end time"),
         Field("Operator Output Count", "MeterOperator.OutputCount", "output count"),
-        Field("Error Count", "MeterOperator.ErrorCount", "error count"),
-        Field("Total Count", "MeterOperator.TotalCount", "total count"),
-        Field("Error Percentage", "MeterOperator.ErrorPercentage", "error percentage"),
+        Field("Operator Error Count", "MeterOperator.ErrorCount", "error count"),
+        Field("Operator Total Count", "MeterOperator.TotalCount", "total count"),
+        Field("Operator Error Percentage", "MeterOperator.ErrorPercentage", "error percentage"),
     ),
     "event_store_query": (
         Field("Event Store Query Id", "EventStoreQuery.Id", "query id"),
@@ -67,13 +67,13 @@ FIELDS: Final[dict[str, tuple[Field, ...]]] = {
 
 @dataclass(frozen=True, slots=True)
 class Event:
-    """Something that notifications can be about.
+    """An event that notifications can be about.
 
     :param kind: which of Mediation's events it is
     :param id: the event's id
     :param at: when it happened, seconds since the epoch
     :param values: its merge fields
-    :param change: ``seq`` of the log entry of the change that it tells
+    :param change: ``seq`` of the log entry of the change that it reports
     """
 
     kind: EventKind
@@ -91,7 +91,7 @@ def status_change(change: SessionChange, meter_name: str) -> Event:
 
 
 def periodic(session: Session, meter_name: str, now: float) -> list[Event]:
-    """Return the *Meter Session Periodic Status Update* of each operator of a session; it tells no status."""
+    """Return the *Meter Session Periodic Status Update* of each operator of a session; it contains no status."""
     output, errors = visible(session)
     counts = {SINK: (output, 0)}
     for operator, _, _, failed in rejected(errors):
@@ -114,7 +114,7 @@ def periodic(session: Session, meter_name: str, now: float) -> list[Event]:
 def event_store_query(values: Mapping[str, Any], now: float) -> Event:
     """Return an *Event Store Query Status Changed*.
 
-    :param values: merge fields that are to differ from those of a query that ended well
+    :param values: merge fields that differ from those of a successful query
     :raises ValueError: the event has no such field
     """
     ended: dict[str, Value] = {

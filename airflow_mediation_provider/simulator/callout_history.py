@@ -32,9 +32,9 @@ _OK: Final = 200
 
 
 class CalloutHistory:
-    """Answers the calls about callouts that were made.
+    """Answers the calls about the callout history.
 
-    :param engine: whose settings and clock they are
+    :param engine: has the settings and the clock
     :param callouts: the callouts
     """
 
@@ -59,11 +59,13 @@ class CalloutHistory:
         # Without an end everything until now counts, this very second too.
         until = _time(call, "endTime", zone) or now.replace(microsecond=0) + timedelta(seconds=1)
         since = _time(call, "startTime", zone) or until - timedelta(days=1)
+        appeared = now.timestamp() - delivery.history_delay * self._engine.config.time_scale
         failed_only, category = _flag(call, "failedOnly", default=True), call.one("eventCategory")
         found = [
             record
             for record in reversed(self._callouts.history)
             if since.timestamp() <= record.at <= until.timestamp()
+            and record.at <= appeared
             and not (failed_only and record.answer.code == _OK)
             and category in (None, record.callout.config.category)
             and call.one("objectId") in (None, record.callout.event.values.get("MeterSession.Id"))
@@ -82,13 +84,13 @@ class CalloutHistory:
         return Reply(body=body)
 
     def resend(self, call: Call, _: re.Match[str]) -> Reply:
-        """Answer ``POST /notifications/callout-histories/resend``: 202, or 400 where nothing could be sent again.
+        """Answer ``POST /notifications/callout-histories/resend``: 202, or 400 if nothing could be sent again.
 
         :raises Refusal: the body is no array of at most 1000 ids
         """
         try:
             ids = json.loads(call.body)
-        except ValueError:
+        except (ValueError, RecursionError):
             ids = None
         if not isinstance(ids, list) or not 1 <= len(ids) <= _MOST_RESENT:
             raise Refusal(f"The body must be an array of 1 to {_MOST_RESENT} ids.", INVALID_PARAMETER)
@@ -132,7 +134,7 @@ def _flag(call: Call, name: str, *, default: bool) -> bool:
 
 
 def _time(call: Call, name: str, zone: ZoneInfo) -> datetime | None:
-    """Return an instant given as ``yyyy-MM-ddTHH:mm:ss``, of the tenant's zone unless it says otherwise."""
+    """Return an instant given as ``yyyy-MM-ddTHH:mm:ss``, in the tenant's zone by default."""
     if not (text := call.one(name)):
         return None
     try:

@@ -19,10 +19,10 @@ LOST: Final = Answer(NO_ANSWER, error="lost on the way")
 
 
 class CalloutSender:
-    """Sends what is due, for as long as it runs; lives on one event loop.
+    """Sends callouts when they are due, while it runs; lives on one event loop.
 
     :param callouts: the queue
-    :param clock: what the queue's times are of
+    :param clock: the clock of the queue's times
     :param ticking: whether that clock moves by itself
     """
 
@@ -34,14 +34,14 @@ class CalloutSender:
         self._sending: set[asyncio.Task[None]] = set()
 
     async def start(self) -> None:
-        """Begin to send."""
-        # A connection is used once: what a receiver that restarts leaves behind is no error of the next callout.
+        """Start to send."""
+        # A connection is used once: what a restarting receiver leaves behind is no error of the next callout.
         self._session = aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0, force_close=True))
         self._callouts.on_schedule = self._wake.set
         self._loop = asyncio.create_task(self._run(), name="simulator-callouts")
 
     async def stop(self) -> None:
-        """Stop at once, and cut off what is under way."""
+        """Stop at once, and abort the requests that are being sent."""
         tasks = [self._loop, *self._sending]
         for task in tasks:
             task.cancel()
@@ -49,7 +49,7 @@ class CalloutSender:
         await self._session.close()
 
     def wake(self) -> None:
-        """Look again at what is due: the clock was moved, or settings were changed."""
+        """Check again what is due: the clock was moved, or settings were changed."""
         self._wake.set()
 
     async def _run(self) -> None:
@@ -84,7 +84,7 @@ class CalloutSender:
         return answer
 
     async def _request(self, attempt: Attempt, headers: dict[str, str]) -> tuple[Answer, str]:
-        """Send one request; returns the answer and the way in which the receiver asks for credentials."""
+        """Send one request; returns the answer and the receiver's authentication challenge."""
         delivery = attempt.delivery
         bounds = aiohttp.ClientTimeout(
             total=delivery.connect_timeout + delivery.data_timeout,

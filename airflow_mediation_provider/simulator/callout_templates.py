@@ -1,4 +1,4 @@
-"""The requests that a callout template makes of an event: merge fields, dates of a locale, signatures; no I/O.
+"""The requests that a callout template makes from an event: merge fields, dates of a locale, signatures; no I/O.
 
 Source: https://docs.zuora.com/en/zuora-platform/extensibility/events-and-notifications/merge-fields-for-email-and-callout-templates/merge-field-syntax
 """
@@ -31,14 +31,19 @@ _TAG: Final = re.compile(r"\{\{\s*([^{}]+?)\s*\}\}|<([A-Za-z]+\.[A-Za-z. ]+)>")
 
 
 def text(event: Event, name: str, config: CalloutConfig) -> str:
-    """Return what a merge field becomes, by its dotted name or label; nothing for one that the event has not."""
+    """Return the value of a merge field, by its dotted name or label; nothing if the event does not have it."""
     wanted = _plain(name.removeprefix("DataSource."))
     for field in FIELDS[event.kind]:
-        if wanted in (_plain(field.tag), _plain(field.label)):
+        if wanted in (_plain(field.tag), _plain(field.label), _plain(_based(field.tag))):
             return _text(event.values.get(field.tag), config)
     if wanted in ("eventtimestamp", "eventdate"):
         return _text(datetime.fromtimestamp(event.at, UTC), config)
     return {"eventid": event.id, "eventcategory": config.category}.get(wanted, "")
+
+
+def _based(tag: str) -> str:
+    """Return a merge field of another object as an advanced one, which begins with the base object of the event."""
+    return tag if tag.startswith(("MeterSession.", "EventStore")) else f"MeterSession.{tag}"
 
 
 def _plain(name: str) -> str:
@@ -52,7 +57,7 @@ def _text(value: Value, config: CalloutConfig) -> str:
 
 
 def date_text(when: datetime, form: str, timezone: str) -> str:
-    """Return an instant as the tenant's locale writes it.
+    """Return an instant in the format of the tenant's locale.
 
     :param form: ``iso``, ``epoch_ms``, a locale of ``LOCALES`` or a pattern of ``strftime``
     """
@@ -65,7 +70,7 @@ def date_text(when: datetime, form: str, timezone: str) -> str:
 
 
 def fill(template: str, value_of: Callable[[str], str]) -> str:
-    """Return a template with its merge fields filled in, as they are: Zuora escapes nothing."""
+    """Return a template with its merge fields filled in, unescaped: Zuora escapes nothing."""
     return _TAG.sub(lambda found: value_of(found[1] or found[2]), template)
 
 
@@ -86,7 +91,7 @@ def render(config: CalloutConfig, event: Event) -> str:
 def headers(config: CalloutConfig, event: Event, body: str, own: Mapping[str, str]) -> dict[str, str]:
     """Return all headers of an attempt, the signature among them.
 
-    :param own: the headers that Zuora adds to this attempt, which the signed message may name
+    :param own: the headers that Zuora adds to this attempt, which the signed message may contain
     """
     custom = {name: fill(value, lambda tag: text(event, tag, config)) for name, value in config.headers.items()}
     sent = {"Content-Type": "application/json", **own, **custom}
@@ -120,8 +125,8 @@ def signature(secret: str, message: str, algorithm: str, output_format: str) -> 
 def context(config: CalloutConfig, event: Event, body: str, form: str) -> dict[str, Any]:
     """Return the ``eventContext`` of the callout history.
 
-    :param form: ``full``: merge fields in angle brackets, as in Zuora's sample, and the body as ``<sendXML>``, as users
-        see it of custom events; ``tags``: without the body; ``dotted``: without the brackets too
+    :param form: ``full``: merge fields in angle brackets, as in Zuora's sample, and the body as ``<sendXML>``, as
+        custom events have it; ``tags``: without the body; ``dotted``: without the brackets too
     """
     names = [*(field.tag for field in FIELDS[event.kind]), "Event.Id", "Event.Category", "Event.Timestamp"]
     values = {name if form == "dotted" else f"<{name}>": text(event, name, config) for name in names}
@@ -134,6 +139,7 @@ def _spell(field: Field, spelling: str) -> str:
         "labels": field.label,
         "dotted": field.tag,
         "concatenated": field.tag.replace(".", ""),
+        "base_object": _based(field.tag).replace(".", ""),
         "camelCase": first + "".join(word.capitalize() for word in rest),
         "snake_case": "_".join([first, *rest]),
     }[spelling]

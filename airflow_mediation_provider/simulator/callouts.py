@@ -1,7 +1,8 @@
-"""Which callouts are due, what each attempt sends, and what becomes of it by Zuora's rules; no I/O.
+"""Which callouts are due, what each attempt sends, and how it ends by Zuora's rules; no I/O.
 
-Events come in, attempts go out at their time, answers come back. A callout has succeeded with exactly 200; it is tried
-again after 1xx, 403, 408, 429, 5xx and where no answer came; all else ends it. A body that is no JSON is never sent.
+Events come in, attempts are sent at their time, answers come back. A callout has succeeded with exactly 200; it is
+repeated after 1xx, 403, 408, 429, 5xx and without an answer; every other answer ends it. A body that is not JSON is
+never sent.
 
 Source: https://docs.zuora.com/en/zuora-platform/extensibility/events-and-notifications/notifications/callout-notification-overview
 """
@@ -31,7 +32,7 @@ if TYPE_CHECKING:
     from airflow_mediation_provider.simulator.sessions import SessionChange
 
 INVALID_BODY: Final = -2000
-NO_ANSWER: Final = -1  # Zuora: "negative"; which number means what is not documented
+NO_ANSWER: Final = -1  # Zuora: "negative"; the meaning of each number is not documented
 _LOGGED: Final = 2000  # characters of an answer that the log keeps
 _KEPT: Final = 60_000  # characters of an answer that Zuora keeps
 
@@ -41,7 +42,7 @@ class Answer:
     """How an attempt ended.
 
     :param code: HTTP status, negative where there was none
-    :param content: the body that came back
+    :param content: the body of the answer
     :param error: why there was no answer
     """
 
@@ -52,14 +53,14 @@ class Answer:
 
 @dataclass(slots=True, eq=False)
 class Callout:
-    """One callout on its way, with all its attempts.
+    """One callout that is being delivered, with all its attempts.
 
     :param id: its id in the callout history
-    :param notification_id: what its header says; ``None``: the header is left out
+    :param notification_id: the value of its header; ``None``: the header is left out
     :param copy: which of its event's callouts it is, from 1
     :param lost: whether none of its attempts arrives
-    :param attempt: how many attempts there were, with the one under way
-    :param record: what the callout history has of it
+    :param attempt: how many attempts there were, including the present one
+    :param record: its record in the callout history
     """
 
     id: str
@@ -78,8 +79,8 @@ class Callout:
 class Record:
     """A record of the callout history.
 
-    :param id: what ``resend`` takes
-    :param at: since when it is there, seconds since the epoch
+    :param id: the id for ``resend``
+    :param at: since when it exists, seconds since the epoch
     :param attempt: the attempts up to then
     :param answer: how the last of them ended
     """
@@ -91,7 +92,7 @@ class Record:
     answer: Answer
 
     def to_dict(self) -> dict[str, Any]:
-        """Return what the control API says of it."""
+        """Return the record for the control API."""
         values = self.callout.event.values
         return {
             "id": self.id,
@@ -107,7 +108,7 @@ class Record:
 
 @dataclass(frozen=True, slots=True)
 class Attempt:
-    """What one attempt sends.
+    """The request of one attempt.
 
     :param entry: ``seq`` of its log entry
     :param answer_lost: whether its answer gets lost
@@ -123,9 +124,9 @@ class Attempt:
 
 
 class Callouts:
-    """The tenant's notifications: a queue of callouts, and what became of each.
+    """The tenant's notifications: a queue of callouts, and their results.
 
-    :param engine: whose configuration tells the notifications and the delivery
+    :param engine: its configuration has the notifications and the delivery settings
     """
 
     def __init__(self, engine: Engine, clock: Clock, log: EventLog) -> None:
@@ -137,7 +138,7 @@ class Callouts:
         engine.observers.append(self.changed)
 
     def reset(self) -> None:
-        """Forget all callouts; the answers of those under way change nothing any more."""
+        """Delete all callouts; the answers to the ones being sent change nothing any more."""
         self.history: list[Record] = []
         self._queue: list[tuple[float, int, Callout]] = []
         self._order = itertools.count()
@@ -146,12 +147,12 @@ class Callouts:
 
     @property
     def pending(self) -> int:
-        """How many callouts wait for an attempt or are in one."""
+        """Return how many callouts wait for an attempt or are in one."""
         return len(self._queue) + len(self._under_way)
 
     @property
     def concurrency(self) -> int:
-        """How many attempts may be under way at once."""
+        """Return how many attempts may be made at once."""
         return self._engine.config.delivery.concurrency
 
     # ---- events
@@ -200,7 +201,7 @@ class Callouts:
     def resend(self, callout: Callout) -> Callout:
         """Send a callout of the history once more, at once."""
         same = self._engine.config.delivery.resend_same_id
-        # Authentication is that of the template as it is now, all else that of the history.
+        # Authentication is that of the template as it is now, everything else is that of the history.
         now = next((c for c in self._engine.config.callouts if c.name == callout.config.name), callout.config)
         again = Callout(
             id=uuid.uuid4().hex,
@@ -221,11 +222,11 @@ class Callouts:
     # ---- attempts
 
     def next_due(self) -> float | None:
-        """Return when the next attempt begins, seconds since the epoch."""
+        """Return when the next attempt starts, seconds since the epoch."""
         return self._queue[0][0] if self._queue else None
 
     def begin(self) -> Attempt | None:
-        """Begin the attempt that is due, and return what it sends; ``None``: none is due."""
+        """Start the attempt that is due, and return what it sends; ``None``: none is due."""
         due = self.next_due()
         if due is None or due > self._clock.now():
             return None
@@ -261,10 +262,10 @@ class Callouts:
         return Attempt(callout, headers, callout.body.encode(), delivery, entry, now, lost)
 
     def end(self, attempt: Attempt, answer: Answer) -> None:
-        """Take the end of an attempt: it succeeded, is tried again later, or failed for good."""
+        """End an attempt: it succeeded, is repeated later, or failed permanently."""
         callout, now = attempt.callout, self._clock.now()
         if callout not in self._under_way:
-            return  # of before a reset
+            return  # it started before a reset
         self._under_way.discard(callout)
         if attempt.answer_lost and answer.code > 0:
             answer = Answer(NO_ANSWER, error=f"the answer, {answer.code}, was lost")
@@ -308,7 +309,7 @@ def _concerns(config: CalloutConfig, event: Event) -> bool:
 
 
 def _about(callout: Callout) -> dict[str, Any]:
-    """Return what each log entry says of a callout."""
+    """Return the fields of a callout that each of its log entries has."""
     values = callout.event.values
     return {
         "callout": callout.config.name,

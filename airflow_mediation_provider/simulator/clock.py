@@ -14,7 +14,7 @@ class Clock(Protocol):
 
 
 class RealClock:
-    """The wall clock as of the start, carried on by the monotonic one: a jump of the wall clock moves no session."""
+    """The wall clock at the start, continued by the monotonic one: a jump of the wall clock moves no session."""
 
     def __init__(self) -> None:
         self._offset = time.time() - time.monotonic()
@@ -27,7 +27,7 @@ class RealClock:
 class ManualClock:
     """A clock that only ``advance()`` moves.
 
-    :param now: where it stands at first, seconds since the epoch; 2026-01-01T00:00:00Z by default
+    :param now: its initial time, seconds since the epoch; 2026-01-01T00:00:00Z by default
     """
 
     def __init__(self, now: float = 1_767_225_600.0) -> None:

@@ -1,4 +1,4 @@
-"""How a simulated tenant is set up: the tenant's settings, its meters, and the scripts that their sessions follow."""
+"""The settings of a simulated tenant, its meters, and the scripts that their sessions follow."""
 
 from __future__ import annotations
 
@@ -31,11 +31,11 @@ class Step(NamedTuple):
 
 
 def parse_script(value: Iterable[Any], name: str = "script") -> tuple[Step, ...]:
-    """Read a script: a list of ``[status, seconds]``; the last step lasts for ever, whatever its seconds.
+    """Read a script: a list of ``[status, seconds]``; the last step has no end, regardless of its seconds.
 
-    A status is one of Zuora's names, its code, or a code that Zuora does not document (which is reported as it is).
+    A status is one of Zuora's names, its code, or a code that Zuora does not document (which is reported unchanged).
 
-    :param name: what to call the script in an error
+    :param name: the name of the script in an error
     :raises ValueError: it is empty, a status has no known name, or the seconds are no number >= 0
     """
     steps = []
@@ -57,7 +57,7 @@ def parse_script(value: Iterable[Any], name: str = "script") -> tuple[Step, ...]
 
 @dataclass(frozen=True, slots=True)
 class RunPlan:
-    """What one run of a meter will do.
+    """What one run of a meter does.
 
     :param script: the statuses it goes through
     :param records: how many records it puts out
@@ -84,7 +84,7 @@ class RunPlan:
 
 
 def completes(seconds: float = 8, *, records: int = 100, errors: int = 0) -> RunPlan:
-    """Return a plan that ends COMPLETED after about so many seconds, by way of the push statuses."""
+    """Return a plan that ends COMPLETED after about so many seconds, through the push statuses."""
     return RunPlan(
         parse_script(
             [
@@ -127,15 +127,15 @@ class MeterConfig:
     :param runs: what its NORMAL runs do, one after the other; the last one repeats
     :param debug_runs: the same for its DEBUG runs
     :param overlap: whether a NORMAL run may start while another is live (what Zuora does is not documented)
-    :param stale_for: for so many seconds after a start, runStatus still shows what it showed before
-    :param status_of: which run the runStatus shows: ``newest`` start, ``oldest_live``, or ``latest_change``
+    :param stale_for: for so many seconds after a start, runStatus still returns the previous status
+    :param status_of: whose status runStatus returns: the ``newest`` start, ``oldest_live``, or ``latest_change``
     :param debug_visible: whether a DEBUG run changes the runStatus
     :param initial_status: runStatus before any run
     :param stopping_for: how long a graceful stop takes, seconds
     :param stop_results: where each graceful stop ends, one after the other; the last one repeats
     :param force_result: where a forced stop ends
     :param stop_cancels_debug: whether a stop cancels DEBUG runs too
-    :param resume: whether running a PAUSED meter starts a ``new`` session or goes on with the ``same`` one
+    :param resume: whether running a PAUSED meter starts a ``new`` session or continues the ``same`` one
     """
 
     id: str
@@ -177,7 +177,7 @@ class MeterConfig:
 
     @classmethod
     def parse(cls, value: Mapping[str, Any] | MeterConfig) -> MeterConfig:
-        """Read a meter from a mapping of its fields; ``script`` stands for ``runs`` with a single run.
+        """Read a meter from a mapping of its fields; ``script`` is short for ``runs`` with a single run.
 
         :raises ValueError: a field is unknown or wrong
         """
@@ -185,7 +185,7 @@ class MeterConfig:
 
 
 def meter_fields(value: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a meter's fields as given in a file or a control call, with ``script`` and ``debug_script`` unfolded."""
+    """Return a meter's fields from a file or a control call, with ``script`` and ``debug_script`` expanded."""
     fields = dict(value)
     for short, long in (("script", "runs"), ("debug_script", "debug_runs")):
         if short in fields:
@@ -197,7 +197,7 @@ def meter_fields(value: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def demo_meters() -> tuple[MeterConfig, ...]:
-    """Return the built-in set of meters, one for each thing that the examples show."""
+    """Return the built-in meters, one for each case that the examples show."""
     mapped = tuple(
         MeterConfig(
             id=str(1005 + index),
@@ -223,10 +223,10 @@ def demo_meters() -> tuple[MeterConfig, ...]:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SimulatorConfig:
-    """A simulated tenant and how it is served.
+    """A simulated tenant and its server.
 
     :param host: address to listen on
-    :param port: port to listen on; 0 takes a free one
+    :param port: port to listen on; 0 chooses a free one
     :param client_id: OAuth client id that is accepted
     :param client_secret: its secret
     :param token_life: life of a token, seconds (real, not scaled)
@@ -236,14 +236,15 @@ class SimulatorConfig:
     :param mediation_enabled: whether the tenant has Mediation at all (else 400, 70002004)
     :param permissions: what the client may do (else ``permission_status``, 70002006)
     :param permission_status: HTTP status of a missing permission, which Zuora does not document
-    :param required_entity: an entity id that each call must carry in ``Zuora-Entity-Ids`` (else 400, 70002001)
+    :param required_entity: an entity id that each call must have in ``Zuora-Entity-Ids`` (else 400, 70002001)
     :param require_content_type: whether /meters calls need ``Content-Type: application/json``, as documented
     :param strict_track_id: whether an illegal ``Zuora-Track-Id`` is refused
     :param rate_limit: calls of /meters per window; also turns the ``RateLimit-*`` headers on
     :param rate_limit_window: length of that window, seconds (real)
-    :param error_shape: which of the documented shapes errors have: ``error``, ``errors``, ``reasons`` or ``message``
+    :param error_shape: the shape of errors, of the documented ones: ``error``, ``errors``, ``reasons`` or ``message``
     :param undocumented_code: code of errors for which Zuora documents none (duplicate key, too many running meters)
-    :param null_page: what stands for no page in replies: the string ``"null"`` of Zuora's example, or ``None``
+    :param null_page: the value for "no page" in replies: ``documented`` as in Zuora's examples, the string ``"null"``
+        where a session is started and JSON's null elsewhere; or one of the two everywhere: ``"null"`` or ``None``
     :param debug_enveloped: whether the reply of a DEBUG run is wrapped in ``data`` (documented flat)
     :param stopping_code: integer code of STOPPING, for which Zuora documents none
     :param export_seconds: how long an export job takes, seconds before ``time_scale``
@@ -273,7 +274,7 @@ class SimulatorConfig:
     rate_limit_window: float = 60.0
     error_shape: Literal["error", "errors", "reasons", "message"] = "error"
     undocumented_code: str | None = None
-    null_page: str | None = "null"
+    null_page: str | None = "documented"
     debug_enveloped: bool = False
     stopping_code: int = 14
     export_seconds: float = 2.0

@@ -1,4 +1,4 @@
-"""The control API under /_simulator/: how tests and demos steer the simulator while it runs; no I/O."""
+"""The control API under /_simulator/: how tests and demos control the simulator while it runs; no I/O."""
 
 from __future__ import annotations
 
@@ -22,28 +22,28 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
 PREFIX = "/_simulator"
-# What shapes the server, the clock or the meters; every other setting may be changed while the simulator runs.
+# These define the server, the clock or the meters; every other setting may be changed while the simulator runs.
 FIXED = frozenset({"host", "port", "meters", "first_run_id", "clock", "log_file"})
 CHANGEABLE = frozenset(field.name for field in dataclasses.fields(SimulatorConfig)) - FIXED
 
 
 class Carrier(Protocol):
-    """What a tenant asks of the server that carries it."""
+    """The methods of a server that a tenant needs."""
 
     def release(self) -> None:
-        """Cut off the requests that hang."""
+        """Close the connections of requests that hang."""
 
     def statistics(self) -> dict[str, int]:
         """Return counts of connections and requests."""
 
     def reset_statistics(self) -> None:
-        """Begin the counts anew."""
+        """Restart the counts."""
 
 
 class Tenant:
     """A whole simulated tenant without its server: what the control API and the Python API act on.
 
-    :param config: how it is set up
+    :param config: its configuration
     :raises ValueError: the configuration is wrong
     """
 
@@ -59,7 +59,7 @@ class Tenant:
         self.carrier: Carrier | None = None
 
     def reset(self) -> None:
-        """Go back to the configuration of the start: no sessions, keys, tokens, faults, exports and no log."""
+        """Return to the configuration of the start: no sessions, keys, tokens, faults, exports and no log."""
         self.engine.config = self._initial
         self.engine.reset()
         self.callouts.reset()
@@ -89,7 +89,7 @@ class Tenant:
         self.configure({"delivery": {**dataclasses.asdict(self.engine.config.delivery), **settings}})
 
     def publish(self, kind: str, session_id: str | None = None, values: Mapping[str, Any] | None = None) -> int:
-        """Let an event happen that no session's change causes, and return how many callouts it has.
+        """Publish an event that no change of a session causes, and return how many callouts it has.
 
         :param kind: ``periodic`` (of a session's operators) or ``event_store_query``
         :param session_id: the session, for ``periodic``
@@ -117,7 +117,7 @@ class Tenant:
         }
 
     def fault(self, fault: Fault) -> int:
-        """Put a fault in force and return its id; ``expire_tokens`` happens at once and has the id 0."""
+        """Activate a fault and return its id; ``expire_tokens`` happens at once and has the id 0."""
         if fault.kind is FaultKind.EXPIRE_TOKENS:
             self.log.add("control", action="expire_tokens", tokens=self.tokens.expire())
             return 0
@@ -126,7 +126,7 @@ class Tenant:
         return fault.id
 
     def clear_faults(self, fault_id: int | None = None) -> int:
-        """Lift one fault or all, close the connections that hang, and return how many faults were lifted."""
+        """Remove one fault or all, close the connections that hang, and return how many faults were removed."""
         removed = self.faults.remove(fault_id)
         if self.carrier is not None:
             self.carrier.release()
@@ -144,7 +144,7 @@ class Tenant:
         errors: int | None = None,
         unique_key: str | None = None,
     ) -> Session:
-        """Start a session that the product under test knows nothing of.
+        """Start a session without the product under test.
 
         :raises Refusal: Zuora would refuse it too
         :raises ValueError: an argument is wrong
@@ -168,7 +168,7 @@ class Tenant:
         return meter
 
     def steer(self, session_id: str, script: Any) -> Session:
-        """Replace what is left of a session's script; see ``Engine.steer``."""
+        """Replace the rest of a session's script; see ``Engine.steer``."""
         self.log.add("control", action="steer", session_id=session_id)
         return self.engine.steer(session_id, script)
 
@@ -184,11 +184,11 @@ class Tenant:
         self.callouts.on_schedule()
 
     def statistics(self) -> dict[str, int]:
-        """Return counts of connections and requests, nothing where no server carries the tenant."""
+        """Return counts of connections and requests, nothing if the tenant has no server."""
         return self.carrier.statistics() if self.carrier is not None else {}
 
     def health(self) -> dict[str, Any]:
-        """Return that it lives, its meters with what they show, and its counts."""
+        """Return that it runs, its meters with their run status, and its counts."""
         self.engine.run_due()
         meters = [
             {

@@ -1,7 +1,7 @@
-"""The simulated tenant: meters, sessions that follow their scripts, and what Zuora refuses.
+"""The simulated tenant: meters, sessions that follow their scripts, and Zuora's refusals.
 
 Pure: time comes from a clock, and nothing happens between calls. ``run_due()`` makes every transition whose time has
-come, in order, each with the instant at which it was due. Whoever drives the engine calls it at ``next_due()``.
+come, in order, each with the instant at which it was due. The engine's driver calls it at ``next_due()``.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ class Engine:
 
     :param config: the tenant; replace ``engine.config`` to change its settings while it runs
     :param clock: where the time comes from
-    :param log: where starts, transitions, stops and refusals are entered
+    :param log: gets starts, transitions, stops and refusals
     """
 
     def __init__(self, config: SimulatorConfig, clock: Clock, log: EventLog) -> None:
@@ -61,7 +61,7 @@ class Engine:
         self.reset()
 
     def reset(self) -> None:
-        """Forget all sessions and keys and take the meters of the configuration again; ids go on."""
+        """Delete all sessions and keys and restore the configured meters; ids go on."""
         self.meters = {meter.id: Meter(meter) for meter in self.config.meters}
         self._due.clear()
 
@@ -80,7 +80,7 @@ class Engine:
         return meter
 
     def set_meter(self, meter_id: str, settings: Mapping[str, Any]) -> MeterConfig:
-        """Add a meter, or change settings of one; given ``runs`` (``script``) or ``stop_results`` begin anew.
+        """Add a meter, or change settings of one; given ``runs`` (``script``) or ``stop_results`` start from the first.
 
         Its sessions stay as they are.
 
@@ -120,9 +120,9 @@ class Engine:
 
         :param unique_key: refuses a second start of this meter with the same key; a refused start does not use it up
         :param plan: what it does; by default the next one of the meter's sequence
-        :param streaming: whether it streams, where this run's sources decide it
+        :param streaming: whether it streams, if this run's sources decide it
         :param foreign: whether something else than the product under test starts it (through the control API)
-        :raises Refusal: unknown meter or version, a key that was used, a run too many
+        :raises Refusal: unknown meter or version, a key that was used, or one run too many
         """
         self.run_due()
         now = self.clock.now()
@@ -236,14 +236,14 @@ class Engine:
 
     def _stop_gracefully(self, session: Session, result: str, seconds: float, now: float) -> None:
         rest: tuple[Step, ...] = (Step(result, None),)
-        if result == SessionStatus.RUNNING:  # the stop failed: the session goes on where it was
+        if result == SessionStatus.RUNNING:  # the stop failed: the session goes on as before
             scale = self.config.time_scale
             left = None if session.due is None else (session.due - now) / scale if scale else 0.0
             rest = (Step(result, left), *session.pending)
         self._follow(session, (Step(SessionStatus.STOPPING, seconds), *rest), now)
 
     def steer(self, session_id: str, script: Iterable[Any]) -> Session:
-        """Replace what is left of a session's script, from now on.
+        """Replace the rest of a session's script, from now on.
 
         :raises KeyError: there is no such session
         :raises ValueError: the script is wrong
@@ -273,7 +273,7 @@ class Engine:
         return sorted(found, key=lambda session: int(session.run_id))
 
     def run_status(self, meter_id: str, version: str = VERSION) -> str:
-        """Return the status that a meter version shows: perhaps a stale one, perhaps a newer run's.
+        """Return the run status of a meter version: possibly a stale one, or a newer run's.
 
         :raises Refusal: 404 with 70002103 unknown meter, 70002104 unknown version
         """
@@ -285,7 +285,7 @@ class Engine:
     # ---- time
 
     def next_due(self) -> float | None:
-        """Return when ``run_due()`` next has something to do, seconds since the epoch."""
+        """Return when ``run_due()`` has to be called next, seconds since the epoch."""
         while self._due and self._due[0][2].due != self._due[0][0]:
             heapq.heappop(self._due)  # the session left that script in the meantime
         return self._due[0][0] if self._due else None
@@ -328,5 +328,5 @@ class Engine:
         for observer in self.observers:
             try:
                 observer(change)
-            except Exception as error:  # an observer's trouble is not the tenant's: sessions go on, and the log says so
+            except Exception as error:  # an observer's error must not affect the tenant: it is logged, sessions go on
                 self.log.add("observer_failed", session_id=session.session_id, error=repr(error))

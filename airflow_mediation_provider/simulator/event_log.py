@@ -1,8 +1,8 @@
-"""What the simulator did, in order and complete: tests hold the product against it.
+"""What the simulator did, complete and in order: tests compare the product's behaviour with it.
 
 An entry is a plain dict with ``seq`` (ascending, never reused), ``at`` (seconds since the epoch), ``time`` (the same as
-ISO 8601, UTC), ``kind`` and the fields of its kind. A request is entered when it arrives, so that one which is never
-answered is seen too, and its ``outcome`` and ``status`` are filled in when it ends.
+ISO 8601, UTC), ``kind`` and the fields of its kind. A request is added when it arrives, so that one without an answer
+is in the log too, and its ``outcome`` and ``status`` are filled in when it ends.
 """
 
 from __future__ import annotations
@@ -46,9 +46,9 @@ class EventLog:
         self._file: TextIO | None = path.open("a", encoding="utf-8") if path else None
 
     def add(self, kind: str, *, at: float | None = None, pending: bool = False, **fields: Any) -> int:
-        """Enter what happened.
+        """Add an entry.
 
-        :param kind: what sort of thing it is
+        :param kind: its kind
         :param at: when it happened, seconds since the epoch; now by default
         :param pending: whether ``close()`` will complete the entry later
         :return: its ``seq``
@@ -69,7 +69,7 @@ class EventLog:
 
     @contextmanager
     def during(self, request: int) -> Iterator[None]:
-        """Mark what is entered in this block as done by a request: its ``seq`` is their ``request``."""
+        """Mark the entries added in this block as caused by a request: its ``seq`` is their ``request``."""
         self._request = request
         try:
             yield
@@ -77,7 +77,7 @@ class EventLog:
             self._request = None
 
     def update(self, seq: int, **fields: Any) -> None:
-        """Add fields to an entry that is still pending; does nothing to one that was closed or forgotten."""
+        """Add fields to an entry that is still pending; does nothing to one that was closed or deleted."""
         with self._changed:
             if (entry := self._open.get(seq)) is not None:
                 entry.update(fields)
@@ -134,11 +134,11 @@ class EventLog:
 
     @property
     def last(self) -> int:
-        """``seq`` of the newest entry, 0 before the first."""
+        """Return the ``seq`` of the newest entry, 0 before the first."""
         return self._last
 
     def clear(self) -> None:
-        """Forget all entries; ``seq`` goes on."""
+        """Delete all entries; ``seq`` goes on."""
         with self._changed:
             self._entries.clear()
             self._open.clear()

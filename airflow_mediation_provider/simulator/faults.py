@@ -1,4 +1,4 @@
-"""Faults that are served on request: what can go wrong between a client and Zuora, one at a time or together."""
+"""Faults on request: what can go wrong between a client and Zuora, one at a time or together."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ class FaultKind(StrEnum):
 
     STATUS = "status"  # answers with status, headers and body of the fault
     HTML = "html"  # answers 200 with an HTML page, as a proxy under maintenance does
-    BADJSON = "badjson"  # answers 200 with a body that is no JSON, though it says so
+    BADJSON = "badjson"  # answers 200 with a body that is not JSON, under the content type of JSON
     TRUNCATED = "truncated"  # announces the whole reply, sends half of it and closes
-    SLOW = "slow"  # the reply trickles in over `delay` seconds
-    LATENCY = "latency"  # the reply is held back for `delay` seconds
+    SLOW = "slow"  # the reply is sent slowly, over `delay` seconds
+    LATENCY = "latency"  # the reply is delayed by `delay` seconds
     DELAY_BEFORE = "delay_before"  # the request is carried out only after `delay` seconds, even if the client is gone
     HANG = "hang"  # never answers; the connection stays open
     RESET = "reset"  # the connection is reset (RST) and nothing was carried out
     LOST_REPLY = "lost_reply"  # the request is carried out, then the connection is reset
-    UNKNOWN_STATUS = "unknown_status"  # runStatus gives the code `code`, which is not documented
-    REJECT_AUTH = "reject_auth"  # answers 401, whatever the token
-    EXPIRE_TOKENS = "expire_tokens"  # all tokens given out so far are void; happens at once
+    UNKNOWN_STATUS = "unknown_status"  # runStatus returns the code `code`, which is not documented
+    REJECT_AUTH = "reject_auth"  # answers 401, with any token
+    EXPIRE_TOKENS = "expire_tokens"  # all tokens issued so far become invalid; happens at once
 
 
 DELAYS = frozenset({FaultKind.LATENCY, FaultKind.DELAY_BEFORE, FaultKind.SLOW})
@@ -38,22 +38,22 @@ CARRIED_OUT = frozenset(DELAYS | {FaultKind.LOST_REPLY, FaultKind.TRUNCATED, Fau
 
 @dataclass(kw_only=True, slots=True)
 class Fault:
-    """One fault and the requests that it strikes.
+    """One fault and the requests that it affects.
 
     :param kind: what goes wrong
     :param path: regular expression searched for in the path; ``^/meters/`` by default (``/runStatus$`` for
         unknown_status)
     :param method: only this HTTP method
     :param meter: only calls of this meter
-    :param after: lets so many matching requests pass first
-    :param count: strikes so many requests and is gone
-    :param seconds: strikes for so long from now (real, not scaled) and is gone
+    :param after: number of matching requests that it does not affect first
+    :param count: affects so many requests, then ends
+    :param seconds: affects requests for so long from now (real, not scaled), then ends
     :param delay: seconds for latency, delay_before and slow (real)
     :param status: HTTP status of the reply (``status``: 503, ``html`` and ``badjson``: 200, unless given)
     :param headers: headers of the reply
     :param body: body of the reply: text as it is, anything else as JSON
     :param code: status code for ``unknown_status``
-    :param carried_out: whether the request is carried out all the same; by default for lost_reply, truncated,
+    :param carried_out: whether the request is carried out nevertheless; by default for lost_reply, truncated,
         unknown_status and the delays. ``status`` 504 with ``carried_out`` is a gateway timeout after a start.
     """
 
@@ -114,15 +114,15 @@ class Fault:
         return cls(**value)
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the fault as plain JSON, with how often it struck."""
+        """Return the fault as plain JSON, with how often it was applied."""
         names = ("id", "kind", "path", "method", "meter", "after", "count", "seconds", "delay", "status", "headers")
         return {name: getattr(self, name) for name in (*names, "body", "code", "carried_out", "served")}
 
 
 class Faults:
-    """The faults in force.
+    """The active faults.
 
-    :param clock: what ``seconds`` of a fault are counted by
+    :param clock: measures the ``seconds`` of a fault
     """
 
     def __init__(self, clock: Clock) -> None:
@@ -131,7 +131,7 @@ class Faults:
         self._ids = itertools.count(1)
 
     def add(self, fault: Fault) -> Fault:
-        """Put a fault in force; it gets an id."""
+        """Activate a fault; it gets an id."""
         fault.id = next(self._ids)
         if fault.seconds is not None:
             fault.until = self._clock.now() + fault.seconds
@@ -139,13 +139,13 @@ class Faults:
         return fault
 
     def remove(self, fault_id: int | None = None) -> int:
-        """Lift one fault, or all; returns how many."""
+        """Remove one fault, or all; returns how many."""
         before = len(self._faults)
         self._faults = [fault for fault in self._faults if fault_id is not None and fault.id != fault_id]
         return before - len(self._faults)
 
     def active(self) -> list[Fault]:
-        """Return the faults in force, oldest first."""
+        """Return the active faults, oldest first."""
         now = self._clock.now()
         self._faults = [
             fault
@@ -155,7 +155,7 @@ class Faults:
         return [*self._faults]
 
     def strike(self, method: str, path: str, meter: str | None) -> list[Fault]:
-        """Return the faults that strike a request and count them: the delays, and the oldest of the others."""
+        """Return the faults that affect a request, and count them: the delays, and the oldest of the others."""
         struck: list[Fault] = []
         final = False
         for fault in self.active():

@@ -1,4 +1,4 @@
-"""What ``--help`` says below the options: the simulator's manual."""
+"""The text of ``--help`` below the options: the simulator's manual."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ ZUORA'S API (base URL as of Zuora: no /v1)
   POST /meters/{meter}/auditTrail/export         create an export job (csv; none or gzip); GET lists them
   GET  /meters/auditTrail/presignedUrl?fileKey   URL of an exported file, and the file itself
   GET  /v1/notification-history/callout          callouts made, the newest first; failed ones unless failedOnly=false
-  POST /notifications/callout-histories/resend   send some again: an array of ids, which the control API tells
+  POST /notifications/callout-histories/resend   send some again: an array of ids, which the control API returns
   Refused as documented: 70002103 unknown meter (404 for runStatus), 70002104 unknown version, 70002122 not running,
   70003043 stop in progress, 70002004 no Mediation, 70002006 no permission, 70002001 no entity id; a duplicate uniqueKey
   and a sixth running meter are 400 with a message, for which Zuora documents no code.
@@ -60,13 +60,13 @@ CALLOUTS (in the file, or POST /_simulator/config): notifications on events, and
                                     # {"id": "{{MeterSession.Id}}", "status": "{{MeterSession.Status}}"}
       date_format: en_US            # iso, epoch_ms, en_US, en_GB, de_DE, ja_JP or a pattern of strftime; timezone
       run_types: [NORMAL]           # filters: meters, run_types, statuses
-      loss: 0.5                     # mishaps: loss and vanish (no trace in the history), lost_answers, copies: [1, 3]
+      loss: 0.5                     # faults: loss and vanish (no trace in the history), lost_answers, copies: [1, 3]
                                     # with copy_ids [same, other, none], disorder: seconds
   delivery: {attempts: 3, interval: 1800, connect_timeout: 10, data_timeout: 15, concurrency: 8}
   A 200 is a success; 1xx, 403, 408, 429, 5xx and no answer at all are tried again after the interval (scaled by
-  time_scale; the timeouts are not); all else fails. A body that is no JSON is never sent: -2000 in the history.
+  time_scale; the timeouts are not); the rest fails. A body that is not JSON is never sent: -2000 in the history.
   Also: event (status_change, periodic, event_store_query), category, name, active, method, null_text, retry; confirm,
-  retry_unauthorized, resend_same_id, seed, history_timezone, history_context (full, tags, dotted),
+  retry_unauthorized, resend_same_id, seed, history_timezone, history_delay, history_context (full, tags, dotted),
   history_of (callout, attempt).
 
 CONTROL API (JSON; errors are 400 or 404 with {"error": ...})
@@ -81,36 +81,36 @@ CONTROL API (JSON; errors are 400 or 404 with {"error": ...})
          stop        force, sessions, refused       fault, export, control
          callout     one attempt: callout_id, notification_id, change (seq of the transition), copy, attempt, url, body,
                      and once it ended: code, outcome (delivered, retried, failed, vanished), final, seconds, error
-         What a request caused has the request's seq as its `request`.
+         Entries that a request caused have the request's seq as their `request`.
   POST   /_simulator/sessions                  start a foreign session: {"meter": "1001", "run_type": "NORMAL",
                                                "script": [...], "records": 5, "errors": 0, "unique_key": ...}
   GET    /_simulator/sessions?meter=           all sessions with their true status
-  POST   /_simulator/sessions/{sessionId}      {"script": [["FAILED", null]]}: what becomes of a session from now on
+  POST   /_simulator/sessions/{sessionId}      {"script": [["FAILED", null]]}: the rest of a session's script
   POST   /_simulator/meters/{id}               add or change a meter: the fields of the file
   POST   /_simulator/config                    change settings: {"mediation_enabled": false, "client_secret": "new"}
   POST   /_simulator/delivery                  change some settings of delivery: {"attempts": 5, "interval": 60}
   POST   /_simulator/events                    {"event": "periodic", "session_id": "R-00005468"}, or
                                                {"event": "event_store_query", "values": {"EventStoreQuery.Status": ...}}
   GET    /_simulator/callouts                  notifications, delivery, how many callouts are pending, and the history
-  POST   /_simulator/faults                    put a fault in force -> {"id": 1}
-  GET    /_simulator/faults                    what is in force, and how often it struck
-  DELETE /_simulator/faults?id=                lift one or all; cuts off the requests that hang
-  POST   /_simulator/advance                   {"seconds": 5}, where the file says clock: manual
+  POST   /_simulator/faults                    activate a fault -> {"id": 1}
+  GET    /_simulator/faults                    the active faults, and how often each was applied
+  DELETE /_simulator/faults?id=                remove one or all; closes the connections of requests that hang
+  POST   /_simulator/advance                   {"seconds": 5}, if the file has clock: manual
   POST   /_simulator/reset                     back to the start: no sessions, keys, tokens, faults, no log
 
 FAULTS  {"kind": ..., "path": regex (^/meters/), "method": ..., "meter": ..., "after": n, "count": n, "seconds": s}
-  Without count and seconds a fault lasts until it is lifted. Seconds of faults are real ones.
+  Without count and seconds a fault lasts until it is removed. Seconds of faults are real ones.
   status        answers `status` (503), `headers`, `body`       html      200 with an HTML page
-  badjson       200 with a body that is no JSON                  reset     RST, nothing carried out
+  badjson       200 with a body that is not JSON                 reset     RST, nothing carried out
   truncated     half of the reply, then closed                   hang      never answers
-  latency       the reply is held for `delay` s                  slow      the reply trickles in over `delay` s
+  latency       the reply is delayed by `delay` s                slow      the reply is sent over `delay` s
   delay_before  carried out only after `delay` s                 lost_reply  carried out, then RST
-  unknown_status  runStatus has the code `code` (99)             reject_auth  401, whatever the token
-  expire_tokens   all tokens are void, at once
+  unknown_status  runStatus has the code `code` (99)             reject_auth  401, with any token
+  expire_tokens   all tokens become invalid, at once
   An answer of any kind: {"kind": "status", "status": 200, "body": {"success": false}}.
-  unknown_status strikes runStatus calls alone, unless a path is given.
-  "carried_out": true carries the request out all the same: {"kind": "status", "status": 504, "carried_out": true}.
-  Delays combine with one other fault; of several others the oldest strikes.
+  unknown_status affects runStatus calls alone, unless a path is given.
+  "carried_out": true carries the request out nevertheless: {"kind": "status", "status": 504, "carried_out": true}.
+  Delays combine with one other fault; of several others the oldest is applied.
 
 CONNECTION OF AIRFLOW
   export AIRFLOW_CONN_MEDIATION_DEFAULT='{"conn_type": "mediation", "host": "http://127.0.0.1:8099",

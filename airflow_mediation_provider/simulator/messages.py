@@ -55,7 +55,7 @@ class Call:
         """
         try:
             value = json.loads(self.body) if self.body.strip() else {}
-        except ValueError:
+        except (ValueError, RecursionError):
             raise Refusal("The body is not JSON.", INVALID_PARAMETER) from None
         if not isinstance(value, dict):
             raise Refusal("The body is not a JSON object.", INVALID_PARAMETER)

@@ -1,4 +1,4 @@
-"""The records that simulated sessions put out and reject: made up, but the same each time and shaped like usage."""
+"""The records that simulated sessions put out and reject: invented, but always the same and shaped like usage."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ Kind = Literal["SAMPLE", "ERROR"]
 
 @dataclass(frozen=True, slots=True)
 class Operator:
-    """A step of a meter's pipeline, as the audit trail names it."""
+    """A step of a meter's pipeline, with its name in the audit trail."""
 
     id: str
     type: str
@@ -29,7 +29,7 @@ class Operator:
 SOURCE: Final = Operator("101", "SOURCE", "Usage events")
 RATER: Final = Operator("102", "TRANSFORM", "Aggregate per hour")
 SINK: Final = Operator("103", "SINK", "Usage records")
-# Which operator rejects a record with which code, and with what words.
+# Which operator rejects a record with which code and message.
 ERRORS: Final = (
     (SOURCE, "70000000", "Streaming API validation failed: field 'eventTime' is not a date-time"),
     (RATER, "1000002", "Billing usage has invalid fields: Quantity must be greater than zero"),
@@ -47,7 +47,7 @@ def visible(session: Session) -> tuple[int, int]:
 
 
 def rejected(errors: int) -> list[tuple[Operator, str, int, int]]:
-    """Return by which operator and with which code so many records were rejected: operator, code, 0, count."""
+    """Return how many records each operator rejected with each code: operator, code, 0, count."""
     kinds = len(ERRORS)
     return [
         (operator, code, 0, (errors + kinds - 1 - index) // kinds) for index, (operator, code, _) in enumerate(ERRORS)
@@ -76,7 +76,8 @@ def _entry(session: Session, kind: Kind, index: int, at: float) -> dict[str, Any
     quantity = 1 + _pick(session, index, "quantity") % 5000
     trace = f"{zlib.crc32(f'{session.session_id}/{kind}/{index}'.encode()):08x}"
     return {
-        "errorTime": str(int(at * 1000)) if kind == "ERROR" else "",
+        # Of a SAMPLE too, whose error code is empty: so in Zuora's example.
+        "errorTime": str(int(at * 1000)),
         "timestamp": datetime.fromtimestamp(at, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z"),
         "errorCode": code,
         "errorMessage": message.format(account=account),

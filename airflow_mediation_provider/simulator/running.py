@@ -84,7 +84,7 @@ class Simulator:
         self.stop()
 
     def _call(self, function: Callable[[], _Result]) -> _Result:
-        """Call a function where the tenant lives: on the simulator's loop, or here when that has ended."""
+        """Call a function where the tenant lives: on the simulator's loop, or here if that has ended."""
         loop, thread = self._loop, self._thread
         if loop is None or thread is None or thread is threading.current_thread():
             return function()
@@ -93,18 +93,18 @@ class Simulator:
         def run() -> None:
             try:
                 future.set_result(function())
-            except BaseException as error:  # the caller's thread is to see it, whatever it is
+            except BaseException as error:  # every error is raised in the caller's thread
                 future.set_exception(error)
 
         loop.call_soon_threadsafe(run)
         return future.result(PATIENCE)
 
     def _settle(self) -> None:
-        """Make the transitions that are due; once it is stopped, everything stays as it was."""
+        """Make the transitions that are due; after it was stopped, nothing changes."""
         if self._loop is not None:
             self._call(self._server.tenant.engine.run_due)
 
-    # ---- what tests use
+    # ---- for tests
 
     @property
     def url(self) -> str:
@@ -112,7 +112,7 @@ class Simulator:
         return self._server.url
 
     def log(self, kind: str | Iterable[str] | None = None, since: int = 0, **fields: Any) -> list[dict[str, Any]]:
-        """Return what happened so far, in order.
+        """Return the log entries so far, in order.
 
         :param kind: request, token, start, transition, stop, refused, fault, export or control; several, or all
         :param since: only entries whose ``seq`` is greater
@@ -132,7 +132,7 @@ class Simulator:
         return log.wait_for(lambda: log.read(kind=kind, since=since, **fields), count, timeout)
 
     def fault(self, kind: str, **fields: Any) -> int:
-        """Put a fault in force and return its id; fields as of ``Fault``.
+        """Activate a fault and return its id; fields as of ``Fault``.
 
         :raises ValueError: a field is unknown or wrong
         """
@@ -140,11 +140,11 @@ class Simulator:
         return self._call(lambda: self._server.tenant.fault(fault))
 
     def faults(self) -> list[dict[str, Any]]:
-        """Return the faults in force, with how often each struck (``served``)."""
+        """Return the active faults, with how often each was applied (``served``)."""
         return self._call(lambda: [fault.to_dict() for fault in self._server.tenant.faults.active()])
 
     def clear_faults(self, fault_id: int | None = None) -> int:
-        """Lift one fault or all; requests that hang are cut off. Returns how many faults were lifted."""
+        """Remove one fault or all; connections that hang are closed. Returns how many faults were removed."""
         return self._call(lambda: self._server.tenant.clear_faults(fault_id))
 
     def start_session(self, meter_id: str, version: str = VERSION, **settings: Any) -> dict[str, Any]:
@@ -156,7 +156,7 @@ class Simulator:
         return self._call(lambda: self._server.tenant.start_session(meter_id, version, **settings).to_dict())
 
     def steer(self, session_id: str, script: Iterable[Any]) -> dict[str, Any]:
-        """Replace what is left of a session's script from now on; ``[["FAILED", None]]`` ends it at once.
+        """Replace the rest of a session's script from now on; ``[["FAILED", None]]`` ends it at once.
 
         :raises KeyError: there is no such session
         """
@@ -182,7 +182,7 @@ class Simulator:
         self._call(lambda: self._server.tenant.configure(settings))
 
     def callouts(self, *callouts: CalloutConfig) -> None:
-        """Replace the notifications: from now on each event causes these callouts; none given, none at all."""
+        """Replace the notifications: from now on each event causes these callouts; without arguments, none."""
         self.configure(callouts=callouts)
 
     def delivery(self, **settings: Any) -> None:
@@ -193,7 +193,7 @@ class Simulator:
         self._call(lambda: self._server.tenant.set_delivery(settings))
 
     def publish(self, kind: str, session_id: str | None = None, **values: Any) -> int:
-        """Let an event happen that no session's change causes; returns how many callouts it has.
+        """Publish an event that no change of a session causes; returns how many callouts it has.
 
         :param kind: ``periodic`` (of each operator of the session) or ``event_store_query``
         :param values: merge fields of the query: ``**{"EventStoreQuery.Status": "FAILED"}``
@@ -203,20 +203,20 @@ class Simulator:
         return self._call(lambda: self._server.tenant.publish(kind, session_id, values))
 
     def callout_history(self) -> list[dict[str, Any]]:
-        """Return the callout history, oldest first, with the ``id`` that Zuora's REST history keeps back."""
+        """Return the callout history, oldest first, with the ``id`` that Zuora's REST history does not contain."""
         return self._call(lambda: [record.to_dict() for record in self._server.tenant.callouts.history])
 
     def wait_delivered(self, timeout: float = 10.0) -> None:
         """Wait until no callout waits for an attempt or is in one.
 
-        :raises TimeoutError: some did after ``timeout`` seconds
+        :raises TimeoutError: one still did after ``timeout`` seconds
         """
         tenant = self._server.tenant
         self._settle()
         tenant.log.wait_for(lambda: [] if tenant.callouts.pending else [{}], 1, timeout)
 
     def reset(self) -> None:
-        """Forget everything: sessions, keys, tokens, faults, settings and log."""
+        """Delete everything: sessions, keys, tokens, faults, settings and log."""
         self._call(self._server.tenant.reset)
 
     def advance(self, seconds: float) -> None:
@@ -237,7 +237,7 @@ class Simulator:
 
 @contextmanager
 def running_simulator(config: SimulatorConfig | None = None, **settings: Any) -> Iterator[Simulator]:
-    """Run a simulator for as long as the block.
+    """Run a simulator during the block.
 
     :param config: the tenant; or give its fields as ``settings``
     :raises OSError: the address cannot be listened on

@@ -1,4 +1,4 @@
-"""The HTTP server of the simulator: carries calls to the tenant, serves faults, and counts connections."""
+"""The HTTP server of the simulator: passes calls to the tenant, applies faults, and counts connections."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ RESET_ON_CLOSE = struct.pack("ii", 1, 0)  # SO_LINGER: on, 0 seconds
 
 
 class _CountingServer(web.Server):
-    """Counts the connections that carry calls of Zuora's API (not of the control API) and knows when one is lost."""
+    """Counts the connections with calls of Zuora's API (not of the control API) and detects when one is lost."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -43,7 +43,7 @@ class _CountingServer(web.Server):
 
     @property
     def open(self) -> int:
-        """How many are open now."""
+        """Return how many are open now."""
         return len(self._numbers)
 
     def connection_made(self, handler: Any, transport: asyncio.Transport) -> None:
@@ -57,8 +57,8 @@ class _CountingServer(web.Server):
             event.set()
 
     def count(self, handler: Any) -> tuple[int | None, asyncio.Event]:
-        """Count the connection of a call, and return its number and what is set when it is lost."""
-        if (lost := self._lost.get(handler)) is None:  # gone before its call was read
+        """Count the connection of a call, and return its number and an event that is set when it is lost."""
+        if (lost := self._lost.get(handler)) is None:  # closed before its call was read
             lost = asyncio.Event()
             lost.set()
             return None, lost
@@ -83,7 +83,7 @@ class SimulatorServer:
         self._most_in_flight = 0
 
     async def start(self) -> None:
-        """Listen; ``url`` is known afterwards.
+        """Listen; ``url`` is set afterwards.
 
         :raises OSError: the address cannot be listened on
         """
@@ -108,7 +108,7 @@ class SimulatorServer:
         self._ticker = asyncio.create_task(self._tick(), name="simulator-ticker")
 
     async def stop(self) -> None:
-        """Close every connection, hanging ones too, and stop."""
+        """Close every connection, including those that hang, and stop."""
         self.release()
         self._ticker.cancel()
         with contextlib.suppress(asyncio.CancelledError):
@@ -118,7 +118,7 @@ class SimulatorServer:
         self.tenant.log.end()
 
     async def _tick(self) -> None:
-        """Make transitions when they are due, so that observers and the log learn of them without any request."""
+        """Make transitions when they are due, so that observers and the log get them without any request."""
         engine, clock = self.tenant.engine, self.tenant.clock
         while True:
             self._wake.clear()
@@ -129,17 +129,17 @@ class SimulatorServer:
                 await asyncio.wait_for(self._wake.wait(), seconds)
 
     def release(self) -> None:
-        """Cut off the requests that hang."""
+        """Close the connections of requests that hang."""
         self._released.set()
         self._released = asyncio.Event()
 
     def reset_statistics(self) -> None:
-        """Begin the counts anew, with what is open now."""
+        """Restart the counts, with the connections that are open now."""
         self._server.most_open = self._server.open
         self._most_in_flight = self._in_flight
 
     def statistics(self) -> dict[str, int]:
-        """Return counts of connections and requests, those of the control API left out."""
+        """Return counts of connections and requests, without those of the control API."""
         return {
             "open_connections": self._server.open,
             "max_open_connections": self._server.most_open,
@@ -169,7 +169,7 @@ class SimulatorServer:
 
 
 class _Exchange:
-    """One request of the product and its reply, through whatever faults strike it."""
+    """One request of the product and its reply, with the faults that affect it."""
 
     def __init__(
         self, tenant: Tenant, server: _CountingServer, released: asyncio.Event, request: web.BaseRequest, call: Call
@@ -305,7 +305,7 @@ class _Exchange:
 
 
 def _logged_body(call: Call) -> Any:
-    """Return the JSON of a /meters call; the token request's body holds a secret and stays out of the log."""
+    """Return the JSON of a /meters call; the token request's body contains a secret and is not logged."""
     if not call.path.startswith("/meters/") or not call.body:
         return None
     try:

@@ -1,4 +1,4 @@
-"""What the engine keeps: sessions, the meters that they belong to, and why Zuora would refuse a call."""
+"""The engine's data: sessions, the meters that they belong to, and Zuora's refusals."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class Refusal(Exception):  # noqa: N818 - an answer of Zuora's, not an error of 
     """Zuora would refuse the call.
 
     :param message: its message
-    :param code: its code, ``None`` where Zuora documents none
+    :param code: its code, ``None`` if Zuora documents none
     :param status: HTTP status
     :param headers: further headers of the reply
     """
@@ -50,7 +50,7 @@ class Session:
 
     :param run_id: Zuora's internal ``id``, digits
     :param pending: the steps after the present one
-    :param due: when the next step begins, seconds since the epoch; ``None``: it does not by itself
+    :param due: when the next step starts, seconds since the epoch; ``None``: not by itself
     :param changed: a number that grows with each change of any session's status
     """
 
@@ -73,21 +73,21 @@ class Session:
 
     @property
     def session_id(self) -> str:
-        """The id that Zuora gives to users: ``R-`` and the run's id, padded."""
+        """Return the id that Zuora shows to users: ``R-`` and the run's id, padded."""
         return f"R-{int(self.run_id):08d}"
 
     @property
     def job_id(self) -> str:
-        """Id of the job in the engine behind it: 32 hex digits."""
+        """Return the id of the job in the engine behind it: 32 hex digits."""
         return hashlib.md5(self.session_id.encode(), usedforsecurity=False).hexdigest()
 
     @property
     def live(self) -> bool:
-        """Whether it runs: neither ended nor paused."""
+        """Return whether it runs: neither ended nor paused."""
         return self.status not in _IDLE
 
     def to_dict(self) -> dict[str, object]:
-        """Return what the control API says of the session."""
+        """Return the session for the control API."""
         return {
             "session_id": self.session_id,
             "id": self.run_id,
@@ -108,7 +108,7 @@ class Session:
 
 @dataclass(frozen=True, slots=True)
 class SessionChange:
-    """One change of a session's status, as told to observers (the place where callouts plug in).
+    """One change of a session's status, as observers get it (callouts are one of them).
 
     :param session: the session, in its state after the change
     :param previous: the status before; ``None`` for the first
@@ -126,7 +126,7 @@ class SessionChange:
 
 @dataclass(slots=True)
 class Meter:
-    """A meter, its sessions, and how far it is through the sequences of its configuration."""
+    """A meter, its sessions, and its position in the sequences of its configuration."""
 
     config: MeterConfig
     sessions: dict[str, list[Session]] = field(default_factory=dict)
@@ -136,14 +136,14 @@ class Meter:
     stale: dict[str, tuple[str, float]] = field(default_factory=dict)
 
     def next_plan(self, run_type: RunType) -> RunPlan:
-        """Return the plan of the next run and move on in the sequence; the last one repeats."""
+        """Return the plan of the next run and advance the sequence; the last one repeats."""
         plans = self.config.runs if run_type is RunType.NORMAL else self.config.debug_runs
         index = self.started[run_type]
         self.started[run_type] += 1
         return plans[min(index, len(plans) - 1)]
 
     def next_stop_result(self) -> str:
-        """Return where the next graceful stop ends and move on in the sequence; the last one repeats."""
+        """Return where the next graceful stop ends and advance the sequence; the last one repeats."""
         results = self.config.stop_results
         self.stops += 1
         return results[min(self.stops, len(results)) - 1]
@@ -153,7 +153,7 @@ class Meter:
         return self.sessions.setdefault(version, [])
 
     def actual_status(self, version: str) -> str:
-        """Return the status that the version shows by ``status_of``, staleness aside."""
+        """Return the version's status by ``status_of``, without staleness."""
         config = self.config
         shown = [s for s in self.of(version) if config.debug_visible or s.run_type is RunType.NORMAL]
         if not shown:
@@ -166,10 +166,10 @@ class Meter:
 
 
 def instant(at: float, nanoseconds: int = 0) -> str:
-    """Return an instant as Zuora writes it: UTC with nine digits of a second.
+    """Return an instant in Zuora's format: UTC with nine digits of a second.
 
     :param at: seconds since the epoch
-    :param nanoseconds: the last three digits, which a float cannot hold
+    :param nanoseconds: the last three digits, for which a float is too small
     """
     when = datetime.fromtimestamp(at, UTC)
     return f"{when:%Y-%m-%dT%H:%M:%S}.{when.microsecond * 1000 + nanoseconds % 1000:09d}Z"

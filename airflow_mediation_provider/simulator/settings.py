@@ -1,4 +1,4 @@
-"""Reading settings: from mappings, with errors that name what is wrong and what would be right."""
+"""Reading settings: from mappings, with errors that name what is wrong and the allowed values."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _Settings = TypeVar("_Settings")
 def from_mapping(cls: type[_Settings], value: Mapping[str, Any], what: str) -> _Settings:
     """Make a dataclass of settings from a mapping of its fields.
 
-    :param what: what to call it in an error
+    :param what: the name of the mapping in an error
     :raises ValueError: a field is unknown, missing or wrong
     """
     known = [f.name for f in dataclasses.fields(cls)]  # type: ignore[arg-type]
@@ -29,7 +29,7 @@ def from_mapping(cls: type[_Settings], value: Mapping[str, Any], what: str) -> _
 def one_of(settings: Any, name: str, allowed: Collection[str]) -> None:
     """Check that a setting has one of the allowed values.
 
-    :raises ValueError: it has not
+    :raises ValueError: it has another one
     """
     if getattr(settings, name) not in allowed:
         raise ValueError(f"{name} must be one of {', '.join(allowed)}, got {getattr(settings, name)!r}")

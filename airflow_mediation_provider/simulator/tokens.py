@@ -1,4 +1,4 @@
-"""OAuth of the simulator: client credentials in, bearer tokens out, and what a token is good for.
+"""OAuth of the simulator: issues bearer tokens for client credentials, and checks them.
 
 Source: https://developer.zuora.com/v1-api-reference/api/operation/createToken/
 """
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 class Tokens:
-    """The tokens that were given out."""
+    """The tokens that were issued."""
 
     def __init__(self, clock: Clock, log: EventLog) -> None:
         self._clock = clock
@@ -61,13 +61,13 @@ class Tokens:
         raise Refusal(message, status=status)
 
     def number(self, call: Call) -> int | None:
-        """Return which token (1 is the first given out) a request carries, ``None`` where it is no valid one."""
+        """Return which token (1 is the first one issued) a request has, ``None`` if it has no valid one."""
         scheme, _, token = call.headers.get("authorization", "").partition(" ")
         number, until = self._tokens.get(token.strip(), (0, 0.0))
         return number if scheme.lower() == "bearer" and self._clock.now() < until else None
 
     def expire(self) -> int:
-        """Void all tokens; returns how many were good until now."""
+        """Invalidate all tokens; returns how many were valid until now."""
         now = self._clock.now()
         good = sum(now < until for _, until in self._tokens.values())
         self._tokens.clear()

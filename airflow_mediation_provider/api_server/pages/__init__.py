@@ -1,6 +1,6 @@
-"""The pages in Airflow's UI: what the journal knows of sessions, as HTML, in a frame or by themselves.
+"""The pages in Airflow's UI: the journal's sessions as HTML, in a frame or by themselves.
 
-Each needs a login and the permission to read assets; what a page shows of DAGs and connections, the user may see too.
+Each needs a login and the permission to read assets; a page shows only Dags and connections that the user may see.
 """
 
 from __future__ import annotations
@@ -11,16 +11,16 @@ from typing import TYPE_CHECKING, Final
 from starlette.staticfiles import StaticFiles
 
 from airflow_mediation_provider.api_server.auth import may_read_assets
-from airflow_mediation_provider.api_server.pages import health, session, sessions, tasks, unread
+from airflow_mediation_provider.api_server.pages import health, session, sessions, tasks, unparsed
 
 if TYPE_CHECKING:
-    from fastapi import FastAPI
+    from fastapi import APIRouter
 
-PARTS: Final = (sessions, session, tasks, unread, health)
+PARTS: Final = (sessions, session, tasks, unparsed, health)
 
 
-def add_pages(app: FastAPI) -> None:
-    """Add the pages to the application, and the style and script that they load; nothing else is open to strangers."""
+def add_pages(router: APIRouter) -> None:
+    """Add the pages to the application's routes, with their style and script, which alone need no login."""
     for part in PARTS:
-        app.include_router(part.router, dependencies=[may_read_assets], include_in_schema=False)
-    app.mount("/static", StaticFiles(directory=Path(__file__).parent / "static"))
+        router.include_router(part.router, dependencies=[may_read_assets], include_in_schema=False)
+    router.mount("/static", StaticFiles(directory=Path(__file__).parent / "static"))

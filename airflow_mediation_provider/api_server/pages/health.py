@@ -1,9 +1,10 @@
-"""One line for each connection: whether callouts arrive, whether the feed is read, and how the call budget stands."""
+"""One line for each connection: whether callouts arrive, whether triggerers read the feed, and the API usage."""
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Final
 
 from anyio import from_thread
@@ -11,26 +12,31 @@ from fastapi import APIRouter, Request, Response
 
 from airflow_mediation_provider.api_server.auth import ReaderDep  # noqa: TC001  # FastAPI reads it
 from airflow_mediation_provider.api_server.connections import LookupFailedError, UnknownConnectionError
-from airflow_mediation_provider.api_server.pages.rendering import page
-from airflow_mediation_provider.api_server.pages.route import PageRoute
-from airflow_mediation_provider.journal.calls import budget
-from airflow_mediation_provider.journal.health import SILENT, UNSEEN, signs
-from airflow_mediation_provider.journal.listing import known_connections
+from airflow_mediation_provider.api_server.pages.rendering import PageRoute, page
+from airflow_mediation_provider.journal.health import SILENT, UNSEEN, connection_health, newest_callouts, unreported
+from airflow_mediation_provider.journal.session_list import known_connections
+from airflow_mediation_provider.journal.task_reports import budget
 from airflow_mediation_provider.journal.transaction import read
-from airflow_mediation_provider.protocol.budget import Level, standing
-from airflow_mediation_provider.protocol.data_centers import DataCenter
-from airflow_mediation_provider.protocol.errors import MisconfigurationError
+from airflow_mediation_provider.journal.triggered_runs import never_started
+from airflow_mediation_provider.protocol.callouts.setup import setup_faults
 from airflow_mediation_provider.protocol.times import humanize
+from airflow_mediation_provider.protocol.zuora.api_usage import UsageLevel, standing
+from airflow_mediation_provider.protocol.zuora.errors import MisconfigurationError
+from airflow_mediation_provider.protocol.zuora.requests import DataCenter
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
     from sqlalchemy.orm import Session
 
     from airflow_mediation_provider.api_server.auth import Reader
     from airflow_mediation_provider.api_server.connections import MediationConnection
-    from airflow_mediation_provider.journal.health import Signs
-    from airflow_mediation_provider.protocol.budget import Budget
+    from airflow_mediation_provider.journal.health import ConnectionHealth, HistoryHealth
+    from airflow_mediation_provider.journal.triggered_runs import NeverStarted
+    from airflow_mediation_provider.protocol.callouts.setup import ReceivedCallout
+    from airflow_mediation_provider.protocol.zuora.api_usage import ApiUsage
+
+    _OfConnection = tuple[ConnectionHealth, ApiUsage, int, list[ReceivedCallout]]
 
 router = APIRouter(route_class=PageRoute)
 
@@ -40,11 +46,11 @@ BAD: Final = "bad"
 
 
 @dataclass(frozen=True, slots=True)
-class Word:
-    """One thing to say of a connection.
+class HealthItem:
+    """One statement about a connection.
 
     :param level: good, warn or bad
-    :param path: of the page that says more, where there is one
+    :param path: of the page with more about it, if there is one
     """
 
     level: str
@@ -52,93 +58,204 @@ class Word:
     path: str = ""
 
 
-_GONE: Final = Word(WARN, "is no connection any more")
-_NO_CALLOUTS: Final = Word(WARN, "takes no callouts: what is known of its sessions rests on polls")
+_GONE: Final = HealthItem(WARN, "the connection was deleted")
+_NO_CALLOUTS: Final = HealthItem(WARN, "callouts are not set up: statuses come from polls alone")
+# The id of the line about callouts that name no connection.
+_NO_CONNECTION: Final = ""
+_MISCONFIGURED: Final = 503
+_REFUSALS: Final = {
+    401: "perhaps the secrets differ (see the server's log)",
+    404: "the connection has no callout authentication",
+    405: "choose the method POST in Zuora's callout template",
+}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Line:
-    """What is to be said of a connection, the worst first."""
+class HealthLine:
+    """The health of a connection, the worst item first; without an id, of callouts to connections that do not exist."""
 
     conn_id: str
     last_callout_at: datetime | None
-    words: tuple[Word, ...]
+    items: tuple[HealthItem, ...]
 
     @property
     def level(self) -> str:
-        """The worst of what is said."""
-        return self.words[0].level if self.words else GOOD
+        """The worst level of the items."""
+        return self.items[0].level if self.items else GOOD
 
 
 @router.get("/health")
 def health(request: Request, reader: ReaderDep) -> Response:
-    """Show how callouts, feed and budget stand."""
+    """Show the health of callouts, feed and API usage."""
     now = datetime.now(UTC)
 
-    def work(session: Session) -> list[tuple[Signs, Budget]]:
-        conn_ids = known_connections(session)
-        return list(zip((signs(session, each, now) for each in conn_ids), budget(session, conn_ids, now), strict=True))
+    # Settings that are wrong from the start let no row into the journal.
+    wrong = {conn_id for conn_id, status in request.app.state.refused if status == _MISCONFIGURED}
 
-    lines = []
-    for seen, calls in read(work):
-        connection, words = _connection(request, reader, seen.conn_id)
-        unheard = [] if _NO_CALLOUTS in words or _GONE in words else _unheard(seen)
-        words += [*unheard, *_refused(request, seen.conn_id), *_words(seen), _budget(calls, connection, now)]
-        words.sort(key=lambda word: _order(word.level))
-        lines.append(Line(conn_id=seen.conn_id, last_callout_at=seen.last_callout_at, words=tuple(words)))
+    def work(session: Session) -> tuple[list[_OfConnection], list[NeverStarted]]:
+        silent, idle = unreported(session, now), never_started(session)
+        # A connection whose feed no process has ever reached has no rows in the journal.
+        conn_ids = sorted({*known_connections(session), *silent, *wrong, *(each.conn_id for each in idle)})
+        of_connections = zip(
+            (connection_health(session, each, now) for each in conn_ids),
+            budget(session, conn_ids, now),
+            (silent[each] for each in conn_ids),
+            (newest_callouts(session, each) for each in conn_ids),
+            strict=True,
+        )
+        return list(of_connections), idle
+
+    of_connections, idle = read(work)
+    visible = reader.sees_runs({each.dag_id for each in idle})
+    lines = list(_unknown(request))
+    for seen, calls, silent, callouts in of_connections:
+        connection, items = _connection(request, reader, seen.conn_id)
+        takes_callouts = _NO_CALLOUTS not in items and _GONE not in items
+        if seen.history is not None and _NO_CALLOUTS in items:
+            items.remove(_NO_CALLOUTS)
+        items += [
+            *(_missed(seen) if takes_callouts else ()),
+            *_set_up_wrongly(connection, callouts),
+            *_refused(request, seen.conn_id),
+            *(_history(seen.history, connection, now) if seen.history is not None else ()),
+            *_received(seen, silent if takes_callouts or seen.history is not None else 0),
+            *_idle([each for each in idle if each.conn_id == seen.conn_id], visible),
+            _budget(calls, connection, now),
+        ]
+        items.sort(key=lambda item: _order(item.level))
+        lines.append(HealthLine(conn_id=seen.conn_id, last_callout_at=seen.last_callout_at, items=tuple(items)))
     return page(request, "health.html", lines=sorted(lines, key=lambda line: (_order(line.level), line.conn_id)))
 
 
-def _connection(request: Request, reader: Reader, conn_id: str) -> tuple[MediationConnection | None, list[Word]]:
-    """Return the connection, where there is one, and what is to be said of it."""
+def _connection(request: Request, reader: Reader, conn_id: str) -> tuple[MediationConnection | None, list[HealthItem]]:
+    """Return the connection, if there is one, and its problems."""
     try:
         connection: MediationConnection = from_thread.run(request.app.state.connections.get, conn_id)
     except UnknownConnectionError:
         return None, [_GONE]
     except LookupFailedError:
-        return None, [Word(BAD, "cannot be looked up now: its callouts are answered 503")]
+        return None, [HealthItem(BAD, "the connection cannot be looked up now: its callouts are answered 503")]
     try:
         if connection.callouts.enabled:
             return connection, []
         return connection, [_NO_CALLOUTS]
     except MisconfigurationError as error:
-        # It quotes the settings, among which somebody may have put a secret into the wrong field.
+        # The message quotes the settings, and a user may have put a secret into the wrong field.
         wrong = error if reader.reads_connection(conn_id) else "its settings are wrong"
-        return connection, [Word(BAD, f"cannot take callouts: {wrong}")]
+        return connection, [HealthItem(BAD, f"callouts cannot be received: {wrong}")]
 
 
-def _budget(calls: Budget, connection: MediationConnection | None, now: datetime) -> Word:
+def _set_up_wrongly(
+    connection: MediationConnection | None, callouts: Sequence[ReceivedCallout]
+) -> Iterator[HealthItem]:
+    """Return what the newest callouts show; settings that are wrong by themselves have an item already."""
+    with suppress(MisconfigurationError):
+        if connection is not None and connection.callouts.enabled:
+            for fault in setup_faults(connection.callouts, callouts):
+                yield HealthItem(WARN, fault)
+
+
+def _budget(calls: ApiUsage, connection: MediationConnection | None, now: datetime) -> HealthItem:
     center = DataCenter.named(connection.extra.get("data_center")) if connection else None
     stands = standing(calls, center, now)
-    return Word({Level.GOOD: GOOD, Level.TIGHT: WARN, Level.SPENT: BAD}[stands.level], stands.words)
+    return HealthItem(
+        {UsageLevel.GOOD: GOOD, UsageLevel.TIGHT: WARN, UsageLevel.SPENT: BAD}[stands.level], stands.words
+    )
 
 
-def _refused(request: Request, conn_id: str) -> Iterator[Word]:
-    """Say what this process refused: not a sure sign of trouble, as strangers can do that."""
-    if refused := request.app.state.refused[conn_id]:
-        callouts = _number(refused, "callout")
-        yield Word(WARN, f"{callouts} refused since the last good one: perhaps the secrets differ (the log says more)")
+def _refused(request: Request, conn_id: str) -> Iterator[HealthItem]:
+    """Return what this process refused: no sure sign of a problem, as unauthenticated clients can cause it."""
+    for status, what in _REFUSALS.items():
+        if refused := request.app.state.refused[conn_id, status]:
+            yield HealthItem(WARN, f"{_number(refused, 'callout')} refused since the last accepted one: {what}")
 
 
-def _words(each: Signs) -> Iterator[Word]:
-    if each.unread:
-        yield Word(BAD, f"{_number(each.unread, 'callout')} of a day could not be read", "/unread")
-    if each.unseen:
-        tasks = _number(each.unseen, "waiting task")
-        yield Word(BAD, f"no triggerer has asked the feed for {tasks} for {humanize(UNSEEN)}: look at it")
-    if each.silent:
-        yield Word(WARN, f"{_number(each.silent, 'session')} went silent more than {humanize(SILENT)} ago")
+def _unknown(request: Request) -> Iterator[HealthLine]:
+    """Return a line for callouts to connections that do not exist, if this process has received any within a day."""
+    if misaddressed := len(request.app.state.misaddressed):
+        callouts = _number(misaddressed, "callout")
+        text = (
+            f"{callouts} in the last 24 h to an address that names no connection: compare the Request URL in Zuora's "
+            "callout template with that of `airflow mediation callout-template` (see the server's log)"
+        )
+        yield HealthLine(conn_id=_NO_CONNECTION, last_callout_at=None, items=(HealthItem(WARN, text),))
+
+
+def _received(each: ConnectionHealth, unreported_tasks: int) -> Iterator[HealthItem]:
+    if each.unparsed:
+        yield HealthItem(BAD, f"{_number(each.unparsed, 'callout')} in the last 24 h could not be parsed", "/unread")
+    if silent := each.unseen + unreported_tasks:
+        tasks = _number(silent, "waiting task")
+        yield HealthItem(
+            BAD,
+            f"no triggerer has reported {tasks} for {humanize(UNSEEN)}: check that a triggerer runs, and that its log "
+            "shows no error for this API server",
+        )
     if each.waiting:
-        read = "" if each.unseen else ", the feed is read"
-        yield Word(GOOD, f"{_number(each.waiting, 'task')} waiting{read}")
+        feed = "" if silent else ", feed connected"
+        yield HealthItem(GOOD, f"{_number(each.waiting, 'task')} waiting{feed}")
 
 
-def _unheard(each: Signs) -> Iterator[Word]:
-    """Say what no callout told; where a connection takes none, that says nothing."""
-    if each.unheard:
-        yield Word(BAD, f"no callout came of {_number(each.unheard, 'session')} that Airflow started")
-    if each.unheard_ends:
-        yield Word(BAD, f"polls saw an end that no callout told, of meter {', '.join(each.unheard_ends[:5])}")
+def _missed(each: ConnectionHealth) -> Iterator[HealthItem]:
+    """Return what callouts should have reported; a connection without callouts is left out, as all of it is missing."""
+    if each.without_callouts:
+        have = "has" if each.without_callouts == 1 else "have"
+        sessions = _number(each.without_callouts, "session")
+        yield HealthItem(BAD, f"{sessions} started by Airflow {have} had no callout")
+    if each.ends_without_callouts:
+        meters = ", ".join(each.ends_without_callouts[:5])
+        yield HealthItem(BAD, f"polls showed an end without a callout: meter {meters}")
+    if each.silent:
+        yield HealthItem(WARN, f"{_number(each.silent, 'session')} without an update for more than {humanize(SILENT)}")
+
+
+def _idle(never_started: list[NeverStarted], visible: set[str]) -> Iterator[HealthItem]:
+    """Return the Dags whose schedules start nothing: the names of those that the user may see."""
+    for each in never_started:
+        if each.dag_id in visible:
+            yield HealthItem(WARN, f"sessions never start the Dag {each.dag_id}: {each.because}")
+    if hidden := len({each.dag_id for each in never_started} - visible):
+        yield HealthItem(WARN, f"sessions never start {_number(hidden, 'Dag')} that you may not see")
+
+
+def _history(each: HistoryHealth, connection: MediationConnection | None, now: datetime) -> Iterator[HealthItem]:
+    """Return whether the callout history is read, and whether what is read counts."""
+    since = "" if each.read_at is None else f" for {humanize(now - each.read_at)}"
+    if not each.is_read:
+        yield HealthItem(
+            BAD,
+            f"the callout history has not been read{since}: check that a Dag with callout_history in its schedule, or "
+            "one whose task reads the history, is not paused, and that a triggerer without --queues runs",
+        )
+    if each.trouble:
+        yield HealthItem(BAD if each.lasting else WARN, f"callout history: {each.trouble}")
+    if connection is not None and each.cursor.newest is not None:
+        name = _timezone(connection)
+        zone = each.cursor.zone(name, now)
+        if zone is None:
+            setting = (
+                "if they are rare, set callout_timezone, also to UTC"
+                if name is None
+                else f"callout_timezone is {name}, which the records contradict"
+            )
+            yield HealthItem(
+                WARN,
+                "the zone of the times in the callout history is not known yet, and nothing that is read counts until "
+                f"the next callouts show it: {setting}",
+            )
+        elif name not in (None, str(zone)):
+            yield HealthItem(WARN, f"callout_timezone is {name}, and the callout history is written in {zone}")
+    if each.is_read and not each.trouble:
+        last = f"read {humanize(now - each.read_at)} ago" if each.read_at else "is being read"
+        records = "" if each.cursor.newest else ", no record yet"
+        yield HealthItem(GOOD, f"callout history {last}, every {humanize(timedelta(seconds=each.seconds))}{records}")
+
+
+def _timezone(connection: MediationConnection) -> str | None:
+    try:
+        return connection.callouts.chosen_timezone
+    except MisconfigurationError:
+        return None  # another item names the setting
 
 
 def _number(count: int, what: str) -> str:

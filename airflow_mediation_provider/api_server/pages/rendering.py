@@ -1,31 +1,50 @@
-"""From values to HTML: Jinja's templates, which escape whatever they show, and the words that pages use."""
+"""Rendering of HTML: the frame of all pages, Jinja's templates, and the texts and bars that they show.
+
+Templates escape every value. An error is a page too. Nothing is loaded from another origin, and no other origin may
+frame the pages.
+"""
 
 from __future__ import annotations
 
 import json
+import logging
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Annotated, Any, Final, NamedTuple
 from urllib.parse import quote
 
+from fastapi.exceptions import RequestValidationError
+from fastapi.routing import APIRoute
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
+from pydantic import StringConstraints
+from starlette.exceptions import HTTPException
 from starlette.responses import HTMLResponse
 
 from airflow_mediation_provider import __version__
-from airflow_mediation_provider.api_server.pages import phase_bar
-from airflow_mediation_provider.protocol.pages import MOUNT, address, session_page
+from airflow_mediation_provider.journal.task_reports import LEFT, TASK
+from airflow_mediation_provider.journal.transaction import JournalMissing, JournalUnavailable
 from airflow_mediation_provider.protocol.status import SessionStatus
 from airflow_mediation_provider.protocol.times import humanize, in_words
-from airflow_mediation_provider.protocol.wait_result import WaitEnd
+from airflow_mediation_provider.protocol.urls import MOUNT, address, session_page
+from airflow_mediation_provider.protocol.waits.wait_result import WaitEnd
 from airflow_mediation_provider.version_compat import framed
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Coroutine, Sequence
+
     from fastapi import Request, Response
 
-    from airflow_mediation_provider.journal.consequences import StartedRun, Wait
-    from airflow_mediation_provider.journal.listing import SessionKey
+    from airflow_mediation_provider.journal.session_list import SessionKey
+    from airflow_mediation_provider.journal.triggered_runs import StartedRun, Wait
+    from airflow_mediation_provider.protocol.sessions.lifecycle import Phase
+
+
+WIDTH: Final = 1000.0
+# So wide that a phase is visible beside the longest other phase.
+_LEAST: Final = 6.0
 
 TONES: Final = {
     SessionStatus.COMPLETED: "success",
@@ -42,25 +61,94 @@ TONES: Final = {
     SessionStatus.PUSH_COMPLETED: "pushing",
     SessionStatus.CONSUME_COMPLETED: "pushing",
 }
+AIRFLOW_TONES: Final = {
+    "success": "success",
+    "failed": "failed",
+    "upstream_failed": "failed",
+    "running": "running",
+    "restarting": "running",
+    "deferred": "pushing",
+    "queued": "queued",
+    "scheduled": "queued",
+    "up_for_retry": "canceled",
+    "up_for_reschedule": "pushing",
+}
+"""The colours of Airflow's own states of a task or a run; any other state has a neutral one."""
 SOURCES: Final = {
     "callout": "callout",
     "history": "callout history",
     "poll": "poll",
     "run": "reply to the run call",
 }
-
-OUTCOMES: Final = {
+OUTCOMES: Final[dict[str, str]] = {
     WaitEnd.MET: "condition met",
     WaitEnd.FAILED: "session failed",
     WaitEnd.TIMED_OUT: "timed out",
     WaitEnd.UNREACHABLE: "Zuora unreachable",
     WaitEnd.MISCONFIGURED: "misconfigured",
     WaitEnd.UNCERTAIN: "not certain",
-    "left": "left",
+    LEFT: "ended",
 }
+_HEADERS: Final = {
+    "Cache-Control": "no-store",
+    "Content-Security-Policy": (
+        "default-src 'none'; style-src 'self'; script-src 'self'; img-src 'self' data:; font-src 'self'; "
+        "connect-src 'self'; form-action 'self'; frame-ancestors 'self'; base-uri 'none'"
+    ),
+    "Referrer-Policy": "same-origin",
+    "X-Content-Type-Options": "nosniff",
+}
+_TITLES: Final = {
+    400: "Invalid address",
+    401: "You are not logged in",
+    403: "Access denied",
+    404: "Not found",
+    503: "The journal cannot be read",
+}
+Text = Annotated[str, StringConstraints(pattern="^[^\x00]*$")]
+"""A part of an address or a form: databases store no text with a NUL in it."""
 
 
-class Place:
+class PhaseSegment(NamedTuple):
+    """One phase: its position in the bar, and its text."""
+
+    status: str
+    x: float
+    width: float
+    title: str
+
+
+def parts(phases: Sequence[Phase], now: datetime) -> list[PhaseSegment]:
+    """Return the phases of a session as parts of a bar.
+
+    :param phases: in their order
+    :param now: the time now, until which an open last phase lasts
+    """
+    begin = phases[0].begin
+    whole = max(((phases[-1].end or now) - begin).total_seconds(), 1.0)
+    drawn = []
+    for phase in phases:
+        lasts = phase.lasts(now)
+        x = WIDTH * (phase.begin - begin).total_seconds() / whole
+        width = max(WIDTH * lasts.total_seconds() / whole, _LEAST)
+        so_far = " so far" if phase.end is None else ""
+        drawn.append(
+            PhaseSegment(
+                phase.status,
+                round(min(x, WIDTH - _LEAST), 1),
+                round(width, 1),
+                f"{phase.status}: {humanize(lasts)}{so_far}",
+            )
+        )
+    return drawn
+
+
+def phases_in_words(phases: Sequence[Phase], now: datetime) -> str:
+    """Return the phases and how long each of them lasted, for readers who cannot see the bar."""
+    return ", ".join(f"{phase.status} {humanize(phase.lasts(now))}" for phase in phases)
+
+
+class Urls:
     """Addresses as a browser sees them: under the base path that Airflow has.
 
     :param request: of the page
@@ -83,11 +171,11 @@ class Place:
         return framed(self.airflow, page)
 
     def dag(self, dag_id: str) -> str:
-        """Return the address of a DAG."""
+        """Return the address of a Dag."""
         return f"{self.airflow}/dags/{quote(dag_id, safe='')}"
 
     def run(self, run: StartedRun | Wait) -> str:
-        """Return the address of a DAG run."""
+        """Return the address of a Dag run."""
         return f"{self.dag(run.dag_id)}/runs/{quote(run.run_id, safe='')}"
 
     def task(self, wait: Wait) -> str:
@@ -103,7 +191,7 @@ def page(request: Request, template: str, *, status: int = 200, **values: Any) -
     :param status: of the answer
     :param values: what the template shows
     """
-    values = {"place": Place(request), "now": datetime.now(UTC), "status": status, **values}
+    values = {"place": Urls(request), "now": datetime.now(UTC), "status": status, **values}
     return HTMLResponse(_templates().get_template(template).render(values), status_code=status)
 
 
@@ -120,11 +208,13 @@ def _templates() -> Environment:
         time=_time,
         lasted=humanize,
         tone=tone,
+        airflow_tone=lambda state: AIRFLOW_TONES.get(state, "none"),
         learned=_learned,
-        outcome=_outcome,
+        ended_on=_ended_on,
+        did=_did,
         pretty=_pretty,
-        phase_parts=phase_bar.parts,
-        phases_in_words=phase_bar.in_words,
+        phase_parts=parts,
+        phases_in_words=phases_in_words,
     )
     templates.globals.update(version=__version__)
     return templates
@@ -139,8 +229,35 @@ def _learned(source: str) -> str:
     return SOURCES.get(source, source)
 
 
-def _outcome(end: str | None) -> str:
-    return OUTCOMES.get(end, end) if end else "ended"
+def _ended_on(of: Wait | Mapping[str, Any]) -> str:
+    """Return a status with its evidence and certainty: ``FAILED (poll, not certain)``; empty without a status.
+
+    :param of: a task's row, or the note in it
+    """
+    status, evidence, certain = (
+        of.get(name) if isinstance(of, Mapping) else getattr(of, name) for name in ("status", "evidence", "certain")
+    )
+    if not status:
+        return ""
+    evidence_text = [_learned(evidence)] if evidence else []
+    evidence_text += ["not certain"] if certain is False else []
+    return f"{status} ({', '.join(evidence_text)})" if evidence_text else str(status)
+
+
+def _did(task: Wait) -> str:
+    """Return what a task that does not wait (any more) did with its session."""
+    parts, note = [], task.note or {}
+    if task.mode != TASK:
+        ended_on = _ended_on(task)
+        parts.append(f"ended: {ended_on}" if ended_on else OUTCOMES.get(task.outcome or "", task.outcome) or "ended")
+        if task.outcome == WaitEnd.UNCERTAIN:
+            parts.append("certainty was required")
+    if note.get("kind") == "branch":
+        followed = ", ".join(note.get("followed") or ()) or "no branch"
+        parts.append(f"followed {followed}")
+    elif note:
+        parts.append(str(note.get("message") or note.get("kind")))
+    return "; ".join(parts)
 
 
 def _pretty(value: Any) -> str:
@@ -148,8 +265,46 @@ def _pretty(value: Any) -> str:
 
 
 def _time(instant: datetime | None) -> Markup:
-    """Return an instant in UTC, for the script to show in the zone that the user chose in Airflow."""
+    """Return an instant in UTC; the script shows it in the zone that the user chose in Airflow."""
     if instant is None:
         return Markup('<span class="muted">&ndash;</span>')
     iso = instant.astimezone(UTC).isoformat(timespec="seconds")
     return Markup(f'<time datetime="{iso}">{in_words(instant)}</time>')  # noqa: S704  # digits alone
+
+
+class PageRoute(APIRoute):
+    """A route whose answer is always HTML, also for errors."""
+
+    def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
+        """Return the handler, with errors turned into pages."""
+        handle = super().get_route_handler()
+
+        async def handle_page(request: Request) -> Response:
+            try:
+                response = await handle(request)
+            except HTTPException as error:
+                # A token signed with an earlier key: as with an expired token, the user has to log in.
+                status = 401 if error.detail == "Invalid JWT token" else error.status_code
+                response = _error_page(request, status, str(error.detail))
+            except RequestValidationError as error:
+                wrong = ", ".join(str(each["loc"][-1]) for each in error.errors())
+                response = _error_page(request, 400, f"Missing or invalid parameters: {wrong}.")
+            except JournalUnavailable as error:
+                state = request.app.state
+                state.throttled_log.log(logging.ERROR, "A page was answered 503", request.url.path, str(error))
+                detail = str(error) if isinstance(error, JournalMissing) else "The API server's log has the reason."
+                response = _error_page(request, 503, detail)
+            response.headers.update(_HEADERS)
+            return response
+
+        return handle_page
+
+
+def _error_page(request: Request, status: int, detail: str) -> Response:
+    # Airflow's own messages for these do not help a user.
+    detail = {
+        401: "Your login has expired, or there was none. Please log in.",
+        403: "Your role in Airflow lacks the permission to read assets." if detail == "Forbidden" else detail,
+    }.get(status, detail)
+    title = _TITLES.get(status, "The request failed")
+    return page(request, "error.html", status=status, title=title, heading=title, detail=detail)

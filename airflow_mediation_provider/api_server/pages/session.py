@@ -1,4 +1,4 @@
-"""The page of one session: what was told of it, what came of it in Airflow, and on demand what Zuora counted."""
+"""The page of one session: its reports, the Dag runs that it triggered, its tasks, and on demand Zuora's counts."""
 
 from __future__ import annotations
 
@@ -14,26 +14,24 @@ from starlette.exceptions import HTTPException
 
 from airflow_mediation_provider.api_server.auth import Reader, ReaderDep, same_origin
 from airflow_mediation_provider.api_server.connections import LookupFailedError, UnknownConnectionError
-from airflow_mediation_provider.api_server.pages.rendering import page
-from airflow_mediation_provider.api_server.pages.route import PageRoute, Text
+from airflow_mediation_provider.api_server.pages.rendering import PageRoute, Text, page
 from airflow_mediation_provider.api_server.pages.sessions import Row, around, rows_of
 from airflow_mediation_provider.hooks.mediation import MediationHook
-from airflow_mediation_provider.journal.emission import UnknownAirflowError
-from airflow_mediation_provider.journal.listing import SessionKey, find_session
+from airflow_mediation_provider.journal.asset_events import UnknownAirflowError
 from airflow_mediation_provider.journal.replay import replay
-from airflow_mediation_provider.journal.timeline import timeline
+from airflow_mediation_provider.journal.session_list import SessionKey, find_session, timeline
+from airflow_mediation_provider.journal.task_reports import verdicts_of
 from airflow_mediation_provider.journal.transaction import read
-from airflow_mediation_provider.protocol.asset_uri import asset_uri
-from airflow_mediation_provider.protocol.audit import counts_of, span_of_session
-from airflow_mediation_provider.protocol.errors import MediationError
+from airflow_mediation_provider.protocol.zuora.audit import counts_of, span_of_session
+from airflow_mediation_provider.protocol.zuora.errors import MediationError
 
 if TYPE_CHECKING:
     from sqlalchemy.orm import Session
 
     from airflow_mediation_provider.api_server.connections import MediationConnection
     from airflow_mediation_provider.api_server.pages.sessions import Around
-    from airflow_mediation_provider.journal.listing import Listed
-    from airflow_mediation_provider.journal.timeline import Told
+    from airflow_mediation_provider.journal.session_list import ListedSession, TimelineEntry
+    from airflow_mediation_provider.protocol.sessions.verdict import TaskVerdict
 
 router = APIRouter(route_class=PageRoute)
 
@@ -41,25 +39,27 @@ _ERROR_RECORDS: Final = 20
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Story:
-    """What the journal and Airflow know of a session, as far as the user may see it.
+class SessionView:
+    """What the journal and Airflow have about a session, as far as the user may see it.
 
-    :param told: the timeline, the last first
+    :param entries: the timeline, the latest first
     :param cut: whether it is not all of it
-    :param startable: of the DAGs that missed it, those of which the user may start runs
+    :param differing: what tasks that the user may see concluded differently from the best known status
+    :param startable: of the Dags that missed it, those of which the user may start runs
     """
 
     row: Row
-    told: list[Told]
+    entries: list[TimelineEntry]
     cut: bool
+    differing: list[TaskVerdict]
     startable: set[str]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Summary:
-    """What Zuora counted for a session, or why it did not say.
+    """Zuora's counts for a session, or why there are none.
 
-    :param error: one sentence; empty where there is an answer
+    :param error: one sentence; empty if Zuora returned counts
     """
 
     output: int = 0
@@ -82,12 +82,12 @@ def session_summary(
     meter: Annotated[Text, Form()],
     session: Annotated[Text, Form()],
 ) -> Response:
-    """Ask Zuora for the counts and the first error records: two calls, and customers' data."""
+    """Request the counts and the first error records from Zuora: two calls, and customers' data."""
     if not reader.reads_connection(conn):
-        raise HTTPException(403, "Error records are customers' data: only who may read the connection may see them.")
+        raise HTTPException(403, "Error records are customers' data: you may not read this connection.")
     key = SessionKey(conn, meter, session)
-    summary = _summary(request, _story(reader, key).row.session)
-    # What this process asked Zuora counts for the budget as well.
+    summary = _summary(request, _view(reader, key).row.session)
+    # The calls that this process made count as API usage as well.
     from_thread.run_sync(request.app.state.calls.keep, conn)
     return _shown(request, reader, key, summary=summary)
 
@@ -101,18 +101,18 @@ def session_replay(
     session: Annotated[Text, Form()],
     dag_id: Annotated[Text, Form()],
 ) -> Response:
-    """Start the run that a DAG missed."""
+    """Start the run that a Dag missed."""
     if dag_id not in reader.starts_runs([dag_id]):
-        raise HTTPException(403, f"You may not start runs of the DAG {dag_id}.")
+        raise HTTPException(403, f"You may not start runs of the Dag {dag_id}.")
     key = SessionKey(conn, meter, session)
-    listed = _story(reader, key).row.session
+    listed = _view(reader, key).row.session
     try:
         outcomes = list(
             replay(
                 dag_id=dag_id,
-                uri=asset_uri(conn, meter, listed.status),
                 since=listed.first_observed_at,
-                key=listed.session_id,
+                of=key,
+                status=listed.status,
             )
         )
     except (ValueError, UnknownAirflowError) as error:
@@ -123,8 +123,8 @@ def session_replay(
     if any(each.missed for each in outcomes):
         return _shown(request, reader, key, notice=f"A run of {dag_id} is queued for this session.")
     if any(each.known for each in outcomes):
-        return _shown(request, reader, key, notice=f"{dag_id} has a run of it already.")
-    notice = f"Nothing was started for {dag_id}: what was told of this session starts no DAG."
+        return _shown(request, reader, key, notice=f"{dag_id} already has a run for this session.")
+    notice = f"Nothing was started for {dag_id}: it is not scheduled on this session in the status {listed.status}."
     return _shown(request, reader, key, notice=notice, failed=True)
 
 
@@ -137,13 +137,13 @@ def _shown(
     notice: str = "",
     failed: bool = False,
 ) -> Response:
-    story = _story(reader, key)
+    view = _view(reader, key)
     return page(
         request,
         "session.html",
-        story=story,
-        row=story.row,
-        session=story.row.session,
+        view=view,
+        row=view.row,
+        session=view.row.session,
         zuora=_zuora_url(request, key),
         may_summarize=reader.reads_connection(key.conn_id),
         summary=summary,
@@ -152,34 +152,40 @@ def _shown(
     )
 
 
-def _story(reader: Reader, key: SessionKey) -> Story:
-    """Return what is known.
+def _view(reader: Reader, key: SessionKey) -> SessionView:
+    """Return what a session's page shows.
 
-    :raises HTTPException: the journal does not know the session
+    :raises HTTPException: the journal does not have the session
     """
 
-    def work(session: Session) -> tuple[Around, list[Told], bool] | None:
+    def work(session: Session) -> tuple[Around, list[TaskVerdict], list[TimelineEntry], bool] | None:
         listed = find_session(session, key)
-        return None if listed is None else (around(session, (listed,)), *timeline(session, listed))
+        if listed is None:
+            return None
+        verdicts = verdicts_of(session, *key) if listed.best_differs else []
+        return around(session, (listed,)), verdicts, *timeline(session, listed)
 
     found = read(work)
     if found is None:
         raise HTTPException(
             404,
-            f"The journal does not know session {key.session_id} of meter {key.meter_id} over connection {key.conn_id}."
-            " It was never told of, or it was pruned.",
+            f"The journal has no session {key.session_id} of meter {key.meter_id} over connection {key.conn_id}."
+            " It was never received, or it was pruned.",
         )
-    surroundings, told, cut = found
+    surroundings, verdicts, entries, cut = found
     (row,) = rows_of(surroundings, reader, datetime.now(UTC))
-    return Story(row=row, told=told, cut=cut, startable=reader.starts_runs(set(row.missed)))
+    seen = reader.sees_tasks({each.dag_id for each in verdicts})
+    differing = [each for each in verdicts if each.dag_id in seen and each.status != row.session.best_status]
+    startable = reader.starts_runs(set(row.missed))
+    return SessionView(row=row, entries=entries, cut=cut, differing=differing, startable=startable)
 
 
-def _summary(request: Request, listed: Listed) -> Summary:
+def _summary(request: Request, listed: ListedSession) -> Summary:
     connection = _connection(request, listed.conn_id)
     span = span_of_session(listed.begun_at, listed.over_at, now=datetime.now(UTC))
     options = {"run_type": listed.run_type, "query_from": span[0], "query_to": span[1]}
     try:
-        # By itself the hook would look for the connection without a team.
+        # Without them, the hook would look up the connection without a team.
         settings = connection.settings if connection else None
         with MediationHook(listed.conn_id, attempts=1, settings=settings) as hook:
             counted = counts_of(
@@ -201,7 +207,7 @@ def _summary(request: Request, listed: Listed) -> Summary:
 
 
 def _zuora_url(request: Request, key: SessionKey) -> str | None:
-    """Return the address of the session in Zuora's UI, where the connection has a template for one."""
+    """Return the address of the session in Zuora's UI, if the connection has a template for one."""
     connection = _connection(request, key.conn_id)
     settings = connection.settings if connection else None
     url = settings.session_url(key.meter_id, key.session_id, None) if settings else None

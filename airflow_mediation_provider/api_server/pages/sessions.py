@@ -1,8 +1,8 @@
-"""The list of all sessions, newest first, by filters that stand in its address; and their numbers over time."""
+"""The list of sessions, newest first, with filters kept in its URL; and the chart of their numbers over time."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Annotated, Final
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
@@ -11,21 +11,21 @@ from fastapi import APIRouter, Depends, Request, Response
 from starlette.exceptions import HTTPException
 
 from airflow_mediation_provider.api_server.auth import ReaderDep  # noqa: TC001  # FastAPI reads it
-from airflow_mediation_provider.api_server.pages.chart import Chart, bars
-from airflow_mediation_provider.api_server.pages.rendering import page
-from airflow_mediation_provider.api_server.pages.route import PageRoute, Text
-from airflow_mediation_provider.journal import consequences
-from airflow_mediation_provider.journal.filters import LOOKED_AT, Filters, Place
+from airflow_mediation_provider.api_server.pages.rendering import PageRoute, Text, page, tone
+from airflow_mediation_provider.journal import triggered_runs
 from airflow_mediation_provider.journal.health import SILENT
-from airflow_mediation_provider.journal.listing import (
+from airflow_mediation_provider.journal.session_list import (
     COUNTED,
-    Listed,
+    SCANNED,
+    Filters,
+    Keyset,
+    ListedSession,
     count_by_status,
     known_connections,
     list_sessions,
 )
 from airflow_mediation_provider.journal.transaction import read
-from airflow_mediation_provider.protocol.status import RunType, SessionStatus
+from airflow_mediation_provider.protocol.status import RunType, SessionStatus, names_nothing, parse_status
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -33,24 +33,95 @@ if TYPE_CHECKING:
     from sqlalchemy.orm import Session
 
     from airflow_mediation_provider.api_server.auth import Reader
-    from airflow_mediation_provider.journal.consequences import Consumer, Scheduled, Started, StartedRun, Wait
-    from airflow_mediation_provider.journal.listing import Listing, SessionKey
+    from airflow_mediation_provider.journal.session_list import Listing, SessionKey
+    from airflow_mediation_provider.journal.triggered_runs import Consumer, Scheduled, Started, StartedRun, Wait
+
+
+HEIGHT: Final = 60.0
+_ORDER: Final = ("failed", "canceled", "paused", "none", "queued", "running", "pushing", "success")
 
 router = APIRouter(route_class=PageRoute)
-
 PAGE: Final = 50
 SPANS: Final = {"1h": "last hour", "24h": "last 24 hours", "7d": "last 7 days", "30d": "last 30 days"}
 _UNITS: Final = {"h": "hours", "d": "days"}
 _BARS: Final = 24
-# What lies outside is a slip of the pen, and some of it no database takes.
+# Other years are typos, and some of them cannot be stored by any database.
 _YEARS: Final = range(1970, 9999)
+
+
+@dataclass(frozen=True, slots=True)
+class ChartSegment:
+    """One status of a bar: its position, and the number of its sessions."""
+
+    status: str
+    count: int
+    y: float
+    height: float
+
+
+@dataclass(frozen=True, slots=True)
+class Bar:
+    """The sessions that started in one span of time."""
+
+    since: datetime
+    until: datetime
+    parts: tuple[ChartSegment, ...]
+
+    @property
+    def count(self) -> int:
+        """The number of its sessions."""
+        return sum(part.count for part in self.parts)
+
+
+@dataclass(frozen=True, slots=True)
+class Chart:
+    """All bars, and the sums of each status over all of them, the most severe first."""
+
+    bars: tuple[Bar, ...]
+    totals: tuple[tuple[str, int], ...]
+    highest: int
+    height: float = HEIGHT
+
+    @property
+    def count(self) -> int:
+        """The number of its sessions."""
+        return sum(count for _, count in self.totals)
+
+
+def bars(counts: Sequence[dict[str, int]], *, since: datetime, until: datetime) -> Chart:
+    """Return the chart.
+
+    :param counts: status -> number of sessions, for equal spans of time
+    :param since: where the first span begins
+    :param until: where the last one ends
+    """
+    highest = max((sum(each.values()) for each in counts), default=0)
+    step = (until - since) / len(counts)
+    drawn = []
+    for number, by_status in enumerate(counts):
+        y, parts = HEIGHT, []
+        for status, count in sorted(by_status.items(), key=lambda item: _grave(item[0])):
+            # At least so high that it is visible.
+            height = max(HEIGHT * count / highest, 1.0)
+            y -= height
+            parts.append(ChartSegment(status, count, round(max(y, 0.0), 2), round(height, 2)))
+        drawn.append(Bar(since + step * number, since + step * (number + 1), tuple(parts)))
+    sums: dict[str, int] = {}
+    for by_status in counts:
+        for status, count in by_status.items():
+            sums[status] = sums.get(status, 0) + count
+    return Chart(tuple(drawn), tuple(sorted(sums.items(), key=lambda item: _grave(item[0]))), highest)
+
+
+def _grave(status: str) -> tuple[int, str]:
+    return _ORDER.index(tone(status)), status
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Search:
-    """What an address asks for, as it stands there.
+    """The search that an address contains.
 
-    :param since: ISO 8601, in the zone ``tz`` where it names none; or one of ``SPANS``
+    :param since: ISO 8601, in the zone ``tz`` if it has none; or one of ``SPANS``
     :param tz: the user's time zone
     """
 
@@ -65,24 +136,24 @@ class Search:
     def filters(self, now: datetime) -> Filters:
         """Return the filters.
 
-        :raises HTTPException: a part cannot be read; says which
+        :raises HTTPException: a part is invalid; the message names it
         """
         return Filters(
             conn_id=self.conn.strip() or None,
             meter_id=self.meter.strip() or None,
-            status=self.status.strip().upper() or None,
+            status=None if names_nothing(self.status) else parse_status(self.status),
             run_type=self.run_type.strip().upper() or None,
             since=self._instant("since", now),
             until=self._instant("until", now),
         )
 
     def parameters(self) -> dict[str, str]:
-        """Return what makes the same address again."""
+        """Return the parameters of the same address."""
         return {name: getattr(self, name) for name in self.__slots__}
 
     @property
     def filtered(self) -> bool:
-        """Whether anything is left out."""
+        """Whether it leaves out any session."""
         return any(value for name, value in self.parameters().items() if name != "tz")
 
     def _instant(self, name: str, now: datetime) -> datetime | None:
@@ -99,7 +170,7 @@ class Search:
             return instant.astimezone(UTC)
         except (ValueError, OverflowError, ZoneInfoNotFoundError, OSError):  # a zone is looked up as a file
             raise HTTPException(
-                400, f"{name}={text} is no time: write 2026-03-31T09:00, or one of {', '.join(SPANS)}."
+                400, f"{name}={text} is not a valid time: write 2026-03-31T09:00, or one of {', '.join(SPANS)}."
             ) from None
 
 
@@ -122,34 +193,36 @@ SearchDep = Annotated[Search, Depends(_search)]
 class Row:
     """One line of the list.
 
-    :param waits: of tasks that the user may see, those that go on first
-    :param runs: of DAGs that the user may see
-    :param hidden_waits: how many others there are
-    :param hidden_runs: how many others there are
-    :param consumers: DAGs that are scheduled on it and that the user may see
-    :param silent: whether it goes on, and nothing was told of it for hours
+    :param tasks: what tasks that the user may see did with it, those that wait first
+    :param runs: runs of Dags that the user may see, triggered by its asset events
+    :param hidden_tasks: number of tasks that the user may not see
+    :param hidden_runs: number of runs that the user may not see
+    :param announced: whether Airflow still has an asset event of it; without one, it is unknown what it triggered
+    :param consumers: Dags that are scheduled on it and that the user may see
+    :param silent: whether it has no end, and no report for hours
     """
 
-    session: Listed
-    waits: tuple[Wait, ...] = ()
+    session: ListedSession
+    tasks: tuple[Wait, ...] = ()
     runs: tuple[StartedRun, ...] = ()
-    hidden_waits: int = 0
+    hidden_tasks: int = 0
     hidden_runs: int = 0
+    announced: bool = False
     consumers: tuple[Consumer, ...] = ()
     silent: bool
 
     @property
     def missed(self) -> tuple[str, ...]:
-        """The DAGs that should have been started, and were not."""
+        """The Dags that should have been triggered, and were not."""
         return tuple(each.dag_id for each in self.consumers if each.missed)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Around:
-    """Some sessions, what waits for them and what they started, whoever may see that."""
+    """Some sessions with their tasks and the Dag runs that they triggered, before permissions are applied."""
 
-    sessions: tuple[Listed, ...]
-    waits: Mapping[SessionKey, Sequence[Wait]]
+    sessions: tuple[ListedSession, ...]
+    tasks: Mapping[SessionKey, Sequence[Wait]]
     started: Mapping[SessionKey, Started]
     scheduled: Mapping[tuple[str, str], Sequence[Scheduled]]
 
@@ -160,7 +233,7 @@ def sessions(request: Request, reader: ReaderDep, search: SearchDep, before: Tex
     now = datetime.now(UTC)
     filters = search.filters(now)
     try:
-        places = {"before": Place.parse(before) if before else None, "after": Place.parse(after) if after else None}
+        places = {"before": Keyset.parse(before) if before else None, "after": Keyset.parse(after) if after else None}
     except ValueError as error:
         raise HTTPException(400, f"{error}: go back to the newest sessions.") from None
 
@@ -182,13 +255,13 @@ def sessions(request: Request, reader: ReaderDep, search: SearchDep, before: Tex
         newer=listing.newer,
         older=listing.older,
         further=_further(listing, after=bool(after)),
-        looked_at=LOOKED_AT,
+        scanned=SCANNED,
         paged=bool(before or after),
     )
 
 
-def _further(listing: Listing, *, after: bool) -> dict[str, Place | None]:
-    """Return where a search goes on that did not look at all sessions; empty where it did."""
+def _further(listing: Listing, *, after: bool) -> dict[str, Keyset | None]:
+    """Return where a search continues that did not cover all sessions; empty if it did."""
     if not listing.cut:
         return {}
     return {"after": listing.newer} if after else {"before": listing.older}
@@ -196,7 +269,7 @@ def _further(listing: Listing, *, after: bool) -> dict[str, Place | None]:
 
 @router.get("/sessions/chart")
 def sessions_chart(request: Request, search: SearchDep) -> Response:
-    """Show how many sessions began when, by their status: of the time that is asked for, else of the last day."""
+    """Show how many sessions started when, by status: in the requested time, else in the last day."""
     now = datetime.now(UTC)
     filters = search.filters(now)
     end = filters.until or now
@@ -210,41 +283,47 @@ def sessions_chart(request: Request, search: SearchDep) -> Response:
     return page(request, "chart.html", chart=chart, counted=COUNTED if cut else None)
 
 
-def around(session: Session, listed: tuple[Listed, ...]) -> Around:
-    """Return sessions with what waits for them and what they started."""
-    assets = consequences.Assets(session, {each.meter for each in listed})
+def around(session: Session, listed: tuple[ListedSession, ...]) -> Around:
+    """Return sessions with their tasks and the Dag runs that they triggered."""
+    assets = triggered_runs.Assets(session, {each.meter for each in listed})
     return Around(
         sessions=listed,
-        waits=consequences.waits_of(session, listed),
-        started=consequences.started(session, listed, assets),
-        scheduled=consequences.scheduled(session, assets),
+        tasks=triggered_runs.waits_of(session, listed),
+        started=triggered_runs.started(session, listed, assets),
+        scheduled=triggered_runs.scheduled(session, assets),
     )
 
 
 def rows_of(found: Around, reader: Reader, now: datetime) -> list[Row]:
-    """Return what the user may see of sessions and what is around them.
+    """Return sessions with their tasks and runs, as far as the user may see them.
 
-    Asks the auth manager, which may ask a database or another server: not while a session of the journal is open.
+    Calls the auth manager, which may query a database or another server: not while a session of the journal is open.
     """
-    seen_tasks = reader.sees_tasks({wait.dag_id for each in found.waits.values() for wait in each})
+    seen_tasks = reader.sees_tasks({task.dag_id for each in found.tasks.values() for task in each})
     seen_runs = reader.sees_runs(
-        {run.dag_id for each in found.started.values() for run in each.runs}
+        seen_tasks
+        | {run.dag_id for each in found.started.values() for run in each.runs}
         | {item.dag_id for items in found.scheduled.values() for item in items}
     )
 
-    def row(each: Listed) -> Row:
-        its_waits, its_start = found.waits.get(each.key, ()), found.started.get(each.key)
+    def row(each: ListedSession) -> Row:
+        its_tasks, its_start = found.tasks.get(each.key, ()), found.started.get(each.key)
         its_runs = its_start.runs if its_start else ()
-        seen_waits = (wait for wait in its_waits if wait.dag_id in seen_tasks)
+        seen = (
+            task if task.dag_id in seen_runs else replace(task, run_state=None)
+            for task in its_tasks
+            if task.dag_id in seen_tasks
+        )
         return Row(
             session=each,
-            waits=tuple(sorted(seen_waits, key=lambda wait: not wait.goes_on)),
+            tasks=tuple(sorted(seen, key=lambda task: not task.goes_on)),
             runs=tuple(run for run in its_runs if run.dag_id in seen_runs),
-            hidden_waits=sum(wait.dag_id not in seen_tasks for wait in its_waits),
+            hidden_tasks=sum(task.dag_id not in seen_tasks for task in its_tasks),
             hidden_runs=sum(run.dag_id not in seen_runs for run in its_runs),
+            announced=bool(its_start and its_start.announced),
             consumers=tuple(
                 consumer
-                for consumer in consequences.consumers(each, found.scheduled.get(each.meter, ()), its_start, now)
+                for consumer in triggered_runs.consumers(each, found.scheduled.get(each.meter, ()), its_start, now)
                 if consumer.dag_id in seen_runs
             ),
             silent=_is_silent(each, now),
@@ -253,10 +332,10 @@ def rows_of(found: Around, reader: Reader, now: datetime) -> list[Row]:
     return [row(each) for each in found.sessions]
 
 
-def bare_row(listed: Listed, now: datetime) -> Row:
-    """Return a session without what waits for it and what it started."""
+def bare_row(listed: ListedSession, now: datetime) -> Row:
+    """Return a session without its tasks and the Dag runs that it triggered."""
     return Row(session=listed, silent=_is_silent(listed, now))
 
 
-def _is_silent(listed: Listed, now: datetime) -> bool:
-    return not listed.terminal and now - listed.last_observed_at > SILENT
+def _is_silent(listed: ListedSession, now: datetime) -> bool:
+    return not listed.best_ended and now - listed.last_observed_at > SILENT

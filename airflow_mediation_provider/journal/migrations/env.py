@@ -1,4 +1,4 @@
-"""What Alembic runs the migrations in: Airflow's database, a version table of our own, and one transaction."""
+"""The environment in which Alembic runs the migrations: Airflow's database, an own version table, one transaction."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 def _ours(_object: object, name: str | None, kind: str, *_reflected: object) -> bool:
-    """Airflow's tables live in the same database and are none of our business."""
+    """Return whether Alembic compares a table: Airflow's tables in the same database are left out."""
     return kind != "table" or name in Base.metadata.tables
 
 
@@ -27,7 +27,7 @@ def _run_online(connection: Connection) -> None:
         include_object=_ours,
         compare_server_default=True,
         render_as_batch=True,
-        # SQLite can do it; only its driver does not begin a transaction for it.
+        # SQLite has transactional DDL; only its driver does not start a transaction for it.
         transactional_ddl=True if on_sqlite else None,
     )
     with context.begin_transaction():

@@ -1,5 +1,5 @@
-// What the pages do by themselves: look like the Airflow around them, show times in its zone, refresh, and lead out of the frame.
-// Without this script they are plain pages with plain forms.
+// The pages' script: applies the colours of the Airflow around them, shows times in its zone, refreshes parts, and opens
+// links outside of the frame. Without this script they are plain pages with plain forms.
 (() => {
   "use strict";
   const root = document.documentElement;
@@ -7,12 +7,12 @@
     try {
       return window.parent !== window && window.parent.document ? window.parent : null;
     } catch {
-      return null; // somebody else's frame
+      return null; // the frame of another site
     }
   })();
   if (around) root.dataset.framed = "";
 
-  // ---- looks: Airflow's own colours, light or dark
+  // ---- Airflow's own colours, light or dark
   const COLORS = {
     bg: "bg", panel: "bg-muted", fg: "fg", muted: "fg-muted", line: "border", link: "fg-info",
     "success-bg": "green-subtle", "success-fg": "green-fg", "success-bar": "green-solid",
@@ -74,12 +74,12 @@
       time.textContent = format.format(new Date(time.dateTime));
       time.title = `${time.dateTime} (shown in ${zone})`;
     }
-    // What the server wrote is in UTC, and begins with the time.
+    // The server's text is in UTC, and starts with the time.
     for (const title of part.querySelectorAll("title[data-from]")) {
       title.textContent = title.textContent.replace(/^.{19}( UTC)?/, format.format(new Date(title.dataset.from)));
     }
   }
-  // An address may name times in somebody else's zone; the form has them in this user's.
+  // An address may have times in another user's zone; the form shows them in this user's zone.
   function showForm() {
     for (const each of document.querySelectorAll("[data-instant]")) {
       each.value = format.format(new Date(each.dataset.instant)).replace(" ", "T");
@@ -88,7 +88,7 @@
     for (const field of document.querySelectorAll("[data-zone]")) field.value = zone;
   }
 
-  // ---- parts that are fetched: again and again, or once they are asked for
+  // ---- parts that are fetched: repeatedly, or on request
   const shown = new Map();
   function swap(place, part) {
     if (shown.get(place.id) === part.innerHTML) return;
@@ -115,7 +115,7 @@
       response = await fetch(url, { credentials: "same-origin", headers: { Accept: "text/html" }, ...options });
       text = await response.text(); // which may break off
     } catch {
-      return trouble(`Airflow does not answer. What you see was known at ${format.format(new Date())}.`);
+      return trouble(`Airflow does not answer. Last updated ${format.format(new Date())}.`);
     }
     const page = new DOMParser().parseFromString(text, "text/html");
     if (response.status === 401) return trouble("Your login has expired: nothing is refreshed.", true);
@@ -149,7 +149,7 @@
     const page = places.length ? await fetched(window.location.href) : null;
     if (page) for (const place of places) {
       const part = page.getElementById(place.id);
-      // What the user asked for by a button stays.
+      // What the user requested by a button stays.
       if (part) swap(place, part);
     }
   }
@@ -186,7 +186,7 @@
     button.disabled = false;
   }
 
-  // ---- out of the frame: its sandbox lets no link lead there, so the page around takes it
+  // ---- out of the frame: its sandbox blocks such links, so the page around opens them
   function leave(event) {
     const link = event.target.closest?.("a[data-top]");
     if (!link) return;
@@ -213,7 +213,7 @@
   document.addEventListener("auxclick", (event) => { if (event.button === 1) leave(event); });
   document.addEventListener("submit", submit);
   document.addEventListener("change", (event) => {
-    // The field of an exact time takes the place of the choice of a span.
+    // The field of an exact time replaces the choice of a span.
     const into = event.target.dataset.into;
     if (!into) return;
     const field = event.target.form.elements[into];
@@ -237,7 +237,7 @@
       every(Number(place.dataset.every), () => load(place));
     }
     every(5, refresh);
-    // Whoever comes back wants to know at once.
+    // A user who returns to the page sees current data at once.
     document.addEventListener("visibilitychange", () => { if (!document.hidden) refresh(); });
   });
 })();

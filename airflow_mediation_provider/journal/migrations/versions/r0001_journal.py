@@ -5,7 +5,7 @@ from __future__ import annotations
 import sqlalchemy as sa
 from alembic import op
 
-from airflow_mediation_provider.journal.migrations.types import NUMBER, TIME, name
+from airflow_mediation_provider.journal.migrations import NUMBER, TIME, name
 
 revision = "0001"
 down_revision = None
@@ -14,7 +14,7 @@ depends_on = None
 
 
 def upgrade() -> None:
-    """Make the tables."""
+    """Create the tables."""
     op.create_table(
         "mediation_transition",
         sa.Column("id", NUMBER, autoincrement=True, nullable=False),
@@ -99,6 +99,6 @@ def upgrade() -> None:
 
 
 def downgrade() -> None:
-    """Remove the tables with all that is in them."""
+    """Remove the tables with all their rows."""
     for table in ("mediation_wait", "mediation_session", "mediation_transition"):
         op.drop_table(table)

@@ -1,11 +1,11 @@
-"""What the pages in Airflow's UI need: lists of sessions by an index each, and the calls that Zuora was asked."""
+"""For the pages in Airflow's UI: an index for each list of sessions, and the counts of calls to Zuora."""
 
 from __future__ import annotations
 
 import sqlalchemy as sa
 from alembic import op
 
-from airflow_mediation_provider.journal.migrations.types import TIME, name
+from airflow_mediation_provider.journal.migrations import TIME, name
 
 revision = "0002"
 down_revision = "0001"
@@ -16,7 +16,7 @@ LISTED_BY = ("conn_id", "meter_id", "status", "run_type")
 
 
 def upgrade() -> None:
-    """Make the table and the indexes."""
+    """Create the table and the indexes."""
     for column in LISTED_BY:
         op.create_index(f"ix_mediation_session_{column}_begun_at", "mediation_session", [column, "begun_at"])
     op.create_table(

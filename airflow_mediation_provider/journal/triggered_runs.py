@@ -1,0 +1,465 @@
+"""Sessions in Airflow: the Dag runs that they triggered, the Dags that missed them, and the tasks that wait for them.
+
+The runs are read from Airflow's own tables: an asset event names a session by its address, extra and partition key.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from contextlib import suppress
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
+
+from airflow.models.asset import (
+    AssetEvent,
+    AssetModel,
+    DagScheduleAssetReference,
+    TaskOutletAssetReference,
+    association_table,
+)
+from airflow.models.dag import DagModel
+from airflow.models.dagrun import DagRun
+from airflow.models.taskinstance import TaskInstance
+from sqlalchemy import Integer, and_, bindparam, func, or_, select
+from sqlalchemy.orm import aliased
+
+from airflow_mediation_provider.journal.asset_events import Arrival
+from airflow_mediation_provider.journal.session_list import SessionKey, of_rows
+from airflow_mediation_provider.journal.tables import ReporterRow, WaitRow
+from airflow_mediation_provider.journal.task_reports import REPORTER_OF_WAIT, SEEN_AT, TASK_OF_WAIT, goes_on
+from airflow_mediation_provider.protocol.sessions.asset_uri import (
+    ANY_METER,
+    SCHEME,
+    asset_uri,
+    connection_prefix,
+    read_asset_uri,
+)
+from airflow_mediation_provider.protocol.status import SessionStatus
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Iterable, Mapping, Sequence
+    from datetime import datetime
+
+    from sqlalchemy import ColumnElement, Select
+    from sqlalchemy.orm import Session
+
+    from airflow_mediation_provider.journal.session_list import ListedSession
+    from airflow_mediation_provider.protocol.sessions.asset_uri import SessionAsset
+
+# For each session and each run: the first runs that it triggered, the last tasks that waited.
+_MOST: Final = 500
+_CLOCKS: Final = timedelta(minutes=5)
+# One query for the events of such a span costs less than one for each session, and a span has only so many events.
+_TOGETHER: Final = timedelta(hours=1)
+_FOLLOW: Final = "write schedule=PartitionedAssetTimetable(assets=...)"
+# The scheduler makes a run some seconds after the event; until then no run counts as missing.
+_SCHEDULED_WITHIN: Final = timedelta(minutes=1)
+
+
+class StartedRun(NamedTuple):
+    """A Dag run that a session triggered."""
+
+    dag_id: str
+    run_id: str
+    state: str
+    start_date: datetime | None
+    end_date: datetime | None
+    status: str
+
+
+class Scheduled(NamedTuple):
+    """A Dag that is scheduled on a status of a meter's sessions.
+
+    :param since: when Airflow stored the asset of that status; sessions before that could trigger nothing
+    :param asset_id: the asset, which may be of any meter, or only for some of the sessions in the status
+    """
+
+    dag_id: str
+    status: str
+    paused: bool
+    since: datetime
+    asset_id: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Consumer:
+    """A Dag that is scheduled on a status of a session.
+
+    :param dag_id: the Dag
+    :param status: the status
+    :param paused: whether the Dag is paused now, so that nothing triggers it
+    :param missed: whether the session reached the status after the Dag's asset was stored, and no run of the Dag has
+        the event of it although the scheduler had the time to make one
+    """
+
+    dag_id: str
+    status: str
+    paused: bool
+    missed: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Wait:
+    """What a task does with a session, by the columns of its row and by Airflow's own state.
+
+    :param status: the status on which the wait ended, or which the task concluded
+    :param evidence: how that status was received
+    :param certain: whether it is certain
+    :param note: a ``TaskNote`` as JSON, if the task reported one: what it did with the session
+    :param goes_on: whether the wait was not reported as ended, and the task still waits in Airflow
+    :param task_state: Airflow's state of the task instance; ``None`` if it no longer exists
+    :param run_state: Airflow's state of the Dag run that the task is part of; ``None`` if it no longer exists
+    """
+
+    conn_id: str
+    meter_id: str
+    session_id: str | None
+    condition: dict[str, Any]
+    dag_id: str
+    run_id: str
+    task_id: str
+    map_index: int
+    try_number: int
+    mode: str
+    created_at: datetime
+    until: datetime | None
+    seen_at: datetime
+    ended_at: datetime | None
+    outcome: str | None
+    status: str | None
+    evidence: str | None
+    certain: bool | None
+    note: dict[str, Any] | None
+    goes_on: bool
+    task_state: str | None
+    run_state: str | None
+
+
+_COMPUTED: Final[dict[str, Any]] = {
+    "goes_on": goes_on(),
+    "seen_at": SEEN_AT,
+    "task_state": TaskInstance.state,
+    "run_state": DagRun.state,
+}
+_WAIT_COLUMNS: Final = tuple(getattr(WaitRow, name) for name in Wait.__slots__ if name not in _COMPUTED)
+
+
+def waits_of(session: Session, sessions: Sequence[ListedSession]) -> dict[SessionKey, list[Wait]]:
+    """Return the tasks that wait or waited for some sessions, the latest first."""
+    waits: dict[SessionKey, list[Wait]] = defaultdict(list)
+    for wait in _waits(session, _OF_SESSIONS, ids=[each.id for each in sessions]):
+        waits[SessionKey(wait.conn_id, wait.meter_id, str(wait.session_id))].append(wait)
+    return waits
+
+
+def waits_of_run(session: Session, dag_id: str, run_id: str) -> list[Wait]:
+    """Return the waits of a Dag run's tasks, the latest first."""
+    return _waits(session, _OF_RUN, dag_id=dag_id, run_id=run_id)
+
+
+def wait_of_task(session: Session, dag_id: str, run_id: str, task_id: str, map_index: int) -> Wait | None:
+    """Return the wait of one task instance, of several connections the latest."""
+    task = {"dag_id": dag_id, "run_id": run_id, "task_id": task_id, "map_index": map_index}
+    return next(iter(_waits(session, _OF_TASK, **task)), None)
+
+
+class SilentTask(NamedTuple):
+    """A task instance of which the journal has nothing.
+
+    :param operator: the name of its operator's class
+    :param may_be_pruned: whether the journal has no wait that ended earlier, so that this one may have been pruned
+    """
+
+    operator: str | None
+    state: str | None
+    start_date: datetime | None
+    end_date: datetime | None
+    may_be_pruned: bool
+
+
+def silent_task(session: Session, dag_id: str, run_id: str, task_id: str, map_index: int) -> SilentTask | None:
+    """Return Airflow's row of a task instance of which the journal has nothing; ``None`` if there is no row."""
+    row = TaskInstance
+    query = select(row.operator, row.state, row.start_date, row.end_date).where(
+        row.dag_id == dag_id, row.run_id == run_id, row.task_id == task_id, row.map_index == map_index
+    )
+    found = session.execute(query).one_or_none()
+    if found is None:
+        return None
+    oldest = session.scalar(select(func.min(WaitRow.ended_at)))
+    return SilentTask(*found, may_be_pruned=found.end_date is not None and not (oldest and oldest < found.end_date))
+
+
+def _waits(session: Session, query: Select[Any], **parameters: Any) -> list[Wait]:
+    return [Wait(**row._mapping) for row in session.execute(query, {"most": _MOST, **parameters})]
+
+
+def _asked(which: ColumnElement[bool], *, limited: bool = True) -> Select[Any]:
+    order = (WaitRow.created_at.desc(), WaitRow.id)
+    session_key = [getattr(WaitRow, name) for name in SessionKey._fields]
+    number = func.row_number().over(partition_by=session_key, order_by=order).label("number")
+    waits = (
+        select(WaitRow.id, *_WAIT_COLUMNS, *(each.label(name) for name, each in _COMPUTED.items()), number)
+        .outerjoin(TaskInstance, TASK_OF_WAIT)
+        .outerjoin(ReporterRow, REPORTER_OF_WAIT)
+        .outerjoin(DagRun, and_(DagRun.dag_id == WaitRow.dag_id, DagRun.run_id == WaitRow.run_id))
+        .where(which)
+        .subquery()
+    )
+    columns = [waits.c[name] for name in Wait.__slots__]
+    most = bindparam("most", type_=Integer)
+    query = select(*columns).where(waits.c.number <= most).order_by(waits.c.created_at.desc(), waits.c.id)
+    return query.limit(most) if limited else query
+
+
+def _of(*names: str) -> ColumnElement[bool]:
+    return and_(*(getattr(WaitRow, name) == bindparam(name) for name in names))
+
+
+# Built once, as each page runs them.
+_OF_SESSIONS: Final = _asked(of_rows(WaitRow), limited=False)
+_OF_RUN: Final = _asked(_of("dag_id", "run_id"))
+_OF_TASK: Final = _asked(_of("dag_id", "run_id", "task_id", "map_index"))
+
+
+class Assets:
+    """Airflow's assets of the statuses of some meters' sessions, as far as a Dag names them.
+
+    :param meters: connection and meter
+    """
+
+    def __init__(self, session: Session, meters: Collection[tuple[str, str]]) -> None:
+        self.places: Final[dict[int, SessionAsset]] = {}
+        """What each asset stands for."""
+        self.of_meter: Final[dict[tuple[str, str], list[int]]] = defaultdict(list)
+        if not meters:
+            return
+        conn_ids = {conn_id for conn_id, _ in meters}
+        uris = {
+            asset_uri(conn_id, meter_id, status)
+            for conn_id, meter_id in {*meters, *((conn_id, ANY_METER) for conn_id in conn_ids)}
+            for status in SessionStatus
+        }
+        # Few assets have a filter, and the filters of a status are too many to name all.
+        of_connection = (AssetModel.uri.startswith(connection_prefix(each), autoescape=True) for each in conn_ids)
+        filtered = and_(AssetModel.uri.contains("?"), or_(*of_connection))
+        query = select(AssetModel.id, AssetModel.uri).where(or_(AssetModel.uri.in_(uris), filtered))
+        for asset_id, uri in session.execute(query):
+            with suppress(ValueError):  # written by hand where this package was missing
+                asset = read_asset_uri(uri)
+                for meter in meters:
+                    if meter[0] == asset.conn_id and asset.meter_id in (meter[1], ANY_METER):
+                        self.places[asset_id] = asset
+                        self.of_meter[meter].append(asset_id)
+
+
+class Started(NamedTuple):
+    """What Airflow's tables have about a session.
+
+    :param runs: the Dag runs that it triggered, the first one first
+    :param announced: the newest arrival of which Airflow has an event, by asset; for statuses whose events ``airflow db
+        clean`` removed, it is unknown which Dags ran
+    :param served: the arrivals of which a run has an event, each with the Dag
+    """
+
+    runs: list[StartedRun]
+    announced: dict[int, Arrival]
+    served: set[tuple[str, Arrival]]
+
+
+@dataclass(slots=True)
+class _Span:
+    begin: datetime
+    end: datetime
+    asset_ids: set[int]
+
+
+def _spans(sessions: Iterable[ListedSession], assets: Assets) -> list[_Span]:
+    """Return when events of some sessions were written, and of which assets; spans close to each other are merged.
+
+    An event is written together with the session's row, but by the clock of another process.
+    """
+    spans: list[_Span] = []
+    for each in sorted(sessions, key=lambda each: each.first_observed_at):
+        if not (of_meter := assets.of_meter.get(each.meter)):
+            continue
+        begin, end = each.first_observed_at - _CLOCKS, each.updated_at + _CLOCKS
+        if spans and max(spans[-1].end, end) - spans[-1].begin <= _TOGETHER:
+            spans[-1].end = max(spans[-1].end, end)
+            spans[-1].asset_ids.update(of_meter)
+        else:
+            spans.append(_Span(begin, end, set(of_meter)))
+    return spans
+
+
+def started(session: Session, sessions: Sequence[ListedSession], assets: Assets) -> Mapping[SessionKey, Started]:
+    """Return what some sessions triggered."""
+    # The index is by asset and time.
+    around = [
+        and_(AssetEvent.asset_id.in_(each.asset_ids), AssetEvent.timestamp.between(each.begin, each.end))
+        for each in _spans(sessions, assets)
+    ]
+    found: dict[SessionKey, Started] = defaultdict(lambda: Started([], {}, set()))
+    if not around:
+        return found
+    number = func.row_number().over(
+        partition_by=(AssetEvent.asset_id, AssetEvent.partition_key), order_by=association_table.c.dag_run_id
+    )
+    events = (
+        select(
+            AssetEvent.id,
+            AssetEvent.asset_id,
+            AssetEvent.partition_key,
+            AssetEvent.extra,
+            association_table.c.dag_run_id,
+            number.label("number"),
+        )
+        .outerjoin(association_table, association_table.c.event_id == AssetEvent.id)
+        .where(or_(*around), AssetEvent.partition_key.in_({each.session_id for each in sessions}))
+        .subquery()
+    )
+    query = (
+        select(
+            events.c.id,
+            events.c.asset_id,
+            events.c.partition_key,
+            events.c.extra,
+            DagRun.dag_id,
+            DagRun.run_id,
+            DagRun.state,
+            DagRun.start_date,
+            DagRun.end_date,
+        )
+        .outerjoin_from(events, DagRun, DagRun.id == events.c.dag_run_id)
+        .where(events.c.number <= _MOST)
+        .order_by(DagRun.id)
+    )
+    runs: dict[SessionKey, dict[StartedRun, None]] = defaultdict(dict)
+    newest: dict[tuple[SessionKey, int], int] = {}
+    for event_id, asset_id, session_id, extra, dag_id, run_id, state, start, end in session.execute(query):
+        arrival = Arrival.read(assets.places[asset_id], session_id, extra)
+        key = SessionKey(arrival.conn_id, arrival.meter_id, session_id)
+        if event_id >= newest.get((key, asset_id), 0):
+            newest[key, asset_id] = event_id
+            found[key].announced[asset_id] = arrival
+        if dag_id is not None:
+            # A run may have the events of several assets for one arrival.
+            runs[key][StartedRun(dag_id, run_id, str(state), start, end, arrival.status)] = None
+            found[key].served.add((dag_id, arrival))
+    for key, of_session in runs.items():
+        found[key].runs.extend(of_session)
+    return found
+
+
+def scheduled(session: Session, assets: Assets) -> Mapping[tuple[str, str], list[Scheduled]]:
+    """Return the Dags that are scheduled on the sessions of some meters, by connection and meter."""
+    found: dict[tuple[str, str], list[Scheduled]] = defaultdict(list)
+    if assets.places:
+        reference = DagScheduleAssetReference
+        query = (
+            select(reference.asset_id, DagModel.dag_id, DagModel.is_paused, reference.created_at)
+            .join(DagModel, DagModel.dag_id == reference.dag_id)
+            .where(reference.asset_id.in_(assets.places), DagModel.is_stale.is_(False))
+            .order_by(DagModel.dag_id, reference.asset_id)
+        )
+        by_asset: dict[int, list[tuple[str, str]]] = defaultdict(list)
+        for meter, asset_ids in assets.of_meter.items():
+            for asset_id in asset_ids:
+                by_asset[asset_id].append(meter)
+        for asset_id, dag_id, paused, since in session.execute(query):
+            for meter in by_asset[asset_id]:
+                status = assets.places[asset_id].status
+                found[meter].append(Scheduled(dag_id, status, bool(paused), since, asset_id))
+    return found
+
+
+def consumers(
+    listed: ListedSession, scheduled: Iterable[Scheduled], started: Started | None, now: datetime
+) -> list[Consumer]:
+    """Return the result of a session for each Dag that is scheduled on its meter.
+
+    :param scheduled: from the function of that name
+    :param started: from the function of that name; ``None``: nothing
+    :param now: the time now
+    """
+    announced, served = (started.announced, started.served) if started else ({}, set())
+    due = not listed.ambiguous and now - listed.updated_at > _SCHEDULED_WITHIN
+
+    def is_missed(each: Scheduled) -> bool:
+        arrival = announced.get(each.asset_id) if due and listed.last_observed_at > each.since else None
+        return arrival is not None and arrival.status == listed.status and (each.dag_id, arrival) not in served
+
+    return [
+        Consumer(dag_id=each.dag_id, status=each.status, paused=each.paused, missed=is_missed(each))
+        for each in scheduled
+    ]
+
+
+class NeverStarted(NamedTuple):
+    """A Dag that sessions do not start, although its schedule reads as if they did.
+
+    :param conn_id: the connection whose sessions are meant
+    :param because: the reason and the remedy, as the end of a sentence
+    """
+
+    dag_id: str
+    conn_id: str
+    because: str
+
+
+def never_started(session: Session) -> list[NeverStarted]:
+    """Return the Dags whose schedules Airflow never starts for sessions, by name.
+
+    An event of a session has a partition key, and Airflow queues only partitioned schedules for such an event. A run
+    with a partition key hands it on to the events of its outlets, so the same holds for what follows it.
+    """
+    reference, outlet = DagScheduleAssetReference, TaskOutletAssetReference
+    follower, its_reference = aliased(DagModel), aliased(DagScheduleAssetReference)
+    ours = AssetModel.uri.startswith(f"{SCHEME}://", autoescape=True)
+    scheduled = (
+        select(DagModel.dag_id, DagModel.timetable_partitioned, follower.dag_id, AssetModel.uri)
+        .join(reference, reference.dag_id == DagModel.dag_id)
+        .join(AssetModel, AssetModel.id == reference.asset_id)
+        .outerjoin(outlet, and_(outlet.dag_id == DagModel.dag_id, DagModel.timetable_partitioned))
+        .outerjoin(its_reference, its_reference.asset_id == outlet.asset_id)
+        .outerjoin(
+            follower,
+            and_(
+                follower.dag_id == its_reference.dag_id,
+                follower.is_stale.is_(False),
+                follower.timetable_partitioned.is_(False),
+            ),
+        )
+        .where(ours, DagModel.is_stale.is_(False))
+        .where(or_(DagModel.timetable_partitioned.is_(False), follower.dag_id.is_not(None)))
+        .order_by(DagModel.dag_id, AssetModel.id, follower.dag_id)
+    )
+    found: dict[NeverStarted, None] = {}
+    for dag_id, partitioned, following, uri in session.execute(scheduled):
+        with suppress(ValueError):
+            conn_id = read_asset_uri(uri).conn_id
+            if partitioned:
+                found[NeverStarted(following, conn_id, f"runs of {dag_id} have partition keys: {_FOLLOW}")] = None
+            else:
+                found[NeverStarted(dag_id, conn_id, "write schedule=on_meter_session(...) instead of an asset")] = None
+    return sorted(found)
+
+
+def sessions_of_run(session: Session, dag_id: str, run_id: str) -> list[SessionKey]:
+    """Return the sessions that triggered a Dag run."""
+    query = (
+        select(AssetModel.uri, AssetEvent.partition_key, AssetEvent.extra)
+        .join(AssetEvent, AssetEvent.asset_id == AssetModel.id)
+        .join(association_table, association_table.c.event_id == AssetEvent.id)
+        .join(DagRun, DagRun.id == association_table.c.dag_run_id)
+        .where(DagRun.dag_id == dag_id, DagRun.run_id == run_id, AssetEvent.partition_key.is_not(None))
+        .order_by(AssetEvent.id)
+        .limit(_MOST)
+    )
+    keys: dict[SessionKey, None] = {}
+    for uri, partition_key, extra in session.execute(query):
+        with suppress(ValueError):  # an asset of another provider
+            arrival = Arrival.read(read_asset_uri(uri), str(partition_key), extra)
+            keys[SessionKey(arrival.conn_id, arrival.meter_id, arrival.key)] = None
+    return list(keys)

@@ -1,0 +1,1 @@
+"""What operators and the sensor do on a worker: waiting, and starting and stopping a meter run."""
