@@ -1,1 +1,1 @@
-"""A private Airflow and a simulated Zuora Mediation: what `make demo` shows and the integration tests run on."""
+"""A private Airflow and a simulated Zuora Mediation: the base of `make demo` and of the integration tests."""

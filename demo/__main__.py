@@ -1,6 +1,6 @@
-"""`make demo`: the example DAGs on a private Airflow, against a simulated Zuora Mediation.
+"""`make demo`: the example Dags on a private Airflow, against a simulated Zuora Mediation.
 
-Exit code 0: each run ended as it must. 1: one did not, or something did not start. 130: interrupted.
+Exit code 0: each run ended as expected. 1: one did not, or something did not start. 130: interrupted.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ from rich.table import Table
 from rich.text import Text
 
 from demo.play import Played, play
-from demo.processes import NotInTimeError
 from demo.scenes import SCENES
-from demo.stage import PROJECT, Stage, StageInUseError
+from testkit.processes import NotInTimeError
+from testkit.stage import PROJECT, Stage, StageInUseError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -36,12 +36,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Play the demo and return its exit code."""
     parser = argparse.ArgumentParser(prog="python -m demo", description=__doc__)
     parser.add_argument("--keep", action="store_true", help="leave the UI up until Ctrl-C")
-    parser.add_argument("--root", type=Path, default=PROJECT / ".demo", help="directory for all that is made")
+    parser.add_argument("--root", type=Path, default=PROJECT / ".demo", help="directory for all files")
     options = parser.parse_args(arguments)
-    # Also SIGINT: a shell starts what runs in its background with that one ignored.
+    # Also SIGINT: a shell starts its background processes with SIGINT ignored.
     for each in STOPS:
         signal.signal(each, _interrupt)
-    # Where nobody watches, a line may be as long as it needs to be.
+    # Without a terminal, a line may have any length.
     console = Console() if sys.stdout.isatty() else Console(width=150)
     began = time.monotonic()
     stage = Stage(options.root)
@@ -55,9 +55,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         console.print(summary(played))
         for problem in problems:
             console.print(f"[red]wrong:[/] {problem}", highlight=False, soft_wrap=True)
-        verdict = f"{len(problems)} wrong" if problems else "each as it must be"
+        verdict = f"{len(problems)} wrong" if problems else "each as expected"
         console.print("callout to run: seconds from the callout of a session's end to the start of the run it starts")
-        console.print(f"{len(played)} DAG runs, {verdict}; {time.monotonic() - began:.0f} s in all")
+        console.print(f"{len(played)} Dag runs, {verdict}; {time.monotonic() - began:.0f} s in all")
         if options.keep:
             console.print(f"\nAirflow: {stage.airflow.url}   simulator: {stage.simulator.url}   Ctrl-C stops both")
             with contextlib.suppress(KeyboardInterrupt):
@@ -81,7 +81,7 @@ def _interrupt(signum: int, frame: FrameType | None) -> NoReturn:
 
 
 class Progress:
-    """Shows how far the runs are: a table that changes on a terminal, else a line for each change."""
+    """Shows the progress of the runs: a table that changes on a terminal, else a line for each change."""
 
     def __init__(self, console: Console) -> None:
         self._console = console
@@ -111,7 +111,7 @@ class Progress:
                     self._console.print(f"{time.monotonic() - self._began:4.0f} s  {key}: {state}", highlight=False)
 
     def _table(self, playing: list[Played]) -> Table:
-        table = Table("DAG", "shows", "run", "tasks", title=f"{time.monotonic() - self._began:.0f} s", expand=True)
+        table = Table("Dag", "shows", "run", "tasks", title=f"{time.monotonic() - self._began:.0f} s", expand=True)
         for each in playing:
             tasks = Text(overflow="fold")
             for task_id, state in each.tasks.items():
@@ -124,9 +124,9 @@ class Progress:
 def summary(played: list[Played]) -> Table:
     """Return the table at the end: a line for each meter of each run."""
     table = Table(box=SIMPLE, padding=0, pad_edge=False)
-    headings = ("DAG, meter", "session", "status", "branch taken", "downstream run", "sec", "callout to run", "")
+    headings = ("Dag, meter", "session", "status", "branch taken", "downstream run", "sec", "callout to run", "")
     for heading in headings:
-        table.add_column(heading, overflow="fold", no_wrap=heading in {"DAG, meter", "session", "status"})
+        table.add_column(heading, overflow="fold", no_wrap=heading in {"Dag, meter", "session", "status"})
     for each in played:
         for result in each.results:
             mark = Text("wrong", "red") if result.problems else Text("ok", "green")

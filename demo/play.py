@@ -1,4 +1,4 @@
-"""Play scenes on a stage and hold what happened against what must happen."""
+"""Play scenes on a stage and compare the results with the expected ones."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
-from demo.client import RUN_ENDS
-from demo.processes import NotInTimeError, wait_until
+from testkit.client import RUN_ENDS
+from testkit.processes import NotInTimeError, wait_until
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from demo.scenes import Row, Scene
-    from demo.stage import Stage
+    from testkit.stage import Stage
 
 DOWNSTREAM = "usage_batch"
 RAN = frozenset({"success", "failed"})
@@ -22,13 +22,13 @@ RAN = frozenset({"success", "failed"})
 
 @dataclass(kw_only=True)
 class Played:
-    """A scene that is being played, and in the end what came out.
+    """A scene that is being played, and its result at the end.
 
-    :param run_id: the DAG run; empty until a callout has started it
-    :param began: when it was triggered, or its session could be, by the monotonic clock
+    :param run_id: the Dag run; empty until a callout has started it
+    :param began: when it was triggered, or its session could start, by the monotonic clock
     :param tasks: the state of each of its tasks, a mapped one as ``task_id[map_index]``
     :param run: the run's state
-    :param foreign: the session that something else than Airflow started
+    :param foreign: the session that was started outside of Airflow
     """
 
     scene: Scene
@@ -42,17 +42,17 @@ class Played:
 
     @property
     def over(self) -> bool:
-        """Whether it has been played to its end and checked."""
+        """Return whether it has been played to its end and checked."""
         return bool(self.results)
 
 
 @dataclass(kw_only=True)
 class Result:
-    """What became of one meter of a scene: a line of the table.
+    """The result of one meter of a scene: a line of the table.
 
     :param downstream: the state of the run of ``usage_batch`` for its session; empty where there is none
     :param after_callout: seconds from the callout of the session's end to the start of the run that it started
-    :param problems: what is not as it must be; empty when all is well
+    :param problems: the differences from the expected results; empty if there are none
     """
 
     row: Row
@@ -67,11 +67,11 @@ class Result:
 def play(
     stage: Stage, scenes: Sequence[Scene], on_progress: Callable[[list[Played]], None], *, timeout: float = 180
 ) -> list[Played]:
-    """Trigger all scenes at once, see them through, and check each.
+    """Trigger all scenes at once, wait until all have ended, and check each.
 
     :param on_progress: called about twice a second with the state of all
     :param timeout: seconds that all of them may take together
-    :raises NotInTimeError: they took longer, or a DAG has an import error
+    :raises NotInTimeError: they took longer, or a Dag has an import error
     """
     airflow, simulator = stage.airflow, stage.simulator
     airflow.wait_dags({scene.dag_id for scene in scenes} | {DOWNSTREAM})
@@ -88,7 +88,7 @@ def play(
         return all(each.over for each in playing)
 
     try:
-        wait_until(all_over, timeout=timeout, what="the DAG runs to end", every=0.5)
+        wait_until(all_over, timeout=timeout, what="the Dag runs to end", every=0.5)
     except NotInTimeError as error:
         left = "\n".join(f"{each.scene.dag_id}: {each.run}, {each.tasks}" for each in playing if not each.over)
         raise NotInTimeError(f"{error}\n{left}") from None
@@ -112,7 +112,7 @@ def _look(stage: Stage, played: Played) -> None:
     played.seconds = time.monotonic() - played.began
     if scene.foreign and not played.foreign:
         task_id, meter = scene.foreign
-        # Only now: a session that is over before the first look at the meter leaves nothing that a poll could see.
+        # Only now: no poll can show a session that is over before the first poll of the meter.
         if played.tasks.get(task_id) == "deferred":
             played.foreign = stage.simulator.start_session_if_room(meter)
     if played.run in RUN_ENDS:
@@ -168,7 +168,7 @@ def _check(
 
 
 def _after_callout(stage: Stage, played: Played, row: Row, session_id: str) -> float | None:
-    """Return the seconds from the callout of a session's end to the start of the DAG run that it started."""
+    """Return the seconds from the callout of a session's end to the start of the Dag run that it started."""
     told = stage.simulator.log("callout", session_id=session_id, status=row.status, code=200)
     if not (played.scene.scheduled_on and told):
         return None
@@ -182,16 +182,16 @@ class _Must:
 
     def __call__(self, what: str, seen: object, wanted: object) -> None:
         if seen != wanted:
-            self._problems.append(f"{what}: {seen!r}, but it must be {wanted!r}")
+            self._problems.append(f"{what}: {seen!r}, expected {wanted!r}")
 
 
 def expected(session: dict[str, Any]) -> tuple[int, ...]:
-    """Return what the simulator put out in a session: records, errors, and so many rows of each kind."""
+    """Return the simulator's output of a session: records, errors, and so many rows of each kind."""
     return (session["records"], session["errors"], session["records"], session["errors"])
 
 
 def loaded(stage: Stage, session_id: str) -> tuple[int, ...]:
-    """Return what the database holds of a session: the counts, and how many rows of each kind; empty for nothing."""
+    """Return what the database contains of a session: the counts, and the rows of each kind; empty for nothing."""
     counts = stage.rows("SELECT output_count, error_count FROM usage_session WHERE session_id = ?", session_id)
     kinds = dict(stage.rows("SELECT kind, COUNT(*) FROM usage_record WHERE session_id = ? GROUP BY kind", session_id))
     return (*counts[0], kinds.get("SAMPLE", 0), kinds.get("ERROR", 0)) if counts else ()

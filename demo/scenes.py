@@ -1,4 +1,4 @@
-"""What the demo plays, and what each run must end as: written down by hand, so that a wrong branch is found out."""
+"""The demo's scenes, and the expected end of each run: written by hand, so that a wrong branch is detected."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class Row:
-    """One meter in one DAG run, and how it must end; a line of the demo's table.
+    """One meter in one Dag run, and its expected end; a line of the demo's table.
 
     :param meter: the meter
-    :param status: how its newest session must have ended at Zuora; ``None``: no NORMAL session may have been started
+    :param status: the expected end of its newest session at Zuora; ``None``: no NORMAL session may have been started
     :param taken: the tasks of the branch that must have run, each with its state
     :param not_taken: the tasks that must have been skipped
     :param loaded: whether the usage of the session must be in the database, by a run of ``usage_batch``
-    :param map_index: which instance of the tasks, where they are mapped
+    :param map_index: which instance of the tasks, if they are mapped
     """
 
     meter: str
@@ -31,16 +31,16 @@ class Row:
 
 @dataclass(frozen=True, kw_only=True)
 class Scene:
-    """One DAG run.
+    """One Dag run.
 
-    :param dag_id: the DAG
-    :param shows: what it shows, in a few words
+    :param dag_id: the Dag
+    :param shows: what it shows, in short
     :param rows: the meters in it
     :param run: how the run must end
     :param conf: its configuration
-    :param meters: meters to set up before: settings of the simulator by meter id
-    :param foreign: meter of which something else than Airflow starts a session, once this task waits for it
-    :param scheduled_on: meter of which something else than Airflow starts a session, whose callout starts the run
+    :param meters: meters to create before: settings of the simulator by meter id
+    :param foreign: meter of which a session is started outside of Airflow, once this task waits for it
+    :param scheduled_on: meter of which a session is started outside of Airflow, whose callout starts the run
     """
 
     dag_id: str
@@ -80,7 +80,7 @@ SCENES = (
         dag_id="run_and_branch",
         shows="FAILED",
         conf={"meter_id": "1002"},
-        # The alert is a task that fails: nobody overlooks a red run.
+        # The alert is a task that fails, so that the run is red.
         run="failed",
         rows=(Row(meter="1002", status="FAILED", taken=FAILURE_BRANCH, not_taken=("load_usage",)),),
     ),
@@ -165,10 +165,31 @@ SCENES = (
         rows=(Row(meter="1014", status="FAILED", taken={"session": "success", **FAILURE_BRANCH}),),
     ),
     Scene(
+        dag_id="alert_any_meter",
+        shows="a mail for any meter",
+        scheduled_on="1019",
+        meters={"1019": {"name": "Support", "script": [*_SHORT[:2], ["FAILED", 0]], "records": 8, "errors": 4}},
+        rows=(Row(meter="1019", status="FAILED", taken={"mail": "success"}),),
+    ),
+    Scene(
         dag_id="on_either",
         shows="the second of two",
         scheduled_on="1016",
         meters={"1016": {"name": "Requests (started by Zuora's own schedule)", "script": _SHORT, "records": 20}},
         rows=(Row(meter="1016", status="COMPLETED", taken={"note": "success"}),),
+    ),
+    Scene(
+        dag_id="load_session",
+        shows="with an outlet",
+        scheduled_on="1017",
+        meters={"1017": {"name": "Storage (started by Zuora's own schedule)", "script": _SHORT, "records": 10}},
+        rows=(Row(meter="1017", status="COMPLETED", taken={"load": "success"}),),
+    ),
+    Scene(
+        dag_id="after_load",
+        shows="follows that outlet",
+        scheduled_on="1018",
+        meters={"1018": {"name": "Archive (started by Zuora's own schedule)", "script": _SHORT, "records": 10}},
+        rows=(Row(meter="1018", status="COMPLETED", taken={"report": "success"}),),
     ),
 )

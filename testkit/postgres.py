@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, TextIO
 
 from sqlalchemy import URL, NullPool, create_engine, text
 
-from demo.processes import free_ports, kill_processes_in, processes_in
+from testkit.processes import free_ports, kill_processes_in, processes_in
 
 if TYPE_CHECKING:
     from typing import Self
@@ -27,23 +27,23 @@ SETTINGS = {
     "listen_addresses": "127.0.0.1",
     "unix_socket_directories": "",
     "max_connections": "300",
-    # Containers have little of the shared memory that is the default.
+    # Containers have less shared memory than the default setting needs.
     "dynamic_shared_memory_type": "mmap",
 }
-# Who removes the database in the end does not need it to survive the machine.
+# A database that is removed in the end need not survive a crash of the machine.
 NOT_DURABLE = {"fsync": "off", "synchronous_commit": "off", "full_page_writes": "off"}
 
 
 class PostgresError(Exception):
-    """PostgreSQL is not there, or does not start."""
+    """PostgreSQL is not installed, or does not start."""
 
 
 class Postgres:
     """A private PostgreSQL cluster; a context manager that leaves neither process nor file behind.
 
-    What a user of this class that was killed left behind is removed by the next one.
+    The files of a user of this class that was killed are removed by the next one.
 
-    :param durable: every commit waits for the disk, as in production: for measurements; tests need no such thing
+    :param durable: every commit waits for the disk, as in production: for measurements; tests do not need it
     """
 
     def __init__(self, *, durable: bool = False) -> None:
@@ -67,7 +67,7 @@ class Postgres:
     def start(self) -> None:
         """Make the cluster and start it.
 
-        :raises PostgresError: there are no binaries, or they do not run; the message holds the end of the log
+        :raises PostgresError: there are no binaries, or they do not run; the message contains the end of the log
         """
         _remove_abandoned()
         parent = _parents()[0]
@@ -100,33 +100,39 @@ class Postgres:
             self._owner = None
 
     def create(self, name: str, *, template: str = "template0") -> str:
-        """Make a database, and return its address.
+        """Create a database, and return its address.
 
         :param name: of letters, digits and underscores
-        :param template: the database to copy; nobody may be connected to it
+        :param template: the database to copy; it must have no connections
         """
         self._execute(f'CREATE DATABASE "{name}" TEMPLATE "{template}"')
         return self.dsn(name)
 
+    def rename(self, name: str, new: str) -> str:
+        """Rename a database, ending its connections, and return its address."""
+        self._execute("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = :name", name=name)
+        self._execute(f'ALTER DATABASE "{name}" RENAME TO "{new}"')
+        return self.dsn(new)
+
     def drop(self, name: str) -> None:
-        """Remove a database, whoever is still connected."""
+        """Remove a database, even with open connections."""
         self._execute(f'DROP DATABASE IF EXISTS "{name}" WITH (FORCE)')
 
     def dsn(self, name: str = "postgres") -> str:
-        """Return the address of a database, as ``[database] sql_alchemy_conn`` takes it."""
+        """Return the address of a database, in the form of ``[database] sql_alchemy_conn``."""
         url = URL.create("postgresql+psycopg2", USER, self._password, "127.0.0.1", self.port, name)
         return url.render_as_string(hide_password=False)
 
-    def _execute(self, statement: str) -> None:
+    def _execute(self, statement: str, **values: str) -> None:
         engine = create_engine(self.dsn(), isolation_level="AUTOCOMMIT", poolclass=NullPool)
         with engine.connect() as connection:
-            connection.execute(text(statement))
+            connection.execute(text(statement), values)
 
 
 def binaries() -> Path:
     """Return the directory of PostgreSQL's programs: those of the system, else those of a package from the index.
 
-    :raises PostgresError: there are none; says what to install
+    :raises PostgresError: there are none; the message contains what to install
     """
     found = [Path(output.stdout.strip())] if (output := _pg_config()) else []
     for pattern in ("/usr/lib/postgresql/*/bin", "/usr/pgsql-*/bin", "/opt/homebrew/opt/postgresql*/bin"):
@@ -146,7 +152,7 @@ def binaries() -> Path:
 
 def _pg_config() -> subprocess.CompletedProcess[str] | None:
     try:
-        # The programs of the system's package, wherever its makers put them; PATH is the user's choice.
+        # The programs of the system's package, in the directories of each distribution; PATH takes precedence.
         return subprocess.run(["pg_config", "--bindir"], capture_output=True, text=True, check=True)  # noqa: S607
     except (OSError, subprocess.CalledProcessError):
         return None
@@ -157,15 +163,16 @@ def _version(path: Path) -> tuple[int, ...]:
 
 
 def _account() -> pwd.struct_passwd | None:
-    """Return who runs PostgreSQL where we are root, which it refuses to be run by; otherwise we do."""
+    """Return the account that runs PostgreSQL if we are root, which it refuses; otherwise ``None``."""
     if os.geteuid() != 0:
         return None
-    for name in (USER, "nobody"):
+    names = (USER, "nobody")
+    for name in names:
         try:
             return pwd.getpwnam(name)
         except KeyError:
             continue
-    raise PostgresError("PostgreSQL does not run as root, and there is no user 'postgres' or 'nobody' to run it")
+    raise PostgresError(f"PostgreSQL does not run as root, and none of the users {', '.join(names)} exists")
 
 
 def _parents() -> list[Path]:
@@ -205,7 +212,7 @@ def _run(root: Path, program: str, *arguments: str) -> None:
 
 
 def _copy(programs: Path, root: Path) -> Path:
-    """Put the programs where the account can reach them: root's project may be closed to everybody else."""
+    """Copy the programs to where the account can reach them: root's project may be closed to other users."""
     copy = root / "install"
     if not copy.exists():
         libraries = programs.parents[1].parent / f"{programs.parents[1].name}.libs"
@@ -217,7 +224,7 @@ def _copy(programs: Path, root: Path) -> Path:
 
 def _remove(root: Path) -> None:
     data = root / "data"
-    # The file with the server's number may be older than the machine's last start, and the number another's by now.
+    # The file with the server's process id may be older than the machine's last start, and the id reused by now.
     if processes_in(data):
         _run(root, "pg_ctl", "stop", "--pgdata", "data", "--mode", "immediate", "--silent")
     kill_processes_in(data)

@@ -1,4 +1,4 @@
-"""Everything that the example DAGs need, in one private directory: simulator, Airflow, and a database for the usage."""
+"""Everything that the example Dags need, in a private directory: simulator, Airflow, usage database, mail server."""
 
 from __future__ import annotations
 
@@ -14,9 +14,10 @@ from typing import TYPE_CHECKING, Any, Self
 
 import psutil
 
-from demo.processes import NotInTimeError, Processes, free_ports, kill_processes_in, wait_until
-from demo.simulator import SimulatorControl
-from demo.stack import AirflowStack
+from testkit.mail import MailServer
+from testkit.processes import NotInTimeError, Processes, free_ports, kill_processes_in, wait_until
+from testkit.simulator import SimulatorControl
+from testkit.stack import AirflowStack
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping
@@ -26,18 +27,18 @@ CONN_ID = "mediation_default"
 
 
 class StageInUseError(Exception):
-    """Somebody else plays in the same directory."""
+    """Another process uses the same directory."""
 
 
 class Stage:
     """A context manager: starts the simulator and Airflow, and removes both and the directory at the end.
 
-    :param root: private directory; whatever is in it is removed at start and end
-    :param dags: directory of the DAG files
+    :param root: private directory; its content is removed at start and end
+    :param dags: directory of the Dag files
     :param time_scale: how many seconds a second of the meters' scripts takes
-    :param calling_out: meters whose sessions the simulator sends callouts of; all by default
+    :param calling_out: meters for whose sessions the simulator sends callouts; all by default
     :param env: further environment variables of Airflow's components
-    :param login: name and password of a user who may do everything; without one, everybody may
+    :param login: name and password of a user with all permissions; without one, no login is needed
     """
 
     def __init__(
@@ -56,10 +57,12 @@ class Stage:
         self.time_scale = time_scale
         self.simulator = SimulatorControl(f"http://127.0.0.1:{port}")
         self.usage_db = self.root / "usage.db"
+        self.mail = MailServer()
         self._calling_out = calling_out
         self._callout_secret = secrets.token_hex(16)
         connections = {
             "AIRFLOW_CONN_MEDIATION_DEFAULT": connection(self.simulator.url, callout_secret=self._callout_secret),
+            "AIRFLOW_CONN_SMTP_DEFAULT": json.dumps(self.mail.connection),
             "AIRFLOW_CONN_USAGE_DB": json.dumps({"conn_type": "sqlite", "host": str(self.usage_db)}),
         }
         self.airflow = AirflowStack(self.root / "stack", dags, {**connections, **(env or {})}, login=login)
@@ -81,8 +84,8 @@ class Stage:
     def start(self) -> None:
         """Start the simulator and Airflow.
 
-        :raises NotInTimeError: one of them did not get healthy; the message holds the tail of its log
-        :raises StageInUseError: somebody else plays in the directory
+        :raises NotInTimeError: one of them did not get healthy; the message contains the tail of its log
+        :raises StageInUseError: another process uses the directory
         """
         if self._owner.exists() and psutil.pid_exists(owner := int(self._owner.read_text())):
             raise StageInUseError(f"process {owner} uses {self.root} already")
@@ -98,28 +101,32 @@ class Stage:
             wait_until(self.simulator.healthy, timeout=20, what="the simulator to answer")
         except NotInTimeError as error:
             raise NotInTimeError(f"{error}\n{self._processes.tail('simulator')}") from None
-        self._call_out()
+        self.call_out()
 
     def rows(self, query: str, *parameters: Any) -> list[tuple[Any, ...]]:
-        """Ask the usage database, which the DAGs load; an empty list as long as nothing was ever loaded."""
+        """Query the usage database, which the Dags load; an empty list until something is loaded."""
         if not self.usage_db.exists():
             return []
         with contextlib.closing(sqlite3.connect(f"file:{self.usage_db}?mode=ro", uri=True)) as database:
             return database.execute(query, parameters).fetchall()
 
-    def _call_out(self) -> None:
-        """Have the simulator send callouts to Airflow, and again after seconds where Zuora does after half an hour."""
+    def call_out(self, *others: Mapping[str, Any]) -> None:
+        """Make the simulator send callouts to Airflow, with seconds between repetitions instead of half an hour.
+
+        :param others: further callouts, in the form of the simulator's ``callouts`` setting
+        """
         callout = {
             "url": f"{self.airflow.url}/mediation/callouts/{CONN_ID}",
             "hmac_secret": self._callout_secret,
             "meters": sorted(self._calling_out),
         }
-        self.simulator.call("POST", "/config", json={"callouts": [callout]})
+        self.simulator.call("POST", "/config", json={"callouts": [callout, *others]})
         self.simulator.call("POST", "/delivery", json={"interval": 3 / self.time_scale})
 
     def close(self) -> None:
         """Stop everything and remove the directory."""
         self.simulator.disconnect()
+        self.mail.close()
         try:
             self.airflow.close()
         finally:
@@ -137,7 +144,7 @@ def connection(url: str, *, callout_secret: str | None = None, **fields: Any) ->
     """Return the connection to a simulator as the value of an ``AIRFLOW_CONN_...`` variable.
 
     :param url: the simulator's address
-    :param callout_secret: what its callouts are signed with; without one, the connection takes none
+    :param callout_secret: its callouts are signed with it; without one, the connection accepts none
     :param fields: other fields of the connection (``password``, ``extra`` ...)
     """
     extra = {"ui_link_template": f"{url}/meters/{{meter_id}}/sessions/{{session_id}}"}

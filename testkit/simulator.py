@@ -6,11 +6,11 @@ from typing import Any
 
 import httpx
 
-from demo.processes import wait_until
+from testkit.processes import wait_until
 
 
 class SimulatorControl:
-    """Sets up a running simulator and asks what it did.
+    """Sets up a running simulator and reads what it did.
 
     :param url: its address, without a slash at the end
     """
@@ -27,7 +27,7 @@ class SimulatorControl:
         """Send a request to the control API and return the JSON reply.
 
         :param path: path below ``/_simulator``
-        :raises httpx.HTTPStatusError: the simulator refused; its message holds the reason
+        :raises httpx.HTTPStatusError: the simulator refused; its message contains the reason
         """
         reply = self._http.request(method, path, **request)
         if reply.is_error:
@@ -37,22 +37,22 @@ class SimulatorControl:
         return reply.json()
 
     def healthy(self) -> bool:
-        """Tell whether it answers."""
+        """Return whether it answers."""
         try:
             return bool(self.call("GET", "/health"))
         except httpx.HTTPError:
             return False
 
     def meter(self, meter_id: str, **settings: Any) -> None:
-        """Make a meter, or set one up anew: ``script``, ``records``, ``errors``, ``overlap``, ``stale_for`` ..."""
+        """Create a meter, or reset one: ``script``, ``records``, ``errors``, ``overlap``, ``stale_for`` ..."""
         self.call("POST", f"/meters/{meter_id}", json=settings)
 
     def start_session(self, meter_id: str, **settings: Any) -> dict[str, Any]:
-        """Start a session that nobody asked for through the API, as Zuora's own schedule does, and return it."""
+        """Start a session without the API, as Zuora's own schedule does, and return it."""
         return dict(self.call("POST", "/sessions", json={"meter": meter_id, **settings}))
 
     def start_session_if_room(self, meter_id: str) -> str | None:
-        """Start such a session and return its id; ``None`` where five meters run already."""
+        """Start such a session and return its id; ``None`` if five meters run already."""
         try:
             return str(self.start_session(meter_id)["session_id"])
         except httpx.HTTPStatusError as error:
@@ -61,11 +61,11 @@ class SimulatorControl:
             raise
 
     def fault(self, kind: str, **settings: Any) -> dict[str, Any]:
-        """Let something go wrong: ``kind`` and where (``path``, ``method``, ``meter``), how often or how long."""
+        """Add a fault: ``kind`` and for which requests (``path``, ``method``, ``meter``), how often or how long."""
         return dict(self.call("POST", "/faults", json={"kind": kind, **settings}))
 
     def clear_faults(self) -> None:
-        """Let nothing go wrong any more."""
+        """Remove all faults."""
         self.call("DELETE", "/faults")
 
     def sessions(self, meter_id: str | None = None) -> list[dict[str, Any]]:
@@ -74,7 +74,7 @@ class SimulatorControl:
         return list(self.call("GET", "/sessions", params=params)["sessions"])
 
     def log(self, kind: str | None = None, **fields: Any) -> list[dict[str, Any]]:
-        """Return what happened, in order.
+        """Return the log entries, in order.
 
         :param kind: ``request``, ``start``, ``transition``, ``stop`` ...; all by default
         :param fields: only entries whose fields equal these
@@ -87,7 +87,7 @@ class SimulatorControl:
         ]
 
     def wait_log(self, kind: str, *, count: int = 1, timeout: float = 60, **fields: Any) -> list[dict[str, Any]]:
-        """Wait until there are so many entries of a kind, and return them.
+        """Wait until there are so many log entries of a kind, and return them.
 
         :raises NotInTimeError: there were fewer by then
         """

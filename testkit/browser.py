@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from playwright.sync_api import Browser
 
 COMMANDS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
-# Playwright's own defaults keep it from asking anybody for news already, save these.
+# Playwright's own defaults already prevent most of Chromium's requests to the internet; these prevent the rest.
 FLAGS = ("--disable-gpu", "--disable-quic", "--disable-sync")
 WHAT_TO_DO = "install Chromium or Chrome (on Debian: apt-get install chromium), so that one of these is on PATH: "
 
@@ -41,9 +41,9 @@ def chromium() -> Iterator[Browser]:
 
 
 def executable() -> str:
-    """Return the path of this machine's Chromium; where there is none, root gets the distribution's package first.
+    """Return the path of this machine's Chromium; if there is none, root gets the distribution's package first.
 
-    :raises NoBrowserError: there is none, and none could be installed; the message says what to do
+    :raises NoBrowserError: there is none, and none could be installed; the message contains what to do
     """
     if found := _found():
         return found
@@ -63,11 +63,11 @@ def executable() -> str:
             check=False,
         )
         if done.returncode:
-            said = done.stdout.strip().rpartition("\n")[2]
-            raise NoBrowserError(f"no browser is installed, and apt-get {arguments[0]} failed ({said}): {instead}")
+            output = done.stdout.strip().rpartition("\n")[2]
+            raise NoBrowserError(f"no browser is installed, and apt-get {arguments[0]} failed ({output}): {instead}")
     if found := _found():
         return found
-    raise NoBrowserError(f"the package chromium brought no browser: {instead}")
+    raise NoBrowserError(f"the package chromium contains no browser: {instead}")
 
 
 def _found() -> str | None:

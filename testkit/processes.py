@@ -1,4 +1,4 @@
-"""Start processes and leave none behind: each leads a session of its own, which its children stay in."""
+"""Start processes and leave none behind: each leads a session of its own, in which its children stay."""
 
 from __future__ import annotations
 
@@ -21,16 +21,16 @@ T = TypeVar("T")
 
 
 class NotInTimeError(Exception):
-    """Something awaited did not happen within its time limit, or cannot happen any more."""
+    """A condition did not hold within its time limit, or cannot hold any more."""
 
 
 def wait_until(ask: Callable[[], T | None], *, timeout: float, what: str, every: float = 0.25) -> T:
-    """Ask again and again until the answer is true, and return it.
+    """Call a function repeatedly until its result is true, and return the result.
 
-    :param ask: returns something false as long as there is nothing yet; what it raises ends the wait
+    :param ask: returns something false until then; an exception ends the wait
     :param timeout: seconds after which to give up
-    :param what: the awaited thing in words, for the message
-    :param every: seconds between two questions
+    :param what: what is awaited, for the message
+    :param every: seconds between two calls
     :raises NotInTimeError: the time is over
     """
     deadline = time.monotonic() + timeout
@@ -42,7 +42,7 @@ def wait_until(ask: Callable[[], T | None], *, timeout: float, what: str, every:
 
 
 def free_ports(count: int) -> list[int]:
-    """Return ports of 127.0.0.1 that nobody listens on; all different, because all are held until the last is found."""
+    """Return free ports of 127.0.0.1; all different, because all are held until the last is found."""
     with contextlib.ExitStack() as held:
         sockets = [held.enter_context(socket.socket()) for _ in range(count)]
         for each in sockets:
@@ -53,7 +53,7 @@ def free_ports(count: int) -> list[int]:
 class Processes:
     """The processes of one root directory, by name.
 
-    :param root: private directory; holds their output in ``root/<name>.log``, and is their working directory
+    :param root: private directory; contains their output in ``root/<name>.log``, and is their working directory
     :param env: their environment
     """
 
@@ -63,7 +63,7 @@ class Processes:
         self._started: dict[str, subprocess.Popen[bytes]] = {}
 
     def start(self, name: str, command: Sequence[str]) -> None:
-        """Start a process in a session of its own: a Ctrl-C reaches it through us alone, in the right order."""
+        """Start a process in a session of its own: a Ctrl-C reaches it only through us, in the right order."""
         if self.running(name):
             raise ValueError(f"{name} runs already")
         with self.log_file(name).open("ab") as log:
@@ -88,7 +88,7 @@ class Processes:
             raise NotInTimeError(f"{name} failed:\n{self.tail(name)}")
 
     def log_file(self, name: str) -> Path:
-        """Return where the output of a process goes."""
+        """Return the file with the output of a process."""
         return self.root / f"{name}.log"
 
     def tail(self, name: str, lines: int = 30) -> str:
@@ -97,12 +97,12 @@ class Processes:
         return "\n".join(path.read_text(errors="replace").splitlines()[-lines:]) if path.exists() else ""
 
     def running(self, name: str) -> bool:
-        """Tell whether the process lives."""
+        """Return whether the process runs."""
         process = self._started.get(name)
         return process is not None and process.poll() is None
 
     def pids(self, name: str) -> list[int]:
-        """Return the process and all that descend from it, itself first; empty where it does not run."""
+        """Return the process and all its descendants, itself first; empty if it does not run."""
         if not self.running(name):
             return []
         leader = self._started[name].pid
@@ -143,18 +143,18 @@ class Processes:
 
 
 def processes_in(root: Path) -> list[int]:
-    """Return the processes of this user whose working directory is the given one, whoever their parent is."""
+    """Return the processes of this user whose working directory is the given one, with any parent."""
     ours = {str(root), f"{root} (deleted)"}
     return [each.pid for each in psutil.process_iter(["cwd"]) if each.pid != os.getpid() and each.info["cwd"] in ours]
 
 
 def kill_processes_in(root: Path) -> None:
-    """Kill what an earlier user of the directory left running: it was itself killed before it could tidy up."""
+    """Kill the processes that an earlier user of the directory left: it was itself killed before it could stop them."""
     _kill(partial(processes_in, root))
 
 
 def _session(leader: int) -> list[int]:
-    # The number of a session is not given to anybody else as long as it has members, so these are ours.
+    # The id of a session is not reused as long as it has members, so these are ours.
     members = []
     for pid in psutil.pids():
         with contextlib.suppress(OSError, psutil.Error):
@@ -164,7 +164,7 @@ def _session(leader: int) -> list[int]:
 
 
 def _kill(find: Callable[[], Sequence[int]]) -> None:
-    """Kill what is found, until there is none: one may start another while we look."""
+    """Kill the processes found, until there are none: one may start another in the meantime."""
     for _ in range(20):
         pids = find()
         if not pids:

@@ -13,14 +13,16 @@ from urllib.parse import urlsplit
 
 import httpx
 
-from demo.client import AirflowClient
-from demo.processes import NotInTimeError, Processes, free_ports, kill_processes_in, wait_until
+from testkit.client import AirflowClient
+from testkit.processes import NotInTimeError, Processes, free_ports, kill_processes_in, wait_until
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping
 
+    from testkit.authority import Authority
+
 COMPONENTS = ("api-server", "execution-api", "scheduler", "dag-processor", "triggerer")
-# Those of Airflow's health report; a server says so by answering.
+# The components in Airflow's health report; a server is healthy if it answers.
 REPORTED = {"scheduler", "dag-processor", "triggerer"}
 
 
@@ -28,15 +30,17 @@ class AirflowStack(AirflowClient):
     """A private Airflow; a context manager that starts it and leaves neither process nor file behind.
 
     :param root: private directory, made by :meth:`start`; Airflow's home, database, logs and temporary files are in it
-    :param dags: directory of the DAG files
+    :param dags: directory of the Dag files
     :param env: further environment variables of all components: connections (``AIRFLOW_CONN_...``), settings
-        (``AIRFLOW__SECTION__KEY``); they win over the settings made here
-    :param database: address of an empty or migrated database, e.g. of :class:`demo.postgres.Postgres`; without one,
+        (``AIRFLOW__SECTION__KEY``); they override the settings made here
+    :param database: address of an empty or migrated database, e.g. of :class:`testkit.postgres.Postgres`; without one,
         Airflow runs on SQLite in ``root``
     :param components: those to run, by the names of :meth:`start`; all by default
     :param api_servers: how many of the user's API servers run; the second one is ``api-server-2``
-    :param base_path: path below which Airflow lives, as behind a proxy, beginning with a slash
-    :param login: name and password of a user who may do everything; without one, everybody may
+    :param base_path: path below which Airflow is served, as behind a proxy, starting with a slash
+    :param login: name and password of a user with all permissions; without one, no login is needed
+    :param authority: issues the certificate of the API servers, which have TLS then; the components trust it by
+        Airflow's own setting
     """
 
     def __init__(
@@ -50,17 +54,19 @@ class AirflowStack(AirflowClient):
         api_servers: int = 1,
         base_path: str = "",
         login: tuple[str, str] | None = None,
+        authority: Authority | None = None,
     ) -> None:
         execution_port, port, *others = free_ports(1 + api_servers)
-        super().__init__(f"http://127.0.0.1:{port}{base_path}", login)
+        host = f"{'https' if authority else 'http'}://127.0.0.1"
+        super().__init__(f"{host}:{port}{base_path}", login, authority.file if authority else None)
         self.root = root.resolve()
-        self._execution_url = f"http://127.0.0.1:{execution_port}{base_path}"
+        self._execution_url = f"{host}:{execution_port}{base_path}"
         # The user's API writes its audit log on its event loop, and the tasks' API holds SQLite's only write lock until
-        # its event loop goes on: in one process they stop each other. So each is a server of its own.
+        # its event loop goes on: in one process they block each other. So each is a server of its own.
         commands = {
             "api-server": ["api-server", "--apps", "core"],
             "execution-api": ["api-server", "--apps", "execution", "--port", str(execution_port)],
-            # All components share the log directory, so nobody needs to serve logs over the network.
+            # All components share the log directory, so logs need not be served over the network.
             "scheduler": ["scheduler", "--skip-serve-logs"],
             "dag-processor": ["dag-processor"],
             "triggerer": ["triggerer", "--skip-serve-logs"],
@@ -68,17 +74,24 @@ class AirflowStack(AirflowClient):
         self._commands = {name: command for name, command in commands.items() if name in components}
         for number, other in enumerate(others, start=2):
             self._commands[f"api-server-{number}"] = ["api-server", "--apps", "core", "--port", str(other)]
-        self.api_urls = [f"http://127.0.0.1:{each}{base_path}" for each in (port, *others)]
-        # Airflow's health report is of one server, and knows of no other.
+        self.api_urls = [f"{host}:{each}{base_path}" for each in (port, *others)]
+        # Airflow's health report is about one server of each kind.
         self._probes = {f"api-server-{n}": f"{url}/api/v2/version" for n, url in enumerate(self.api_urls[1:], 2)}
         if "execution-api" in components:
             self._probes["execution-api"] = f"{self._execution_url}/execution/health"
         self.home = self.root / "airflow"
-        # SQLite lets one write at a time, and on a busy machine more than its five seconds can pass until it is one's
-        # turn: Airflow's triggerer would end.
+        # SQLite allows one write at a time, and on a busy machine a write can wait longer than the default timeout of
+        # five seconds: Airflow's triggerer would end.
         database = database or f"sqlite:///{self.home / 'airflow.db'}?timeout=60"
         settings = _environment(self.root, dags.resolve(), self.url, self._execution_url, database)
         settings["AIRFLOW__CORE__SIMPLE_AUTH_MANAGER_ALL_ADMINS"] = str(login is None)
+        if authority is not None:
+            cert, key = authority.issue("api-server")
+            settings |= {
+                "AIRFLOW__API__SSL_CERT": cert,
+                "AIRFLOW__API__SSL_KEY": key,
+                "AIRFLOW__API__SSL_CA_FILE": authority.file,
+            }
         self.processes = Processes(self.root, {**settings, **(env or {})})
 
     def __enter__(self) -> Self:
@@ -95,12 +108,12 @@ class AirflowStack(AirflowClient):
     def start(self, component: str | None = None, *, timeout: float = 120) -> None:
         """Start one component, or all of them.
 
-        Components: ``api-server``, ``execution-api`` (what tasks talk to), ``scheduler``, ``dag-processor`` and
+        Components: ``api-server``, ``execution-api`` (the tasks' API), ``scheduler``, ``dag-processor`` and
         ``triggerer``.
-        All: makes the database first, and returns when every component reports that it is healthy.
+        All: creates the database first, and returns when every component reports that it is healthy.
 
         :param timeout: seconds that all may take
-        :raises NotInTimeError: a component ended or did not get healthy; the message holds the tail of its log
+        :raises NotInTimeError: a component ended or did not get healthy; the message contains the tail of its log
         """
         if component is not None:
             self.processes.start(component, [sys.executable, "-m", "airflow", *self._commands[component]])
@@ -116,7 +129,7 @@ class AirflowStack(AirflowClient):
     def wait_healthy(self, *, timeout: float = 120) -> None:
         """Wait until every component reports that it is healthy.
 
-        :raises NotInTimeError: a component ended, or the time is over; the message holds the tail of its log
+        :raises NotInTimeError: a component ended, or the time is over; the message contains the tail of its log
         """
 
         def healthy() -> bool:
@@ -138,28 +151,27 @@ class AirflowStack(AirflowClient):
     def health(self) -> dict[str, str]:
         """Return the health of each component by name; empty as long as the API server does not answer."""
         health = {name.replace("_", "-"): status for name, status in super().health().items()}
-        return {**health, **{name: _answer(url) for name, url in self._probes.items()}} if health else {}
+        return {**health, **{name: self._answer(url) for name, url in self._probes.items()}} if health else {}
 
     def stop(self, component: str, *, sig: int = signal.SIGTERM) -> None:
-        """Stop a component; with ``SIGKILL`` it and all its children at once, as when its machine is lost."""
+        """Stop a component; with ``SIGKILL`` it and all its children at once, as if its machine failed."""
         self.processes.stop(component, sig=sig)
 
     def pids(self, component: str) -> list[int]:
         """Return the processes of a component, its main process first."""
         return self.processes.pids(component)
 
+    def _answer(self, url: str) -> str:
+        try:
+            reply = httpx.get(url, trust_env=False, timeout=5, verify=self._tls)
+        except httpx.HTTPError as error:
+            return str(error)
+        return "healthy" if reply.is_success else reply.text
+
     def close(self) -> None:
-        """Stop everything. Files stay: they are the root directory's."""
+        """Stop everything. Files stay until the root directory is removed."""
         self.disconnect()
         self.processes.close()
-
-
-def _answer(url: str) -> str:
-    try:
-        reply = httpx.get(url, trust_env=False, timeout=5)
-    except httpx.HTTPError as error:
-        return str(error)
-    return "healthy" if reply.is_success else reply.text
 
 
 def _environment(root: Path, dags: Path, url: str, execution_url: str, database: str) -> dict[str, str]:
@@ -179,7 +191,7 @@ def _environment(root: Path, dags: Path, url: str, execution_url: str, database:
             "dags_are_paused_at_creation": False,
             "execution_api_server_url": f"{execution_url}/execution/",
             "fernet_key": base64.urlsafe_b64encode(secrets.token_bytes(32)).decode(),
-            # The default asks the name server, which a machine without network waits for.
+            # The default asks the name server, for which a machine without network waits.
             "hostname_callable": "socket.gethostname",
             "test_connection": "Enabled",
         },
@@ -202,7 +214,7 @@ def _environment(root: Path, dags: Path, url: str, execution_url: str, database:
         "dag_processor": {
             "refresh_interval": 5,
             "bundle_refresh_check_interval": 2,
-            # A changed file is parsed at once; this is about the unchanged ones.
+            # A changed file is parsed at once; this setting is for the unchanged ones.
             "min_file_process_interval": 120,
             "stale_dag_threshold": 600,
         },

@@ -1,49 +1,52 @@
-"""Airflow's REST API as far as the demo and the integration tests need it.
+"""The part of Airflow's REST API that the demo and the integration tests need.
 
 Source: https://airflow.apache.org/docs/apache-airflow/stable/stable-rest-api-ref.html
 """
 
 from __future__ import annotations
 
+import ssl
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 import httpx
 
-from demo.processes import NotInTimeError, wait_until
+from testkit.processes import NotInTimeError, wait_until
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping, Sequence
 
 RUN_ENDS = frozenset({"success", "failed"})
-# On SQLite a write fails where another one takes longer than five seconds.
+# On SQLite a write fails if another one takes longer than five seconds.
 DATABASE_RETRIES = 5
 TASK_ENDS = frozenset({"success", "failed", "skipped", "upstream_failed", "removed"})
 
 
 class AirflowClient:
-    """Talks to one Airflow.
+    """A client of one Airflow.
 
     :param url: address of the API server, without a slash at the end
-    :param login: name and password of a user; without them, Airflow's auth manager must let everybody in
+    :param login: name and password of a user; without them, Airflow's auth manager must need no login
+    :param authority: file of the authority that issued the API server's certificate, for an address with https
     """
 
-    def __init__(self, url: str, login: tuple[str, str] | None = None) -> None:
+    def __init__(self, url: str, login: tuple[str, str] | None = None, authority: str | None = None) -> None:
         self.url = url
         self._login = login
-        self._http = httpx.Client(base_url=url, timeout=30, trust_env=False)
+        self._tls = ssl.create_default_context(cafile=authority)
+        self._http = httpx.Client(base_url=url, timeout=30, trust_env=False, verify=self._tls)
 
     def disconnect(self) -> None:
         """Close the connections to the API server."""
         self._http.close()
 
     def api(self, method: str, path: str, **request: Any) -> Any:
-        """Send a request below ``/api/v2`` and return the JSON reply (``None`` where the reply is empty).
+        """Send a request below ``/api/v2`` and return the JSON reply (``None`` if the reply is empty).
 
         :param method: GET, POST, PATCH or DELETE
-        :param path: path below ``/api/v2``, beginning with a slash
+        :param path: path below ``/api/v2``, starting with a slash
         :param request: arguments of :meth:`httpx.Client.request` (``json``, ``params``)
-        :raises httpx.HTTPStatusError: the reply is an error; its message holds the body
+        :raises httpx.HTTPStatusError: the reply is an error; its message contains the body
         """
         if "Authorization" not in self._http.headers:
             self._http.headers["Authorization"] = f"Bearer {self.token(self._login)}"
@@ -58,10 +61,10 @@ class AirflowClient:
         return reply.json() if reply.content else None
 
     def token(self, login: tuple[str, str] | None) -> str:
-        """Return what proves to Airflow that a user is logged in, for a header or the browser's cookie.
+        """Return the token of a logged-in user, for a header or the browser's cookie.
 
-        :param login: name and password of the user; ``None`` for the one who is everybody
-        :raises httpx.HTTPStatusError: there is no such user, or nobody gets in without a name
+        :param login: name and password of the user; ``None`` for an Airflow without logins
+        :raises httpx.HTTPStatusError: there is no such user, or a login is needed
         """
         if login is None:
             reply = self._http.get("/auth/token")
@@ -79,51 +82,51 @@ class AirflowClient:
         return {name: str(part.get("status")) for name, part in reply.items()}
 
     def import_errors(self) -> dict[str, str]:
-        """Return the DAG files that could not be imported, with their tracebacks."""
+        """Return the Dag files that could not be imported, with their tracebacks."""
         return {each["filename"]: each["stack_trace"] for each in self.api("GET", "/importErrors")["import_errors"]}
 
     def dag_ids(self) -> set[str]:
-        """Return the DAGs that Airflow knows."""
+        """Return the Dags that Airflow has."""
         return {dag["dag_id"] for dag in self.api("GET", "/dags", params={"limit": 100})["dags"]}
 
     def wait_dags(self, dag_ids: Collection[str], *, timeout: float = 90) -> None:
-        """Wait until Airflow knows the DAGs.
+        """Wait until Airflow has the Dags.
 
-        :raises NotInTimeError: a DAG file has an import error (the message holds it), or the time is over
+        :raises NotInTimeError: a Dag file has an import error (the message contains it), or the time is over
         """
 
         def known() -> bool:
             if errors := self.import_errors():
                 raise NotInTimeError(
-                    "DAG import errors:\n" + "\n".join(f"{name}: {text}" for name, text in errors.items())
+                    "Dag import errors:\n" + "\n".join(f"{name}: {text}" for name, text in errors.items())
                 )
             return set(dag_ids) <= self.dag_ids()
 
-        wait_until(known, timeout=timeout, what=f"the DAGs {sorted(dag_ids)}")
+        wait_until(known, timeout=timeout, what=f"the Dags {sorted(dag_ids)}")
 
     def trigger(self, dag_id: str, conf: Mapping[str, Any] | None = None, *, run_id: str | None = None) -> str:
-        """Start a run of a DAG now and return its run id.
+        """Start a run of a Dag now and return its run id.
 
-        :param conf: the run's configuration, which overrides the DAG's params
-        :param run_id: id of the run; made of the time where there is none
+        :param conf: the run's configuration, which overrides the Dag's params
+        :param run_id: id of the run; made from the time by default
         """
         run_id = run_id or f"manual__{datetime.now(UTC).isoformat()}"
         body = {"dag_run_id": run_id, "conf": dict(conf or {}), "logical_date": datetime.now(UTC).isoformat()}
         try:
             self.api("POST", f"/dags/{dag_id}/dagRuns", json=body)
         except httpx.HTTPStatusError as error:
-            # A repetition of a call whose error came too late: the run is there.
+            # A call was repeated whose error came too late: the run exists.
             if error.response.status_code != httpx.codes.CONFLICT:
                 raise
         return run_id
 
     def run(self, dag_id: str, run_id: str) -> dict[str, Any]:
-        """Return a DAG run: ``state``, ``conf``, ``start_date``, ``end_date``, ``duration`` and more."""
+        """Return a Dag run: ``state``, ``conf``, ``start_date``, ``end_date``, ``duration`` and more."""
         reply: dict[str, Any] = self.api("GET", f"/dags/{dag_id}/dagRuns/{run_id}")
         return reply
 
     def runs(self, dag_id: str) -> list[dict[str, Any]]:
-        """Return the runs of a DAG, the oldest first (100 at most)."""
+        """Return the runs of a Dag, the oldest first (100 at most)."""
         reply = self.api("GET", f"/dags/{dag_id}/dagRuns", params={"limit": 100, "order_by": "id"})
         return list(reply["dag_runs"])
 
@@ -147,7 +150,7 @@ class AirflowClient:
     def wait_success(self, dag_id: str, run_id: str, *, timeout: float = 120) -> dict[str, Any]:
         """Wait until a run has ended as a success and return it.
 
-        :raises NotInTimeError: the time is over, or the run failed; the message holds the logs of what failed
+        :raises NotInTimeError: the time is over, or the run failed; the message contains the failed tasks' logs
         """
         run = self.wait_run(dag_id, run_id, timeout=timeout)
         if run["state"] == "success":
@@ -208,7 +211,7 @@ class AirflowClient:
         return "\n".join(line if isinstance(line, str) else _log_line(line) for line in content)
 
     def xcom(self, dag_id: str, run_id: str, task_id: str, *, key: str = "return_value", map_index: int = -1) -> Any:
-        """Return what a task pushed as it is stored, ``None`` where it pushed nothing under the key."""
+        """Return a task's XCom as it is stored, ``None`` if there is none under the key."""
         path = f"/dags/{dag_id}/dagRuns/{run_id}/taskInstances/{task_id}/xcomEntries/{key}"
         try:
             return self.api("GET", path, params={"map_index": map_index})["value"]
@@ -229,7 +232,7 @@ class AirflowClient:
         """Clear tasks of a run, as the button in the UI does, and return the ids of those that were cleared.
 
         :param task_ids: tasks, a mapped one with its map index
-        :param downstream: clear what depends on them too
+        :param downstream: clear the tasks downstream too
         """
         body = {
             "dry_run": False,
@@ -250,5 +253,5 @@ class AirflowClient:
 
 def _log_line(line: Mapping[str, Any]) -> str:
     errors = [f"{each['exc_type']}: {each['exc_value']}" for each in line.get("error_detail") or ()]
-    # Where a task is skipped, Airflow logs why beside the words.
+    # When a task is skipped, Airflow logs the reason in a field beside the message.
     return " ".join([str(line.get("event", "")), *errors, line.get("reason") or ""]).rstrip()
