@@ -1,7 +1,7 @@
 """Test a meter before it runs live: a DEBUG run as the gate in front of the NORMAL one.
 
-A DEBUG run processes test data and writes nothing downstream. When it ends TESTING_FAILED, the task fails, and the live
-run is never started.
+A DEBUG run processes test data and writes nothing downstream. When it ends TESTING_FAILED, or is canceled, the task
+fails, and the live run is never started.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from airflow.sdk import Param, dag
 
 from airflow_mediation_provider.operators.meter import RunMeterOperator
 
-# Seconds, for the simulator. Leave both out at a real tenant, whose calls are counted and whose answers may be old.
+# Seconds, for the simulator. Leave both out for a real tenant, whose calls are limited and whose answers may be stale.
 PACE: dict[str, Any] = {"poke_interval": 3, "settle": 3}
 
 
@@ -31,9 +31,10 @@ def debug_gate() -> None:
         task_id="test_run",
         meter_id="{{ params.meter_id }}",
         run_type="DEBUG",
-        retries=0,  # a test that failed is an answer; a retry would be another test
+        retries=0,  # the failure of a test is its result; a retry would be another test
         source_options=[{"testData": [{"AccountNumber": "A-00010001", "Quantity": 1}]}],
-        deferrable=True,
+        # On the worker: Airflow may fail a task that resumes seconds after it deferred, and here no retry would help.
+        deferrable=False,
         **PACE,
     )
     live_run = RunMeterOperator(task_id="live_run", meter_id="{{ params.meter_id }}", deferrable=True, **PACE)

@@ -1,4 +1,4 @@
-"""Many meters at once, each waited for and branched on by itself: a task group, mapped.
+"""Many meters at once, each with its own wait and branch: a mapped task group.
 
 The list of meters could as well come from another task. Zuora runs five meters of a tenant at a time; a sixth waits
 until there is room.
@@ -15,7 +15,7 @@ from airflow.sdk import dag, task, task_group
 from airflow_mediation_provider.operators.branch import MeterSessionBranchOperator
 from airflow_mediation_provider.operators.meter import RunMeterOperator
 
-# Seconds, for the simulator. Leave both out at a real tenant, whose calls are counted and whose answers may be old.
+# Seconds, for the simulator. Leave both out for a real tenant, whose calls are limited and whose answers may be stale.
 PACE: dict[str, Any] = {"poke_interval": 3, "settle": 3}
 METERS = ["1005", "1006", "1007", "1008", "1009"]
 

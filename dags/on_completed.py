@@ -1,32 +1,31 @@
-"""Load each session of a meter as soon as it is COMPLETED, whoever started it: one run of this DAG for each session.
+"""Load each session of a meter as soon as it is COMPLETED, however it was started: one run of this Dag per session.
 
 Zuora's callout starts the run; nothing polls, and no task waits. The run of the batch job is named after the session:
-whatever is repeated, by a retry, a Clear or a callout that comes again, loads the same session into the same place.
+every repetition, by a retry, a Clear or a repeated callout, loads the same session into the same place.
 """
 
 from __future__ import annotations
 
 from datetime import timedelta
-from typing import Any
 
 from airflow.providers.standard.operators.trigger_dagrun import TriggerDagRunOperator
 from airflow.sdk import dag, task
 
-from airflow_mediation_provider.assets import on_meter_session, triggering_session
+from airflow_mediation_provider.assets import SessionResult, on_meter_session, triggering_session
 
 
 @dag(
-    # Where Zuora cannot reach Airflow: on_meter_session("1013", "COMPLETED", poll_interval=60)
+    # If Zuora cannot reach Airflow: on_meter_session("1013", "COMPLETED", poll_interval=60)
     schedule=on_meter_session("1013", "COMPLETED"),
     default_args={"retries": 2, "retry_delay": timedelta(seconds=10)},
     tags=["mediation", "example"],
     doc_md=__doc__,
 )
 def on_completed() -> None:
-    """Ask which session it is, and load it."""
+    """Get the session that triggered the run, and load it."""
 
     @task
-    def session() -> dict[str, Any]:
+    def session() -> SessionResult:
         return triggering_session()
 
     TriggerDagRunOperator(

@@ -1,6 +1,7 @@
-"""One DAG for two meters: a run for each session of either that completes.
+"""One Dag for two meters: a run for each session of either that completes.
 
-Schedules on sessions combine with ``|``, whatever their meters, statuses and connections.
+A schedule takes several meters and statuses at once. Different conditions, also of other connections, combine with
+``|``.
 """
 
 from __future__ import annotations
@@ -13,13 +14,13 @@ from airflow_mediation_provider.assets import on_meter_session, triggering_sessi
 
 
 @dag(
-    schedule=on_meter_session("1015", "COMPLETED") | on_meter_session("1016", "COMPLETED"),
+    schedule=on_meter_session(["1015", "1016"], "COMPLETED"),
     default_args={"retries": 2, "retry_delay": timedelta(seconds=10)},
     tags=["mediation", "example"],
     doc_md=__doc__,
 )
 def on_either() -> None:
-    """Say which session of which meter it is."""
+    """Return which session of which meter triggered the run."""
 
     @task
     def note() -> str:

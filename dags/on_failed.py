@@ -12,7 +12,7 @@ from typing import Any
 from airflow.sdk import dag, task
 from airflow.sdk.exceptions import AirflowFailException
 
-from airflow_mediation_provider.assets import on_meter_session, triggering_session
+from airflow_mediation_provider.assets import SessionResult, on_meter_session, triggering_session
 from airflow_mediation_provider.operators.audit import MeterSummaryOperator
 
 
@@ -23,17 +23,17 @@ from airflow_mediation_provider.operators.audit import MeterSummaryOperator
     doc_md=__doc__,
 )
 def on_failed() -> None:
-    """Ask which session it is, look it up, and say what is wrong with it."""
+    """Get the session that triggered the run, count its errors, and fail with them."""
 
     @task
-    def session() -> dict[str, Any]:
+    def session() -> SessionResult:
         return triggering_session()
 
     summary = MeterSummaryOperator(task_id="summary", session=session(), error_records=5)
 
     @task
     def alert(summary: dict[str, Any]) -> None:
-        """Fail with a message that says what to look at: here a pager would be called, or a ticket opened."""
+        """Fail with a message that contains the errors: a real Dag would call a pager or open a ticket here."""
         reasons = sorted({f"{each['errorCode']} {each['errorMessage']}" for each in summary["errors"]})
         raise AirflowFailException(
             f"Session {summary['session_id']} of meter {summary['meter_id']} FAILED with {summary['error_count']} error"

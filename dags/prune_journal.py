@@ -1,7 +1,7 @@
 """Keep the journal of callouts small: each week, delete the sessions that ended three months ago or earlier.
 
-Only what has ended goes, with all that was told of it, and nothing that a wait still needs. Without a task:
-``airflow mediation prune --older-than 90``, with ``--dry-run`` to see what would go.
+It deletes only sessions that have ended, with all their reports, and nothing that a wait still needs. Without a task:
+``airflow mediation prune --older-than 90``, with ``--dry-run`` to see what would be deleted.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ from airflow_mediation_provider.operators.prune import PruneJournalOperator
     schedule="@weekly",
     start_date=datetime(2026, 1, 1, tzinfo=UTC),
     catchup=False,
-    # It deletes: somebody has to want it.
+    # It deletes data, so it runs only after a user has unpaused it.
     is_paused_upon_creation=True,
     default_args={"retries": 3, "retry_delay": timedelta(minutes=5)},
     tags=["mediation", "example"],
     doc_md=__doc__,
 )
 def prune_journal() -> None:
-    """One connection for each task."""
+    """Prune one connection with each task."""
     PruneJournalOperator(task_id="prune", older_than_days=90)
 
 

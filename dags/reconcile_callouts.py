@@ -1,8 +1,8 @@
-"""Every hour: put into the journal what Zuora's callout history has and the journal lacks.
+"""Every hour: add to the journal what Zuora's callout history has and the journal lacks.
 
-A callout is lost when Airflow cannot be reached for longer than Zuora tries (an hour, by default), or when Zuora takes
-an answer for final. Its history still tells of it. Whatever is put in starts the DAGs that wait for it. The second task
-fails when there is a session that seems never to end, so that somebody looks at it.
+A callout is lost when Airflow cannot be reached for longer than Zuora repeats it (an hour, by default), or when Zuora
+does not repeat it after an answer. Its history still contains it. Each report that is added starts the Dags that are
+scheduled on it. The second task fails if a session seems never to end, so that a user checks it.
 """
 
 from __future__ import annotations
@@ -26,22 +26,22 @@ from airflow_mediation_provider.operators.reconcile import ReconcileCalloutsOper
     doc_md=__doc__,
 )
 def reconcile_callouts() -> None:
-    """Repair, then say what is left."""
+    """Repair, then report what remains."""
     repair = ReconcileCalloutsOperator(
         task_id="repair",
-        # Longer than the time between two runs: Zuora may have tried until now, and a run may be missed.
+        # Longer than the time between two runs: Zuora may still have repeated a callout, and a run may be missed.
         lookback=timedelta(hours=6),
     )
 
     @task(retries=0)
-    def look_at_open_sessions(found: dict[str, Any]) -> None:
-        """Fail if a session has not ended and its meter's run status says that nothing runs."""
+    def check_open_sessions(found: dict[str, Any]) -> None:
+        """Fail if a session has not ended and its meter's run status shows that nothing runs."""
         idle = ("COMPLETED", "FAILED", "CANCELED", "NEVER_RUN")
         lost = [each["session_id"] for each in found["stuck"] if each["meter_status"] in idle]
         if lost:
             raise RuntimeError(f"Sessions without an end, of meters that do not run: {', '.join(lost)}")
 
-    look_at_open_sessions(repair.output)
+    check_open_sessions(repair.output)
 
 
 reconcile_callouts()

@@ -4,7 +4,7 @@ COMPLETED triggers the downstream batch job for this very session. FAILED collec
 records, and raises an alert: a task that fails, so that the run is red and the notifications of your Airflow go out.
 CANCELED skips all that follows.
 
-The task that waits holds no worker: it is deferred, and the triggerer asks for the meter's status.
+The task that waits occupies no worker: it is deferred, and the triggerer polls the meter's status.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from airflow_mediation_provider.operators.audit import MeterSummaryOperator
 from airflow_mediation_provider.operators.branch import MeterSessionBranchOperator
 from airflow_mediation_provider.operators.meter import RunMeterOperator
 
-# Seconds, for the simulator. Leave both out at a real tenant, whose calls are counted and whose answers may be old.
+# Seconds, for the simulator. Leave both out for a real tenant, whose calls are limited and whose answers may be stale.
 PACE: dict[str, Any] = {"poke_interval": 3, "settle": 3}
 
 
@@ -38,14 +38,14 @@ def run_and_branch() -> None:
         meter_id="{{ params.meter_id }}",
         deferrable=True,
         **PACE,
-        fail_on=(),  # each end is an answer, and the branch decides what it means
+        fail_on=(),  # no end fails the task: the branch decides what follows
     )
     how_it_ended = MeterSessionBranchOperator(
         task_id="how_it_ended",
         session=run_meter.output,
         on_completed="load_usage",
         on_failed="summary",
-        on_canceled=[],  # follows none: all that comes after is skipped
+        on_canceled=[],  # follows none: all tasks downstream are skipped
     )
 
     load_usage = TriggerDagRunOperator(
@@ -61,7 +61,7 @@ def run_and_branch() -> None:
 
     @task
     def alert(summary: dict[str, Any]) -> None:
-        """Fail with a message that says what to look at: here a pager would be called, or a ticket opened."""
+        """Fail with a message that contains the errors: a real Dag would call a pager or open a ticket here."""
         reasons = sorted({f"{each['errorCode']} {each['errorMessage']}" for each in summary["errors"]})
         raise AirflowFailException(
             f"Session {summary['session_id']} of meter {summary['meter_id']} FAILED with {summary['error_count']} error"

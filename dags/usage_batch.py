@@ -1,6 +1,6 @@
-"""The batch job downstream: load what a session put out into a database, whatever triggered it.
+"""The batch job downstream: load the output of a session into a database, however the run was triggered.
 
-The run's configuration is the session, as the operators of this provider push it: ``meter_id``, ``session_id``,
+The run's configuration is the session object of this provider's operators: ``meter_id``, ``session_id``,
 ``started_at``. The counts come from the meter's summary, the records from its audit trail. The database is any that an
 Airflow connection names (``usage_db``; SQLite here). It is written in one transaction, which first removes what an
 earlier load of the same session left: running it again leaves the same rows.
@@ -50,7 +50,7 @@ def usage_batch() -> None:
 
     @task
     def load(counts: dict[str, Any]) -> int:
-        """Replace the session's rows; return how many records there are now."""
+        """Replace the session's rows; return the number of records now."""
         from airflow_mediation_provider.hooks.mediation import MediationHook
 
         meter_id, session_id, now = counts["meter_id"], counts["session_id"], datetime.now(UTC).isoformat()
@@ -69,7 +69,7 @@ def usage_batch() -> None:
                 page_size=500,
             )
         ]
-        # Any connection whose hook speaks Python's database API: SQLite, PostgreSQL, Snowflake ...
+        # Any connection whose hook implements Python's database API: SQLite, PostgreSQL, Snowflake ...
         database = BaseHook.get_hook("usage_db")
         one = database.placeholder
         with closing(database.get_conn()) as connection, closing(connection.cursor()) as cursor:

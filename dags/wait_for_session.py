@@ -1,8 +1,8 @@
 """Wait for a session that something else started: Zuora's own schedule, a colleague, another system.
 
-Each day the sensor waits for the first session of the meter that starts from then on. It holds no worker: it is
-deferred. A poll of the meter's status names no session, so the sessions of that time are then looked up in the meter's
-summary, and the batch job is triggered for each.
+Each day the sensor waits for the first session of the meter that starts on that day: ``before`` leaves a later one to
+the next run. It occupies no worker: it is deferred. A poll of the meter's status names no session, so the sessions of
+that time are then read from the meter's summary, and the batch job is triggered for each.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from airflow.sdk import dag, task
 from airflow_mediation_provider.operators.audit import MeterSummaryOperator
 from airflow_mediation_provider.sensors.meter_session import MeterSessionSensor
 
-# Seconds, for the simulator. Leave both out at a real tenant, whose calls are counted and whose answers may be old.
+# Seconds, for the simulator. Leave both out for a real tenant, whose calls are limited and whose answers may be stale.
 PACE: dict[str, Any] = {"poke_interval": 3, "settle": 3}
 METER = "1012"
 
@@ -31,8 +31,15 @@ METER = "1012"
     doc_md=__doc__,
 )
 def wait_for_session() -> None:
-    """Wait, look up, load."""
-    wait = MeterSessionSensor(task_id="wait", meter_id=METER, deferrable=True, **PACE, timeout=12 * 60 * 60)
+    """Wait, read the sessions, load them."""
+    wait = MeterSessionSensor(
+        task_id="wait",
+        meter_id=METER,
+        before=timedelta(days=1),
+        deferrable=True,
+        **PACE,
+        timeout=26 * 60 * 60,
+    )
     sessions = MeterSummaryOperator(task_id="sessions", meter_id=METER, query_from="{{ dag_run.run_after }}")
 
     @task
