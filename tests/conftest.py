@@ -1,6 +1,6 @@
-"""Whoever runs pytest, however: Airflow's home is not the user's, and each worker of pytest-xdist has its own.
+"""Fixtures of all tests: Airflow's home is not the user's, and each worker of pytest-xdist has its own.
 
-And the databases of all tests.
+Also the databases of all tests, and the fixtures that tests with a service request.
 """
 
 from __future__ import annotations
@@ -19,8 +19,10 @@ from tests.databases import (  # noqa: F401
     empty_postgres_database,
     empty_sqlite_database,
     postgres,
+    postgres_copies,
     postgres_database,
     postgres_template,
     sqlite_database,
     sqlite_template,
 )
+from tests.services import services  # noqa: F401

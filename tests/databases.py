@@ -1,64 +1,95 @@
-"""Databases for tests: one private PostgreSQL in a session, and for each test a fresh copy with Airflow's tables.
+"""Databases for tests: one private PostgreSQL in a session, and for each test a copy with Airflow's tables.
 
 `database` runs a test twice, on SQLite and on PostgreSQL; `sqlite_database` and `postgres_database` once. Each is the
-address of a database with the tables of Airflow and of the journal, made by `airflow db migrate` once in a session. The
-`empty_` ones have no tables. `airflow_database` is like `database`, and Airflow's own sessions in this process use it.
+address of a database with the tables of Airflow and of the journal, made by `airflow db migrate`. The `empty_` ones
+have no tables. `airflow_database` is like `database`, and Airflow's own sessions in this process use it.
+
+The result of `airflow db migrate` is kept in pytest's cache for later runs, until the migrations or Airflow change.
+`pytest --cache-clear` and `make clean` remove it.
 """
 
 from __future__ import annotations
 
+import fcntl
+import hashlib
 import itertools
 import os
 import shutil
 import subprocess
 import sys
+from importlib.metadata import version
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
-    from pathlib import Path
 
-    from demo.postgres import Postgres
+    from testkit.postgres import Postgres
+    from tests.postgres_copies import PostgresCopies
 
 BOTH = ["sqlite", "postgresql"]
+JOURNAL = Path(__file__).parents[1] / "airflow_mediation_provider" / "journal"
+# `airflow db migrate` reads these, and makes the tables of these packages.
+MIGRATIONS = [JOURNAL / "manager.py", JOURNAL / "alembic.ini", *sorted((JOURNAL / "migrations").rglob("*.py"))]
+MIGRATED_PACKAGES = ["apache-airflow-core", "apache-airflow-providers-fab"]
 _numbers = itertools.count(1)
 
 
 @pytest.fixture(scope="session")
-def postgres() -> Iterator[Postgres]:
-    from demo.postgres import Postgres
+def postgres(services: None) -> Iterator[Postgres]:
+    from testkit.postgres import Postgres
 
     with Postgres() as cluster:
         yield cluster
 
 
 @pytest.fixture(scope="session")
-def postgres_template(postgres: Postgres, tmp_path_factory: pytest.TempPathFactory) -> str:
-    migrate(postgres.create("migrated"), tmp_path_factory.mktemp("postgres-home"))
+def postgres_template(
+    request: pytest.FixtureRequest, postgres: Postgres, tmp_path_factory: pytest.TempPathFactory
+) -> str:
+    def make(kept: Path) -> None:
+        address = postgres.create("migrating")
+        migrate(address, tmp_path_factory.mktemp("postgres-home"))
+        _postgres_program("pg_dump", "--format=custom", f"--file={kept}", _of_libpq(address))
+        postgres.drop("migrating")
+
+    kept = keep(_cache(request), "postgres", make, _postgres_program("pg_dump", "--version"))
+    _postgres_program("pg_restore", f"--dbname={_of_libpq(postgres.create('migrated'))}", "--exit-on-error", str(kept))
     return "migrated"
 
 
 @pytest.fixture(scope="session")
-def sqlite_template(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    home = tmp_path_factory.mktemp("sqlite-home")
-    migrate(f"sqlite:///{home / 'migrated.db'}", home)
-    return home / "migrated.db"
+def sqlite_template(services: None, request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    def make(kept: Path) -> None:
+        migrate(f"sqlite:///{kept}", tmp_path_factory.mktemp("sqlite-home"))
+
+    return keep(_cache(request), "sqlite", make)
 
 
 @pytest.fixture
 def empty_postgres_database(postgres: Postgres) -> Iterator[str]:
-    yield from _database(postgres)
+    name = f"empty_{next(_numbers)}"
+    yield postgres.create(name)
+    postgres.drop(name)
+
+
+@pytest.fixture(scope="session")
+def postgres_copies(postgres: Postgres, postgres_template: str) -> PostgresCopies:
+    from tests.postgres_copies import PostgresCopies
+
+    return PostgresCopies(postgres, postgres_template)
 
 
 @pytest.fixture
-def postgres_database(postgres: Postgres, postgres_template: str) -> Iterator[str]:
-    yield from _database(postgres, template=postgres_template)
+def postgres_database(postgres_copies: PostgresCopies) -> Iterator[str]:
+    with postgres_copies.one() as address:
+        yield address
 
 
 @pytest.fixture
-def empty_sqlite_database(tmp_path: Path) -> str:
+def empty_sqlite_database(services: None, tmp_path: Path) -> str:
     return f"sqlite:///{tmp_path / 'empty.db'}"
 
 
@@ -68,18 +99,18 @@ def sqlite_database(tmp_path: Path, sqlite_template: Path) -> str:
 
 
 @pytest.fixture(params=BOTH)
-def database(request: pytest.FixtureRequest) -> str:
+def database(services: None, request: pytest.FixtureRequest) -> str:
     return str(request.getfixturevalue({"sqlite": "sqlite_database", "postgresql": "postgres_database"}[request.param]))
 
 
 @pytest.fixture(params=BOTH)
-def empty_database(request: pytest.FixtureRequest) -> str:
+def empty_database(services: None, request: pytest.FixtureRequest) -> str:
     name = {"sqlite": "empty_sqlite_database", "postgresql": "empty_postgres_database"}[request.param]
     return str(request.getfixturevalue(name))
 
 
 @pytest.fixture
-def airflow_on() -> Iterator[Callable[[str], str]]:
+def airflow_on(services: None) -> Iterator[Callable[[str], str]]:
     """`airflow_on(address)`: Airflow's own sessions in this process use that database until the test's end.
 
     Ask for the database first, so that it outlives the sessions.
@@ -106,14 +137,44 @@ def airflow_database(database: str, airflow_on: Callable[[str], str]) -> str:
 
 
 def migrate(address: str, home: Path) -> None:
-    """Make the tables as users do."""
+    """Create the tables as users do."""
     environment = {**os.environ, "AIRFLOW_HOME": str(home), "AIRFLOW__DATABASE__SQL_ALCHEMY_CONN": address}
     command = [sys.executable, "-m", "airflow", "db", "migrate"]
     result = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stdout + result.stderr
 
 
-def _database(postgres: Postgres, **template: str) -> Iterator[str]:
-    name = f"test_{next(_numbers)}"
-    yield postgres.create(name, **template)
-    postgres.drop(name)
+def _cache(request: pytest.FixtureRequest) -> Path:
+    return Path(request.config.cache.mkdir("migrated-databases"))
+
+
+def keep(directory: Path, kind: str, make: Callable[[Path], None], *made_with: str) -> Path:
+    """Return the file that `make` wrote into the directory, in this run or in an earlier one.
+
+    :param made_with: what else the file depends on, besides the migrations and Airflow
+    """
+    digest = hashlib.sha256("\n".join([*map(version, MIGRATED_PACKAGES), *made_with]).encode())
+    for file in MIGRATIONS:
+        digest.update(file.read_bytes())
+    kept = directory / f"{kind}-{digest.hexdigest()[:16]}"
+    # Of several workers the first one makes the file. A run that was interrupted leaves no part of it under this name.
+    with (directory / f"{kind}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not kept.exists():
+            unfinished = directory / f"{kind}.unfinished"
+            unfinished.unlink(missing_ok=True)
+            make(unfinished)
+            unfinished.rename(kept)
+    return kept
+
+
+def _postgres_program(name: str, *arguments: str) -> str:
+    from testkit.postgres import binaries
+
+    result = subprocess.run([binaries() / name, *arguments], capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr
+    return result.stdout
+
+
+def _of_libpq(address: str) -> str:
+    return address.replace("postgresql+psycopg2://", "postgresql://", 1)

@@ -1,4 +1,4 @@
-"""What a database says of the journal's tables, in a form to compare: by the migrations, or by the models."""
+"""The schema of the journal's tables in a database, in a form to compare: by the migrations, or by the models."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def schema(engine: Engine) -> dict[str, Any]:
 
 
 def schema_of_models(engine: Engine) -> dict[str, Any]:
-    """Make the tables from the models, in a database that has none, and remove them again."""
+    """Create the tables from the models, in a database that has none, and remove them again."""
     Base.metadata.create_all(engine)
     try:
         return schema(engine)

@@ -1,7 +1,7 @@
-"""A private MariaDB, to see that the migrations run there: the system's, else the distribution's package unpacked.
+"""A private MariaDB for the migrations: the system's, else the distribution's package unpacked.
 
-Nothing is installed and no right of root is needed: where the system has no server, and is a Debian or Ubuntu, the
-package and what it needs are downloaded and unpacked beside the environment's other packages, once.
+Nothing is installed and root is not needed: if the system has no server, and is a Debian or Ubuntu, the
+package and its dependencies are downloaded and unpacked beside the environment's other packages, once.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from demo.processes import NotInTimeError, Processes, free_ports, wait_until
+from testkit.processes import NotInTimeError, Processes, free_ports, wait_until
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -27,8 +27,8 @@ MISSING = (
     "macOS: brew install mariadb)"
 )
 
-# Airflow itself speaks to MySQL through mysqlclient alone, which must be compiled. PyMySQL offers itself by that name,
-# and lacks the one function that Airflow asks for when it starts.
+# Airflow itself supports MySQL through mysqlclient alone, which must be compiled. PyMySQL can be used under its name,
+# but lacks the one function that Airflow needs when it starts.
 AIRFLOW = """
 import pymysql, sys
 pymysql.install_as_MySQLdb()
@@ -41,7 +41,7 @@ main()
 
 
 class MariaDBError(Exception):
-    """MariaDB is not there, or does not start."""
+    """MariaDB is not installed, or does not start."""
 
 
 @contextlib.contextmanager
@@ -65,7 +65,7 @@ def mariadb(root: Path) -> Iterator[str]:
 
 
 def airflow(address: str, home: Path, *arguments: str) -> str:
-    """Run Airflow's command on that database, and return what it says."""
+    """Run Airflow's command on that database, and return its output."""
     environment = {**os.environ, "AIRFLOW_HOME": str(home), "AIRFLOW__DATABASE__SQL_ALCHEMY_CONN": address}
     command = [sys.executable, "-c", AIRFLOW, *arguments]
     result = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
@@ -87,7 +87,7 @@ def _options(program: Path, root: Path, port: int) -> list[str]:
         "innodb-log-file-size": "4M",
         "innodb-flush-log-at-trx-commit": 0,
     }
-    # Without its system tables, which only a script of another package makes, it asks nobody for a password.
+    # Without its system tables, which only a script of another package makes, it requires no password.
     return [
         "--no-defaults",
         "--skip-grant-tables",

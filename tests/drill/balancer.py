@@ -1,7 +1,7 @@
-"""A load balancer of TCP: one address in front of several servers, each connection goes to one that accepts it.
+"""A TCP load balancer: one address in front of several servers; each connection goes to one that accepts it.
 
-As real ones do, it goes on to the next server where one refuses a connection, and cuts the client off where its server
-dies with the request in its hands.
+As real ones do, it tries the next server if one refuses a connection, and closes the client's connection if its server
+dies during the request.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ class Balancer:
 
     @property
     def refused(self) -> int:
-        """How many connections found no server at all."""
+        """Return how many connections found no server at all."""
         return self._refused
 
     def __enter__(self) -> Self:
@@ -72,7 +72,7 @@ class Balancer:
 
 
 async def _pass(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-    """Hand on all that comes, and then that nothing comes any more."""
+    """Pass on all data, and then the end of the data."""
     with contextlib.suppress(OSError):
         while data := await reader.read(CHUNK):
             writer.write(data)

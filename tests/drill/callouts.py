@@ -1,7 +1,7 @@
-"""The drill of callouts: thousands of changes, doubled and disordered, to API servers that are killed meanwhile.
+"""The drill of callouts: thousands of changes, repeated and out of order, to API servers that are killed meanwhile.
 
 ``python -m tests.drill.callouts``: PostgreSQL, 500 sessions; ``--database sqlite --sessions 60 --changes 1000``.
-Exits with 1 where a promise is broken.
+Exits with 1 if a promise is broken.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from airflow_mediation_provider.protocol.status import SUCCESS, TERMINAL, RunType
+from airflow_mediation_provider.protocol.status import ENDS_BY_POLL, SUCCESS, RunType
 from airflow_mediation_provider.simulator import DeliverySettings
 from tests.drill import tenant
 from tests.drill.checker import Bounds, check
@@ -27,9 +27,9 @@ from tests.drill.reaper import Reaper
 from tests.drill.report import deliveries, show
 from tests.drill.stage import SERVERS, Stage
 
-# As many attempts as Zuora allows, and a total outage of the servers takes less than four times so long.
+# As many attempts as Zuora allows; a total outage of the servers takes less than four intervals.
 ATTEMPTS, INTERVAL = 5, 20.0
-# Seconds from one poll of a wait to the next: here callouts alone are to tell.
+# Seconds between two polls of a wait: so long that only callouts can end it here.
 NO_POLLS = 3600.0
 
 
@@ -38,7 +38,7 @@ def options(argv: list[str] | None) -> argparse.Namespace:
     made.add_argument("--database", choices=("postgresql", "sqlite"), default="postgresql")
     made.add_argument("--sessions", type=int, default=500)
     made.add_argument("--changes", type=int, default=10_000)
-    made.add_argument("--senders", type=int, default=16, help="callouts under way at once")
+    made.add_argument("--senders", type=int, default=16, help="callouts at once")
     made.add_argument("--seconds", type=float, default=120, help="in which the sessions take place")
     made.add_argument("--deaths", type=float, default=8, metavar="SECONDS", help="from one to the next; 0: none")
     made.add_argument("--seed", type=int, default=1)
@@ -48,22 +48,22 @@ def options(argv: list[str] | None) -> argparse.Namespace:
 
 
 def play(stage: Stage, plays: list[tenant.Play], seconds: float, seed: int) -> None:
-    """Start all sessions, spread over the time, such that the longest ends about in time; and wait for each."""
+    """Start all sessions, spread over the time, so that the longest ends about in time; and wait for each."""
     chance = random.Random(seed)
     begun = time.monotonic()
     starts = sorted(chance.random() * seconds / 2 for _ in plays)
     for number, (each, start) in enumerate(zip(plays, starts, strict=True)):
         time.sleep(max(0.0, begun + start - time.monotonic()))
         now = datetime.now(UTC)
-        since = now.replace(microsecond=now.microsecond // 1000 * 1000)  # callouts tell milliseconds
+        since = now.replace(microsecond=now.microsecond // 1000 * 1000)  # callouts contain milliseconds
         session_id = tenant.start(stage.sim, each, seconds / 2 / len(each.statuses), chance)
         wait_for(stage, each, session_id, since, number)
 
 
 def wait_for(stage: Stage, each: tenant.Play, session_id: str, since: datetime, number: int) -> None:
-    """Begin a wait for a session, or two: each tenth session also as the first of its meter since an instant."""
+    """Start a wait for a session; for each tenth session also one for the first of its meter since an instant."""
     run_type = RunType(each.run_type)
-    success, failures = SUCCESS[run_type], tuple(sorted(TERMINAL[run_type] - {SUCCESS[run_type]}))
+    success, failures = SUCCESS[run_type], tuple(sorted(ENDS_BY_POLL[run_type] - {SUCCESS[run_type]}))
     wait = Wait(f"{each.sort.name} {session_id}", each.meter_id, session_id, (success,), failures, "waiting")
     condition: dict[str, Any] = {"meter_id": each.meter_id, "run_type": each.run_type, "session_id": session_id}
     if run_type is RunType.NORMAL and number % 4 == 0:
@@ -77,7 +77,7 @@ def wait_for(stage: Stage, each: tenant.Play, session_id: str, since: datetime, 
 
 
 def drill(arguments: argparse.Namespace, root: Path) -> tuple[History, list[str]]:
-    """Carry it out, and return what was recorded, and what to say about it."""
+    """Run the drill, and return the recorded history and the notes."""
     plays = tenant.plays(arguments.sessions, arguments.changes, arguments.seed)
     delivery = DeliverySettings(
         attempts=ATTEMPTS, interval=INTERVAL, concurrency=arguments.senders, seed=arguments.seed
@@ -102,7 +102,7 @@ def drill(arguments: argparse.Namespace, root: Path) -> tuple[History, list[str]
 
 
 def allowed(history: History) -> Bounds:
-    """Return how many sessions may be ambiguous: those of the sorts whose reports cannot tell, and no more."""
+    """Return how many sessions may be ambiguous: those of the sorts whose reports do not determine the status."""
     unknowable = {meter for sort in tenant.SORTS if sort.name in tenant.UNKNOWABLE for meter in sort.meters}
     return Bounds(ambiguous=sum(meter in unknowable for meter, _ in history.walks))
 

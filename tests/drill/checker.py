@@ -1,6 +1,6 @@
-"""The checker: holds a recorded history against what must be true of it, whatever was lost, doubled or disordered.
+"""The checker: compares a recorded history with what must hold for it, with any losses, repetitions and any order.
 
-Each check returns the violations that it found, each naming its subject, so that one can look it up.
+Each check returns the violations that it found, and each names its subject, so that it can be looked up.
 """
 
 from __future__ import annotations
@@ -18,16 +18,16 @@ if TYPE_CHECKING:
 
 OK: Final = 200
 Edge = tuple[str | None, str | None, str | None, str | None]  # meter, session, previous status, status
-FEED_SECONDS: Final = 2.0  # from what is answered 200 to what the waits know
+FEED_SECONDS: Final = 2.0  # from the answer 200 until the waits have received the change
 
 
 @dataclass(frozen=True)
 class Violation:
-    """Something that must not be.
+    """A broken promise.
 
     :param kind: the promise that is broken
-    :param subject: whose: a session, a callout, a DAG, a wait
-    :param message: what is and what should be
+    :param subject: of which session, callout, Dag or wait
+    :param message: the actual and the expected state
     """
 
     kind: str
@@ -40,9 +40,9 @@ class Violation:
 
 @dataclass(frozen=True)
 class Result:
-    """What one check found.
+    """The result of one check.
 
-    :param claim: what it checks, in words
+    :param claim: what it checks, as text
     :param count: how many things it checked
     :param note: counts that are no violations
     """
@@ -55,12 +55,12 @@ class Result:
 
 @dataclass(frozen=True)
 class Bounds:
-    """What a drill allows.
+    """The limits of a drill.
 
-    :param ambiguous: so many sessions at most, whose reports cannot tell the present status, may be flagged so; no
-        others
-    :param lossy: whether callouts may be lost for good: then only what arrived is held against the journal
-    :param repaired: whether what was lost came another way afterwards
+    :param ambiguous: at most so many sessions, whose reports do not determine the present status, may be flagged so;
+        no others
+    :param lossy: whether callouts may be lost permanently: then only what arrived is compared with the journal
+    :param repaired: whether lost callouts were added in another way afterwards
     """
 
     ambiguous: int = 0
@@ -88,7 +88,7 @@ def _name(meter_id: object, session_id: object) -> str:
 
 
 def accepted_is_kept(history: History, _: Bounds) -> Result:
-    """What was answered 200 is in the journal."""
+    """Check that everything that was answered 200 is in the journal."""
     kept = {row.notification_id for row in history.rows}
     anonymous = Counter((r.meter_id, r.session_id, r.previous, r.status) for r in history.rows if not r.notification_id)
     expected: Counter[tuple[str, str, str | None, str]] = Counter()
@@ -110,7 +110,7 @@ def accepted_is_kept(history: History, _: Bounds) -> Result:
 
 
 def every_change_is_known(history: History, bounds: Bounds) -> Result:
-    """Every change reached the journal, though servers died."""
+    """Check that every change reached the journal, though servers died."""
     accepted = {attempt.change for attempt in history.attempts if attempt.code == OK}
     kept: Counter[Edge] = Counter((row.meter_id, row.session_id, row.previous, row.status) for row in history.rows)
     true: Counter[Edge] = Counter((c.meter_id, c.session_id, c.previous, c.status) for c in history.changes)
@@ -124,7 +124,7 @@ def every_change_is_known(history: History, bounds: Bounds) -> Result:
         note = f"{missing} changes never arrived"
         return Result("changes that arrived at all", len(history.changes) - missing, [], note)
     if not bounds.repaired:
-        # Of a change that comes again and again, rows of one time may stand for another.
+        # Rows of a change that happens repeatedly may stand for another one of the same kind.
         why = "Zuora gave up: no callout of it was ever answered 200"
         violations += [
             Violation("missing", f"{_name(c.meter_id, c.session_id)} {c.previous} -> {c.status}", why)
@@ -135,13 +135,13 @@ def every_change_is_known(history: History, bounds: Bounds) -> Result:
 
 
 def nothing_is_invented(history: History, _: Bounds) -> Result:
-    """Each row tells a change that was, and one notification has one row."""
+    """Check that each row is a change that happened, and that one notification has one row."""
     true = {(c.meter_id, c.session_id, c.previous, c.status) for c in history.changes}
     true |= {(c.meter_id, c.session_id, None, c.status) for c in history.changes if c.previous is None}
     violations = []
     for row in history.rows:
         if row.kind == "poll":
-            continue  # of a meter, and of no session
+            continue  # about a meter, not about a session
         if row.kind != "status_change":
             violations.append(Violation("invented", _name(row.meter_id, row.session_id), f"a row of kind {row.kind}"))
         elif (row.meter_id, row.session_id, row.previous, row.status) not in true and row.source == "callout":
@@ -149,11 +149,11 @@ def nothing_is_invented(history: History, _: Bounds) -> Result:
             violations.append(Violation("invented", _name(row.meter_id, row.session_id), what))
     ids = Counter(row.notification_id for row in history.rows if row.notification_id is not None)
     violations += [Violation("doubled", each, f"{n} rows of one notification") for each, n in ids.items() if n > 1]
-    return Result("rows of the journal tell what was, once", len(history.rows), violations)
+    return Result("rows of the journal are changes that happened, once", len(history.rows), violations)
 
 
 def states_are_the_truth(history: History, bounds: Bounds) -> Result:
-    """The state of each session is the true one, unless it is flagged ambiguous or nobody can know."""
+    """Check that the state of each session is the true one, unless it is flagged ambiguous or cannot be determined."""
     violations = [
         Violation("invented", _name(*subject), "is a session that never was")
         for subject in set(history.state_of) - set(history.walks)
@@ -174,22 +174,22 @@ def states_are_the_truth(history: History, bounds: Bounds) -> Result:
         if state.ambiguous:
             continue
         if state.status != walk.last and not walk.exact and not walk.countable:
-            unknowable += 1  # a round that was told under two ids looks like two rounds
+            unknowable += 1  # a round that was reported under two ids looks like two rounds
         elif state.status != walk.last:
             violations.append(Violation("state", _name(*subject), f"is {state.status}, in truth {walk.last}"))
         elif state.terminal != (walk.last in ANY_TERMINAL):
             violations.append(Violation("state", _name(*subject), f"is {state.status} with terminal={state.terminal}"))
-    note = f"{unknowable} that nobody can know: open loops told under several ids" if unknowable else ""
+    note = f"{unknowable} undetermined: open loops reported under several ids" if unknowable else ""
     return Result("sessions have their true last status", len(history.walks), violations, note)
 
 
 def ambiguous_are_few(history: History, bounds: Bounds) -> Result:
-    """Only sessions whose reports cannot tell are flagged ambiguous, and not too many."""
+    """Check that only sessions whose reports do not determine the status are flagged ambiguous, and not too many."""
     flagged = [(state.meter_id, state.session_id) for state in history.states if state.ambiguous]
     violations = []
     if not bounds.lossy:
         violations += [
-            Violation("ambiguous", _name(*subject), f"is flagged, though its reports tell that it is {walk.last}")
+            Violation("ambiguous", _name(*subject), f"is flagged, though its reports show that it is {walk.last}")
             for subject in flagged
             if (walk := history.walks.get(subject)) is not None and walk.exact
         ]
@@ -200,27 +200,27 @@ def ambiguous_are_few(history: History, bounds: Bounds) -> Result:
 
 
 def events_are_changes(history: History, _: Bounds) -> Result:
-    """An asset event for each coming to a status that a DAG awaits, and no more."""
+    """Check that there is an asset event for each time that a session reached a scheduled status, and no more."""
     wanted = {(consumer.meter_id, consumer.status) for consumer in history.consumers}
     found = Counter((event.meter_id, event.key, event.status) for event in history.events)
     violations = []
     for (meter, session, status), count in found.items():
         walk = history.walks.get((meter, session or ""))
-        times = walk.arrivals(status) if walk else 0
+        times = walk.times_reached(status) if walk else 0
         if count > times:
-            what = f"{count} events of {status}, it came there {times} times"
+            what = f"{count} events of {status}, reached {times} times"
             violations.append(Violation("event", _name(meter, session), what))
     for (meter, session), walk in history.walks.items():
         state = history.state_of.get((meter, session))
-        # Who passed through a status and left it again may have been told of both only together.
+        # If a session reached a status and left it again, both may have been reported only together.
         certain = state is not None and not state.ambiguous and state.status == walk.last
         if certain and (meter, walk.last) in wanted and not found[meter, session, walk.last]:
-            violations.append(Violation("event", _name(meter, session), f"is {walk.last}, and no event says so"))
-    return Result("asset events, one per coming to a status", len(history.events), violations)
+            violations.append(Violation("event", _name(meter, session), f"is {walk.last}, without an event for it"))
+    return Result("asset events, one each time a status was reached", len(history.events), violations)
 
 
 def runs_are_sessions(history: History, _: Bounds) -> Result:
-    """Each DAG ran once for each session that ended as it awaits."""
+    """Check that each Dag ran once for each session that reached its status."""
     awaited: dict[str, set[tuple[str, str]]] = defaultdict(set)
     for consumer in history.consumers:
         awaited[consumer.dag_id].add((consumer.meter_id, consumer.status))
@@ -231,30 +231,30 @@ def runs_are_sessions(history: History, _: Bounds) -> Result:
         sessions[session].append((meter, session))
     for dag_id, pairs in awaited.items():
         for (meter, session), walk in history.walks.items():
-            comings = sum(walk.arrivals(status) for of, status in pairs if of == meter)
+            times_reached = sum(walk.times_reached(status) for of, status in pairs if of == meter)
             times = ran.pop((dag_id, session), 0)
             state = history.state_of.get((meter, session))
             known = state is not None and not state.ambiguous and state.status == walk.last
             due = known and (meter, walk.last) in pairs and walk.last in ANY_TERMINAL
             expected += due
-            if times > comings:
-                what = f"ran {times} times for {session}, which came there {comings} times"
+            if times > times_reached:
+                what = f"ran {times} times for {session}, which reached its status {times_reached} times"
                 violations.append(Violation("run", dag_id, what))
             elif due and not times:
                 violations.append(Violation("run", dag_id, f"did not run for {session}, which is {walk.last}"))
     violations += [
-        Violation("run", dag_id, f"ran {times} times for {key}, which is no session that it awaits")
+        Violation("run", dag_id, f"ran {times} times for {key}, which is no session of its schedule")
         for (dag_id, key), times in ran.items()
         if times
     ]
     violations += [
         Violation("run", run.dag_id, f"is {run.state} for {run.key}") for run in history.runs if run.state != "success"
     ]
-    return Result("DAG runs, one per DAG and session that ended", expected, violations, f"{len(history.runs)} runs")
+    return Result("Dag runs, one per Dag and session that ended", expected, violations, f"{len(history.runs)} runs")
 
 
 def waits_are_right(history: History, bounds: Bounds) -> Result:
-    """Each wait ended as its session did, or goes on where the session has not ended."""
+    """Check that each wait ended as its session did, or goes on if the session has not ended."""
     violations, unsure = [], 0
     for wait in history.waits:
         walk = history.walks.get((wait.meter_id, wait.session_id))
@@ -264,33 +264,35 @@ def waits_are_right(history: History, bounds: Bounds) -> Result:
         message = _wrong(history, bounds, wait, walk)
         if message and wait.certain is False and not wait.alone:
             unsure, message = unsure + 1, ""
-        # Of two ends, nobody can say which was left again before the report of that has come.
+        # Of two ends, it cannot be determined which was left again before the report of that has arrived.
         two_ends = len(ANY_TERMINAL & set(walk.statuses)) > 1
         if not message and wait.certain is False and not (bounds.lossy or two_ends):
-            message = "says that it is not certain, though nothing was lost"
+            message = "is not certain, though nothing was lost"
         if message:
             violations.append(Violation("wait", wait.id, f"{message} ({wait.session_id}: {', '.join(walk.statuses)})"))
     outcomes = Counter(wait.outcome for wait in history.waits)
     note = ", ".join(f"{count} {name}" for name, count in sorted(outcomes.items()))
-    note += f"; {unsure} ended wrong and said that they are not certain" if unsure else ""
+    note += f"; {unsure} ended wrong, but not as certain" if unsure else ""
     return Result("waits ended as their sessions did", len(history.waits), violations, note)
 
 
 def _wrong(history: History, bounds: Bounds, wait: Wait, walk: Walk) -> str:
-    """Return what is wrong with the end of a wait; nothing where it is right."""
+    """Return what is wrong with the end of a wait; empty if it is right."""
     if wait.named not in (None, wait.session_id):
-        # Whoever was told of a later session first could not know of this one.
-        late = walk.heard_at + FEED_SECONDS > wait.ended_at
+        # If a later session was reported first, the wait could not take this one.
+        late = walk.received_at + FEED_SECONDS > wait.ended_at
         return "" if late else f"took {wait.named} for the first session of the meter"
     if wait.outcome == "waiting":
         state = history.state_of.get((wait.meter_id, wait.session_id))
         known = state is not None and not state.ambiguous and state.status == walk.last
         met = walk.last in wait.statuses and (not wait.previous or walk.changes[-1].previous in wait.previous)
         over = met or walk.last in wait.fail_on
-        seen = known or (bounds.lossy and wait.alone)  # where callouts are gone, polls tell
+        seen = known or (bounds.lossy and wait.alone)  # polls show the status where callouts are lost
         return f"still waits, though the session is {walk.last}" if seen and over else ""
-    if wait.outcome == "met" and (wait.told not in wait.statuses or not walk.came(str(wait.told), wait.previous)):
-        return f"was met by {wait.told}, to which the session never came"
-    if wait.outcome == "failed" and (wait.told not in wait.fail_on or not walk.came(str(wait.told))):
-        return f"failed by {wait.told}, to which the session never came"
+    if wait.outcome == "met" and (
+        wait.end_status not in wait.statuses or not walk.reached(str(wait.end_status), wait.previous)
+    ):
+        return f"was met by {wait.end_status}, which the session never reached"
+    if wait.outcome == "failed" and (wait.end_status not in wait.fail_on or not walk.reached(str(wait.end_status))):
+        return f"failed by {wait.end_status}, which the session never reached"
     return "" if wait.outcome in ("met", "failed") else f"ended with {wait.outcome}"

@@ -1,4 +1,4 @@
-"""What a drill recorded: what the simulator did, and what the provider made of it; plain JSON, checked offline."""
+"""The record of a drill: what the simulator did, and what the provider stored; plain JSON, checked offline."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ Subject = tuple[str, str]  # meter and session
 
 @dataclass(frozen=True)
 class Change:
-    """A change of a session's status, as it truly was.
+    """A change of a session's status, as it really happened.
 
     :param seq: its number in the simulator's log: changes of one session ascend
     """
@@ -34,11 +34,11 @@ class Change:
 class Attempt:
     """One attempt to deliver a callout.
 
-    :param change: ``seq`` of the change that it tells
+    :param change: ``seq`` of the change that it reports
     :param callout_id: the callout, of which it may be one of several attempts
-    :param code: HTTP status; negative: no answer came; ``None``: it was cut off, or never begun
+    :param code: HTTP status; negative: no answer; ``None``: it was aborted, or never started
     :param outcome: delivered, retried, failed or vanished
-    :param at: when it began, seconds since the epoch
+    :param at: when it started, seconds since the epoch
     :param seconds: how long it took
     """
 
@@ -79,7 +79,7 @@ class State:
 
 @dataclass(frozen=True)
 class AssetEvent:
-    """An asset event: a session of a meter came to a status."""
+    """An asset event: a session of a meter reached a status."""
 
     meter_id: str
     status: str
@@ -88,7 +88,7 @@ class AssetEvent:
 
 @dataclass(frozen=True)
 class Consumer:
-    """A DAG, and one pair of meter and status whose sessions it is scheduled on."""
+    """A Dag, and one pair of meter and status whose sessions it is scheduled on."""
 
     dag_id: str
     meter_id: str
@@ -97,7 +97,7 @@ class Consumer:
 
 @dataclass(frozen=True)
 class Run:
-    """A DAG run."""
+    """A Dag run."""
 
     dag_id: str
     key: str | None
@@ -108,13 +108,13 @@ class Run:
 class Wait:
     """A wait for a session, and how it ended.
 
-    :param previous: the status before, where the condition names one
+    :param previous: the status before, if the condition names one
     :param outcome: met, failed, waiting (to the end), or error
-    :param told: the status that it ended with
-    :param certain: whether it said that it is certain
+    :param end_status: the status that it ended with
+    :param certain: whether its end was certain
     :param alone: whether no other session of the meter was live beside it
-    :param named: the session that it told, where the condition names none: the first of the meter from an instant on,
-        which in truth is ``session_id``
+    :param named: the session that it ended with, if the condition names none: the first of the meter from an instant
+        on, which is really ``session_id``
     :param ended_at: when it ended, seconds since the epoch
     """
 
@@ -124,7 +124,7 @@ class Wait:
     statuses: tuple[str, ...]
     fail_on: tuple[str, ...]
     outcome: str
-    told: str | None = None
+    end_status: str | None = None
     certain: bool | None = None
     previous: tuple[str, ...] = ()
     alone: bool = True
@@ -134,7 +134,7 @@ class Wait:
 
 @dataclass(frozen=True)
 class History:
-    """All that a drill recorded."""
+    """Everything that a drill recorded."""
 
     changes: list[Change] = field(default_factory=list)
     attempts: list[Attempt] = field(default_factory=list)
@@ -167,19 +167,19 @@ class History:
 
     @cached_property
     def state_of(self) -> dict[Subject, State]:
-        """What the journal says of each session."""
+        """Return the journal's state of each session."""
         return {(state.meter_id, state.session_id): state for state in self.states}
 
     @cached_property
     def walks(self) -> dict[Subject, Walk]:
-        """What each session truly did."""
+        """Return what each session really did."""
         steps: dict[Subject, list[Change]] = defaultdict(list)
         for change in sorted(self.changes, key=lambda change: change.seq):
             steps[change.meter_id, change.session_id].append(change)
-        told: dict[int, list[Attempt]] = defaultdict(list)
+        attempts: dict[int, list[Attempt]] = defaultdict(list)
         for attempt in self.attempts:
-            told[attempt.change].append(attempt)
-        return {subject: Walk(changes, told) for subject, changes in steps.items()}
+            attempts[attempt.change].append(attempt)
+        return {subject: Walk(changes, attempts) for subject, changes in steps.items()}
 
 
 def _load(kind: Any, data: dict[str, Any]) -> Any:
@@ -187,55 +187,55 @@ def _load(kind: Any, data: dict[str, Any]) -> Any:
 
 
 class Walk:
-    """What one session truly did, and how it was told.
+    """What one session really did, and how it was reported.
 
     :param changes: of the session, in order
-    :param told: the attempts for each change
+    :param attempts: the attempts for each change
     """
 
-    def __init__(self, changes: list[Change], told: dict[int, list[Attempt]]) -> None:
+    def __init__(self, changes: list[Change], attempts: dict[int, list[Attempt]]) -> None:
         self.changes = changes
         self.statuses = [change.status for change in changes]
         self.last = self.statuses[-1]
-        self._told = told
+        self._attempts = attempts
 
-    def arrivals(self, status: str) -> int:
-        """Return how often the session came to a status."""
+    def times_reached(self, status: str) -> int:
+        """Return how often the session reached a status."""
         return self.statuses.count(status)
 
-    def came(self, status: str, previous: Collection[str | None] = ()) -> bool:
-        """Return whether the session ever came to a status, from one of the given where any are."""
+    def reached(self, status: str, previous: Collection[str | None] = ()) -> bool:
+        """Return whether the session ever reached a status, from one of the previous ones if any are given."""
         return any(c.status == status and (not previous or c.previous in previous) for c in self.changes)
 
     @cached_property
-    def heard_at(self) -> float:
-        """When the first report of the session was surely known, seconds since the epoch."""
-        ends = [a.at + a.seconds for c in self.changes for a in self._told.get(c.seq, []) if a.code == 200]
+    def received_at(self) -> float:
+        """Return when the first report of the session was received at the latest, seconds since the epoch."""
+        ends = [a.at + a.seconds for c in self.changes for a in self._attempts.get(c.seq, []) if a.code == 200]
         return min(ends, default=float("inf"))
 
     @cached_property
     def exact(self) -> bool:
-        """Whether the reports tell the last status for sure, in whatever order they come.
+        """Return whether the reports determine the last status in any order.
 
-        They do where the walk never can come back to it. Where it can, each step of that cycle must have been told
-        under one notification id: without ids, or with several for one step, nobody can count the rounds.
+        They do if the walk can never return to it. If it can, each step of that cycle must have been reported under
+        one notification id: without ids, or with several for one step, the rounds cannot be counted.
         """
         cycle = self._cycle()
         if len(cycle) == 1:
             return True
         steps = [c for c in self.changes if c.status in cycle and c.previous in cycle]
-        ids = [{attempt.notification_id for attempt in self._told.get(c.seq, [])} for c in steps]
+        ids = [{attempt.notification_id for attempt in self._attempts.get(c.seq, [])} for c in steps]
         return all(len(each) == 1 and None not in each for each in ids)
 
     @cached_property
     def countable(self) -> bool:
-        """Whether the reports at least show that they are not exact: some step of the cycle came without an id."""
+        """Return whether the reports at least show that they are not exact: a step of the cycle has no id."""
         cycle = self._cycle()
         steps = [c for c in self.changes if c.status in cycle and c.previous in cycle]
-        return any(a.notification_id is None for c in steps for a in self._told.get(c.seq, []))
+        return any(a.notification_id is None for c in steps for a in self._attempts.get(c.seq, []))
 
     def _cycle(self) -> set[str]:
-        """Return the last status and all that it can come from and lead to again."""
+        """Return the last status and all statuses that lead to it and follow it again."""
         onward: dict[str, set[str]] = defaultdict(set)
         for change in self.changes:
             if change.previous is not None:

@@ -1,12 +1,12 @@
 """The drill of losses: half of all callouts get lost for an hour (scaled), and then the callout history repairs it.
 
 ``python -m tests.drill.lost``. Each wait for a session that was alone on its meter must end right, by polls where the
-callouts are gone; the others must wait on, or say that they are not certain. ``airflow mediation reconcile`` must list
-exactly what the journal lacks; after it the journal, the assets and the DAG runs must be complete, and all waits over.
+callouts are lost; the others must wait on, or end uncertain. ``airflow mediation reconcile`` must list
+exactly what the journal lacks; after it the journal, the assets and the Dag runs must be complete, and all waits over.
 
-A session is alone when no other one of its meter is live, nor begins before the wait for it is over.
+A session is alone if no other one of its meter is live, nor starts before the wait for it is over.
 
-Exits with 1 where a promise is broken.
+Exits with 1 if a promise is broken.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from airflow_mediation_provider.protocol.status import SUCCESS, TERMINAL, RunType
+from airflow_mediation_provider.protocol.status import ENDS_BY_POLL, SUCCESS, RunType
 from airflow_mediation_provider.simulator import CalloutConfig, DeliverySettings, MeterConfig, SimulatorConfig
-from demo.processes import NotInTimeError, wait_until
+from testkit.processes import NotInTimeError, wait_until
 from tests.drill.checker import Bounds, Result, Violation, check, waits_are_right
 from tests.drill.history import Consumer, Wait
 from tests.drill.report import deliveries, show
@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 
     from tests.drill.history import History
 
-# One second stands for a minute. What the provider counts in seconds is scaled alike.
+# One second stands for a minute. The provider's seconds are scaled in the same way.
 SCALE = 1 / 60
 POLL, CROSS_CHECK, SETTLE = 60 * SCALE, 300 * SCALE, 30 * SCALE
 ALONE = tuple(str(number) for number in range(201, 225))
@@ -70,8 +70,8 @@ def consumers() -> list[Consumer]:
 def play(stage: Stage, seconds: float, seed: int) -> int:
     """Start the sessions, and return how many changes they make.
 
-    On a meter of its own a session begins once the wait for the one before is over: so it is alone however slow this
-    machine is. A wait that does not end in time keeps its meter.
+    On a meter of its own a session starts once the wait for the previous one is over: so it is alone even on a slow
+    machine. A wait that does not end in time keeps its meter.
     """
     chance = random.Random(seed)
     shared = sorted((chance.random() * seconds * 0.75, meter) for meter in SHARED for _ in range(12))
@@ -117,10 +117,10 @@ def let_end(stage: Stage) -> None:
 
 
 def wait_for(stage: Stage, session: Mapping[str, object], before: str) -> None:
-    """Wait for a session as the operator that started it does: it knows its id, its start and the status before."""
+    """Wait for a session like the operator that started it: with its id, its start and the status before."""
     session_id, meter = str(session["session_id"]), str(session["meter_id"])
     success = SUCCESS[RunType.NORMAL]
-    failures = tuple(sorted(TERMINAL[RunType.NORMAL] - {success}))
+    failures = tuple(sorted(ENDS_BY_POLL[RunType.NORMAL] - {success}))
     wait = Wait(session_id, meter, session_id, (success,), failures, "waiting", alone=meter in ALONE)
     started = str(session["started_at"])[:26] + "+00:00"
     stage.waits.add(
@@ -135,7 +135,7 @@ def wait_for(stage: Stage, session: Mapping[str, object], before: str) -> None:
 
 
 def edges(history: History) -> Counter[tuple[str, str, str | None, str]]:
-    """Return the changes that were and that the journal does not have, and how often."""
+    """Return the changes that happened but are not in the journal, and how often."""
     true = Counter((c.meter_id, c.session_id, c.previous, c.status) for c in history.changes)
     kept: Counter[tuple[str, str, str | None, str]] = Counter()
     for row in history.rows:
@@ -145,7 +145,7 @@ def edges(history: History) -> Counter[tuple[str, str, str | None, str]]:
 
 
 def reconcile(stage: Stage, since: datetime) -> list[dict[str, str]]:
-    """Run the command as a user does, and return what it says that it repaired."""
+    """Run the command as a user does, and return the repairs that it printed."""
     command = [sys.executable, "-m", "airflow", "mediation", "reconcile", "--conn-id", CONN_ID, "--json"]
     name = f"reconcile-{time.monotonic():.0f}"
     stage.airflow.processes.run(name, [*command, "--since", since.isoformat()], timeout=120)
@@ -155,19 +155,21 @@ def reconcile(stage: Stage, since: datetime) -> list[dict[str, str]]:
 
 
 def compare(lost: Counter[tuple[str, str, str | None, str]], repaired: list[dict[str, str]], again: int) -> Result:
-    """Hold what was repaired against what the journal lacked."""
-    told = Counter(
+    """Compare the repairs with what the journal lacked."""
+    listed = Counter(
         (each["meter_id"], each["session_id"], each["previous_status"] or None, each["status"]) for each in repaired
     )
-    violations = [Violation("repair", str(edge), "was lost and is not repaired") for edge in (lost - told).elements()]
-    violations += [Violation("repair", str(edge), "is repaired, and was not lost") for edge in (told - lost).elements()]
+    violations = [Violation("repair", str(edge), "was lost and is not repaired") for edge in (lost - listed).elements()]
+    violations += [
+        Violation("repair", str(edge), "is repaired, and was not lost") for edge in (listed - lost).elements()
+    ]
     if again:
         violations.append(Violation("repair", "a second pass", f"repairs {again} changes once more"))
     return Result("what was lost was listed and repaired", sum(lost.values()), violations)
 
 
 def drill(arguments: argparse.Namespace, root: Path) -> tuple[History, list[Result], list[str]]:
-    """Carry it out, and return what was recorded, what was found, and what to say about it."""
+    """Run the drill, and return the recorded history, the results and the notes."""
     config = SimulatorConfig(
         meters=tuple(MeterConfig(id=meter) for meter in (*ALONE, *SHARED)),
         max_running_meters=len(ALONE) + len(SHARED),

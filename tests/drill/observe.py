@@ -1,4 +1,4 @@
-"""Reads what a drill needs: the simulator's log, and what is in Airflow's database in the end."""
+"""Reads the simulator's log, and Airflow's database at the end of a drill."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def read_log(entries: Iterable[dict[str, Any]]) -> tuple[list[Change], list[Atte
 class Database:
     """Airflow's database, read beside Airflow.
 
-    :param address: as ``[database] sql_alchemy_conn`` takes it
+    :param address: in the form of ``[database] sql_alchemy_conn``
     """
 
     def __init__(self, address: str) -> None:
@@ -64,11 +64,11 @@ class Database:
             return list(connection.execute(text(statement)))
 
     def runs(self) -> list[Run]:
-        """Return all DAG runs."""
+        """Return all Dag runs."""
         return [Run(*row) for row in self._read(_RUNS)]
 
     def history(self, log: Iterable[dict[str, Any]], consumers: list[Consumer], waits: list[Wait]) -> History:
-        """Return all that was recorded; ``log`` is the simulator's."""
+        """Return everything that was recorded; ``log`` is the simulator's."""
         changes, attempts = read_log(log)
         states = [
             State(*row[:4], *(bool(flag) for flag in row[4:]))  # SQLite has no booleans

@@ -9,20 +9,20 @@ from typing import TYPE_CHECKING, Self
 
 import httpx
 
-from demo.processes import wait_until
+from testkit.processes import wait_until
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from demo.stack import AirflowStack
+    from testkit.stack import AirflowStack
 
 
 class Reaper:
-    """A context manager: for as long as its block, every so often a server dies and is started again.
+    """A context manager: during its block a server dies every so often and is started again.
 
-    :param stack: whose servers they are
+    :param stack: has the servers
     :param servers: their names; one after the other, and each fourth time all at once
-    :param every: seconds from when all are there to the next death
+    :param every: seconds from when all are up to the next death
     """
 
     def __init__(self, stack: AirflowStack, servers: Sequence[str], every: float) -> None:
@@ -63,7 +63,7 @@ class Reaper:
                 for server in condemned:
                     self._stack.start(server)
                 self.deaths += len(condemned)
-                # Each fourth time apart, somebody is always there, however long a start takes on this machine.
+                # Except each fourth time, one server is always up, even if a start takes long on this machine.
                 wait_until(self._all_answer, timeout=180, what="the API servers to be back")
-        except BaseException as error:  # the block's thread is to see it
+        except BaseException as error:  # raised again in the block's thread
             self.error = error

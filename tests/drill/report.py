@@ -1,4 +1,4 @@
-"""What a drill says in the end: a table of what was checked, and the violations."""
+"""The report of a drill: a table of the checks, and the violations."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _SHOWN: Final = 20
 
 
 def show(title: str, results: Sequence[Result], notes: Sequence[str]) -> bool:
-    """Print what was found, and return whether all is well."""
+    """Print the results, and return whether there is no violation."""
     width = max(len(result.claim) for result in results)
     print(f"\n{title}")
     for note in notes:
@@ -34,10 +34,10 @@ def show(title: str, results: Sequence[Result], notes: Sequence[str]) -> bool:
 
 
 def deliveries(history: History) -> str:
-    """Return in words what became of the attempts."""
+    """Return the results of the attempts as text."""
     codes = Counter("no answer" if (a.code or -1) < 0 else str(a.code) for a in history.attempts)
     callouts = len({attempt.callout_id for attempt in history.attempts})
     answered = sorted(attempt.seconds for attempt in history.attempts if attempt.code == 200)
     p99 = answered[int(len(answered) * 0.99)] if answered else 0.0
-    said = ", ".join(f"{count} {code}" for code, count in codes.most_common())
-    return f"{callouts} callouts in {len(history.attempts)} attempts ({said}); answered 200 within {p99:.2f} s (p99)"
+    answers = ", ".join(f"{count} {code}" for code, count in codes.most_common())
+    return f"{callouts} callouts in {len(history.attempts)} attempts ({answers}); answered 200 within {p99:.2f} s (p99)"

@@ -1,4 +1,4 @@
-"""The drill's tenant: sessions of every sort, and how disorderly their callouts are sent."""
+"""The drill's tenant: sessions of every sort, and the disorder of their callouts."""
 
 from __future__ import annotations
 
@@ -32,8 +32,8 @@ class Sort:
     copy_ids: tuple[str, ...] = ALL_IDS
 
 
-# What is told of the first four sorts, in whatever order and under whatever ids, tells how they ended. The rounds of
-# the next two count, so their copies bear the id of the first one, as Zuora's retries do. The last two cannot be known.
+# The reports of the first four sorts determine how they ended, in any order and under any ids. The rounds of the
+# next two count, so their copies have the id of the first one, as Zuora's retries do. The last two are undetermined.
 SORTS: Final = (
     Sort("straight", 25, ("101", "102")),
     Sort("debug", 10, ("103",)),
@@ -50,7 +50,7 @@ METERS: Final = tuple(meter for sort in SORTS for meter in sort.meters)
 
 @dataclass(frozen=True)
 class Play:
-    """What one session will do: a script of statuses without times."""
+    """The plan of one session: a script of statuses without times."""
 
     sort: Sort
     meter_id: str
@@ -59,7 +59,7 @@ class Play:
 
 
 def plays(sessions: int, changes: int, seed: int) -> list[Play]:
-    """Return what the sessions will do, together exactly so many changes.
+    """Return the plans of the sessions, with exactly so many changes together.
 
     :raises ValueError: so few changes are not enough for so many sessions
     """
@@ -114,7 +114,7 @@ def _statuses(sort: Sort, rounds: int, chance: random.Random) -> list[str]:
 def callouts(url: str, *, disorder: float) -> list[CalloutConfig]:
     """Return the notifications: all go to one address.
 
-    :param disorder: each callout is held back for up to so many seconds
+    :param disorder: each callout is delayed by up to so many seconds
     """
     return [
         CalloutConfig(
@@ -146,7 +146,7 @@ def start(sim: Simulator, play: Play, step: float, chance: random.Random) -> str
 
 
 def consumers() -> list[Consumer]:
-    """Return the DAGs and what each is scheduled on."""
+    """Return the Dags and what each is scheduled on."""
     found = [Consumer("either", "101", "COMPLETED"), Consumer("either", "104", "COMPLETED")]
     for meter in METERS:
         if meter == "103":

@@ -1,7 +1,7 @@
-"""Hundreds of waits in a process of their own, as a triggerer has them: the real hub, the real feed.
+"""Hundreds of waits in a process of their own, as in a triggerer: the real hub, the real feed.
 
 ``python -m tests.drill.waits CONN_ID FILE`` reads one wait a line from its input and writes one end a line to the file.
-After the last line of its input it says of all that go on that they do, and ends.
+After the last line of its input it reports all waits that go on, and ends.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ OUTCOMES = {"MET": "met", "FAILED": "failed"}
 
 
 class Waits:
-    """The process of the waits, seen from outside; a context manager.
+    """The process of the waits, controlled from outside; a context manager.
 
     :param root: where its output goes
     :param env: its environment: that of Airflow's components
@@ -56,10 +56,10 @@ class Waits:
         self._process.wait()
 
     def add(self, wait: Wait, condition: dict[str, Any], **options: Any) -> None:
-        """Begin a wait.
+        """Start a wait.
 
-        :param wait: what it is for, in truth
-        :param condition: what it knows of that: arguments of ``SessionCondition``
+        :param wait: what it is really for
+        :param condition: what the wait gets of that: arguments of ``SessionCondition``
         :param options: arguments of ``SessionWait``, and ``poll_interval``; times in seconds or as ISO 8601
         """
         self._asked[wait.id] = wait
@@ -67,7 +67,7 @@ class Waits:
         print(json.dumps({"id": wait.id, "condition": condition, **options}), file=self._process.stdin, flush=True)
 
     def so_far(self) -> list[Wait]:
-        """Return how the waits ended up to now."""
+        """Return the waits that ended up to now."""
         ends = {end.pop("id"): end for end in map(json.loads, self._ends.read_text().splitlines())}
         return [_ended(wait, ends.get(wait.id, {})) for wait in self._asked.values()]
 
@@ -84,7 +84,7 @@ class Waits:
 
 
 def _ended(wait: Wait, end: dict[str, Any]) -> Wait:
-    # Where the condition names the session, there is nothing to compare; nor where none was told.
+    # If the condition names the session, there is nothing to compare; nor if the end names none.
     named = None if wait.named is None else end.get("named") or wait.session_id
     return replace(wait, **{**end, "named": named})
 
@@ -93,9 +93,9 @@ def _ended(wait: Wait, end: dict[str, Any]) -> Wait:
 
 
 async def _follow(conn_id: str, asked: dict[str, Any], ends: TextIO) -> None:
-    from airflow_mediation_provider import watch
-    from airflow_mediation_provider.protocol.condition import SessionCondition
-    from airflow_mediation_provider.protocol.wait import SessionWait
+    from airflow_mediation_provider import triggerer as watch
+    from airflow_mediation_provider.protocol.waits.condition import SessionCondition
+    from airflow_mediation_provider.protocol.waits.wait import SessionWait
 
     name, poll_interval = asked.pop("id"), asked.pop("poll_interval")
     condition = SessionCondition.from_dict(asked.pop("condition"))
@@ -116,14 +116,14 @@ async def _follow(conn_id: str, asked: dict[str, Any], ends: TextIO) -> None:
                 session = news.result.session or {}
                 end = {
                     "outcome": OUTCOMES.get(str(news.result.end), f"{news.result.end}: {news.result.message}"),
-                    "told": session.get("status"),
+                    "end_status": session.get("status"),
                     "certain": session.get("certain"),
                     "named": session.get("session_id"),
                 }
                 return
     except asyncio.CancelledError:
         return
-    except Exception as error:  # the checker is to see it
+    except Exception as error:  # recorded for the checker
         end = {"outcome": repr(error)}
     finally:
         waiter.close()
@@ -131,7 +131,7 @@ async def _follow(conn_id: str, asked: dict[str, Any], ends: TextIO) -> None:
 
 
 async def _main(conn_id: str, ends: TextIO) -> None:
-    from airflow_mediation_provider import watch
+    from airflow_mediation_provider import triggerer as watch
 
     reader = asyncio.StreamReader(limit=1 << 20)
     await asyncio.get_running_loop().connect_read_pipe(lambda: asyncio.StreamReaderProtocol(reader), sys.stdin)

@@ -1,6 +1,6 @@
-"""Real logins on one real Airflow, an API server beside it with the FAB auth manager, and a browser to look at both.
+"""Real logins on one real Airflow, an API server beside it with the FAB auth manager, and a browser for both.
 
-`screen("op")` is a tab of the browser in which that user is logged in. A test fails where its tabs noted an error, or a
+`screen("op")` is a tab of the browser in which that user is logged in. A test fails if its tabs recorded an error or a
 request that leaves Airflow. All tests share the tenant, so each takes a meter of its own: the `meter` fixture.
 """
 
@@ -8,15 +8,16 @@ from __future__ import annotations
 
 import itertools
 import json
+import shutil
 import sys
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from demo.browser import chromium
 from demo.scenes import SCENES
-from demo.stack import AirflowStack
-from demo.stage import PROJECT, Stage
+from testkit.browser import chromium
+from testkit.stack import AirflowStack
+from testkit.stage import PROJECT, Stage
 from tests.e2e import people
 from tests.e2e.scene import Scene, play
 from tests.e2e.screen import Screen
@@ -27,19 +28,29 @@ if TYPE_CHECKING:
     from playwright.sync_api import Browser, BrowserContext
 
 _meters = itertools.count(60_001)
+# Connections whose sessions end without a callout: it takes none (the README's), or all of them are lost.
+POLLS_CONN = "mediation_polls"
+LOST_CONN = "mediation_lost"
 FAB_MANAGER = "airflow.providers.fab.auth_manager.fab_auth_manager.FabAuthManager"
 
 
 @pytest.fixture(scope="package")
 def stage(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stage]:
-    """Simulator and Airflow with the example DAGs, where only who has a password gets in."""
+    """Simulator and Airflow with the example Dags, with passwords."""
     passwords = tmp_path_factory.mktemp("users") / "passwords.json"
     passwords.write_text(json.dumps({user: people.password(user) for user in people.SIMPLE}))
     env = {
         "AIRFLOW__CORE__SIMPLE_AUTH_MANAGER_USERS": ",".join(":".join(each) for each in people.SIMPLE.items()),
         "AIRFLOW__CORE__SIMPLE_AUTH_MANAGER_PASSWORDS_FILE": str(passwords),
+        # If all callouts are lost, polls find the end soon.
+        "AIRFLOW__MEDIATION__CROSS_CHECK_INTERVAL": "3",
     }
-    with Stage(tmp_path_factory.mktemp("stage"), env=env, login=people.login(people.ADMIN)) as stage:
+    dags = tmp_path_factory.mktemp("dags")
+    for file in (PROJECT / "dags").glob("*.py"):
+        shutil.copy(file, dags)
+    for conn_id in (POLLS_CONN, LOST_CONN):
+        (dags / f"{conn_id}.py").write_text(_over(conn_id, (dags / "run_and_branch.py").read_text()))
+    with Stage(tmp_path_factory.mktemp("stage"), dags, env=env, login=people.login(people.ADMIN)) as stage:
         stage.simulator.call("POST", "/config", json={"max_running_meters": 60})
         for scene in SCENES:
             for meter_id, settings in scene.meters.items():
@@ -49,7 +60,7 @@ def stage(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stage]:
 
 @pytest.fixture(scope="package")
 def fab(stage: Stage, tmp_path_factory: pytest.TempPathFactory) -> Iterator[AirflowStack]:
-    """An API server on the same database with the FAB auth manager, and below a path, as behind many a proxy."""
+    """An API server on the same database with the FAB auth manager, and below a base path, as behind many proxies."""
     env = {name: value for name, value in stage.airflow.processes.env.items() if name.startswith("AIRFLOW_CONN_")}
     with AirflowStack(
         tmp_path_factory.mktemp("fab"),
@@ -66,13 +77,13 @@ def fab(stage: Stage, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Airf
 
 @pytest.fixture(scope="package")
 def scene(stage: Stage) -> Scene:
-    """A session that started a run of one DAG, and that a task of another one waited for."""
+    """A session that triggered a run of one Dag, and that a task of another one waited for."""
     return play(stage)
 
 
 @pytest.fixture(scope="package")
 def browser() -> Iterator[Browser]:
-    """The browser; each user has a context of its own in it, as in a window of his own."""
+    """The browser; each user has a context of its own in it, as in a separate window."""
     with chromium() as browser:
         yield browser
 
@@ -138,3 +149,11 @@ def become(stage: Stage) -> Callable[[str, str], None]:
         stage.simulator.call("POST", f"/sessions/{session_id}", json={"script": [[status, None]]})
 
     return to
+
+
+def _over(conn_id: str, source: str) -> str:
+    """Return the example Dag ``run_and_branch`` under the name of a connection, and over it."""
+    renamed = source.replace("run_and_branch", conn_id)
+    over = renamed.replace("default_args={", f'default_args={{"mediation_conn_id": "{conn_id}", ')
+    assert over != renamed != source
+    return over

@@ -1,11 +1,11 @@
-"""Who looks at the pages: a user for each role of both auth managers, and one whose role is worth nothing."""
+"""The users of the pages: one for each role of both auth managers, and one whose role has no permission."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
-    from demo.client import AirflowClient
+    from testkit.client import AirflowClient
 
 ADMIN: Final = "admin"
 NOBODY: Final = "nobody"
@@ -15,7 +15,7 @@ SIMPLE: Final = {"admin": "admin", "op": "op", "user": "user", "viewer": "viewer
 
 ONE_DAG: Final = "on_completed"
 FAB: Final = {"admin": "Admin", "viewer": "Viewer", "narrow": "Narrow", NOBODY: "Public"}
-"""Users of the FAB auth manager, with their roles; ``Narrow`` may read assets and one DAG, and no connection."""
+"""Users of the FAB auth manager, with their roles; ``Narrow`` may read assets and one Dag, and no connection."""
 NARROW: Final = (
     ("can_read", "Website"),
     ("menu_access", "Assets"),
@@ -32,17 +32,17 @@ def password(user: str) -> str:
 
 
 def login(user: str) -> tuple[str, str]:
-    """Return what a user logs in with."""
+    """Return the login of a user."""
     return user, password(user)
 
 
 def cookie(airflow: AirflowClient, user: str) -> dict[str, str]:
-    """Return the cookie that a browser has once the user has logged in."""
+    """Return the cookie of a browser after the user has logged in."""
     return {"name": "_token", "value": airflow.token(login(user)), "url": airflow.url}
 
 
 def make_fab_users() -> None:
-    """Make the users and roles of the FAB auth manager; to be run in an environment of that Airflow."""
+    """Create the users and roles of the FAB auth manager; to be run in an environment of that Airflow."""
     from airflow.providers.fab.auth_manager.cli_commands.utils import get_application_builder
 
     with get_application_builder() as builder:

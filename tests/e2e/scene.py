@@ -1,4 +1,4 @@
-"""One session with all that belongs to it: a task that waited for it, a DAG run that it started, and its pages."""
+"""One session with all that belongs to it: a task that waited for it, a Dag run that it triggered, and its pages."""
 
 from __future__ import annotations
 
@@ -6,12 +6,12 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 from urllib.parse import urlencode
 
-from demo.processes import wait_until
-from demo.stage import CONN_ID
+from testkit.processes import wait_until
+from testkit.stage import CONN_ID
 from tests.e2e import people
 
 if TYPE_CHECKING:
-    from demo.stage import Stage
+    from testkit.stage import Stage
 
 METER = "1013"
 PAUSED = "on_either"
@@ -21,11 +21,11 @@ WAITS = ("run_and_branch", "run_meter")
 
 @dataclass(frozen=True, kw_only=True)
 class Scene:
-    """A session of ``METER`` that is COMPLETED, and known by callouts.
+    """A session of ``METER`` that is COMPLETED, reported by callouts.
 
-    :param waiting: the run of the DAG whose task waited for it
-    :param started: the run of ``people.ONE_DAG`` that it started
-    :param missed: another session, of ``PAUSED_METER``, which started nothing because the DAG ``PAUSED`` is paused
+    :param waiting: the run of the Dag whose task waited for it
+    :param started: the run of ``people.ONE_DAG`` that it triggered
+    :param missed: another session, of ``PAUSED_METER``, which triggered nothing because the Dag ``PAUSED`` is paused
     """
 
     session_id: str
@@ -35,7 +35,7 @@ class Scene:
 
     @property
     def key(self) -> dict[str, str]:
-        """What names the session in addresses and forms."""
+        """The session's key in addresses and forms."""
         return {"conn": CONN_ID, "meter": METER, "session": self.session_id}
 
     @property
@@ -49,7 +49,7 @@ class Scene:
 
 
 def play(stage: Stage) -> Scene:
-    """Let it happen."""
+    """Create the scene."""
     stage.airflow.wait_dags({WAITS[0], people.ONE_DAG, PAUSED})
     stage.airflow.api("PATCH", f"/dags/{PAUSED}", json={"is_paused": True})
     missed = str(stage.simulator.start_session(PAUSED_METER, script=[["COMPLETED", None]])["session_id"])

@@ -1,4 +1,4 @@
-"""What a user sees: one tab of the browser on Airflow, with our page in a frame; it notes whatever goes wrong."""
+"""A user's view: one tab of the browser on Airflow, with our page in a frame; it records every error."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from urllib.parse import urlsplit
 
 from playwright.sync_api import expect
 
-from airflow_mediation_provider.protocol.pages import address, framed, session_page
+from airflow_mediation_provider.protocol.urls import address, framed, session_page
 
 if TYPE_CHECKING:
     from playwright.sync_api import BrowserContext, ConsoleMessage, Dialog, Frame, FrameLocator, Locator, Request
@@ -51,7 +51,7 @@ class Screen:
 
     @property
     def inside(self) -> FrameLocator:
-        """What the frame shows."""
+        """The content of the frame."""
         return self.page.frame_locator("iframe")
 
     @property
@@ -76,18 +76,18 @@ class Screen:
 
     @property
     def unreloaded(self) -> Any:
-        """Whether the mark is still there."""
+        """Whether the mark still exists."""
         return self.frame.evaluate("window.unreloaded === true")
 
     def excuse(self, *texts: str) -> None:
-        """Forget what went wrong and was meant to: each of the texts must be in what was noted."""
+        """Remove expected errors from the record: each of the texts must be in it."""
         for text in texts:
             fitting = [each for each in self.wrong if text in each]
             assert fitting, f"{text!r} did not happen: {self.wrong}"
             self.wrong = [each for each in self.wrong if text not in each]
 
     def _console(self, message: ConsoleMessage) -> None:
-        # What another origin is asked for is noted as such already.
+        # Requests to another origin are recorded already.
         if message.type == "error" and urlsplit(message.location["url"]).netloc in ("", urlsplit(self.url).netloc):
             self.wrong.append(f"console: {message.text} ({message.location['url']})")
 

@@ -1,4 +1,4 @@
-"""How the pages look, and to whom: light and dark, in any time zone, on a phone, to screen readers, by the keyboard."""
+"""The appearance of the pages: light and dark, in any time zone, on a phone, for screen readers, by the keyboard."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pytest
 from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import expect
 
-from airflow_mediation_provider.protocol.pages import MOUNT, framed
+from airflow_mediation_provider.protocol.urls import MOUNT, framed
 from tests.e2e import people
 from tests.e2e.scene import METER, WAITS
 
@@ -32,7 +32,7 @@ def wear(tab: Screen, theme: str) -> None:
 
 
 def addresses(tab: Screen, scene: Scene) -> dict[str, str]:
-    """Each page where Airflow shows it: in its navigation, or as a tab."""
+    """Each page in its place in Airflow: in the navigation, or as a tab."""
     places = {path: framed(tab.url, f"{tab.url}{MOUNT}{address}") for path, address in scene.pages.items()}
     run = f"{tab.url}/dags/{{}}/runs/{{}}"
     return {
@@ -52,7 +52,7 @@ def show(tab: Screen, address: str) -> Frame:
 
 
 @pytest.mark.parametrize("theme", ["light", "dark"])
-def test_axe_finds_nothing_grave_on_any_page(screen: Callable[..., Screen], scene: Scene, theme: str) -> None:
+def test_axe_finds_no_serious_violation_on_any_page(screen: Callable[..., Screen], scene: Scene, theme: str) -> None:
     tab = screen("admin", viewport={"width": 1400, "height": 1000})
     wear(tab, theme)
     found = {}
@@ -105,13 +105,13 @@ def test_times_are_shown_in_the_zone_that_the_user_chose(screen: Callable[..., S
     assert tab.unreloaded
 
 
-def test_exact_times_of_somebody_elses_address_are_shown_in_the_users_zone(screen: Callable[..., Screen]) -> None:
+def test_exact_times_of_another_users_address_are_shown_in_the_users_zone(screen: Callable[..., Screen]) -> None:
     tab = screen("viewer", timezone_id="Asia/Tokyo")
     tab.open_sessions("since=2026-03-31T09:00:21&until=2026-03-31T10:00&tz=Europe/Berlin")
     expect(tab.inside.get_by_role("textbox", name="From")).to_have_value("2026-03-31T16:00:21")
     expect(tab.inside.get_by_role("textbox", name="Until")).to_have_value("2026-03-31T17:00")
     tab.inside.get_by_role("button", name="Filter").click()
-    # What was typed is there before the answer; Airflow's own script takes the address over once the frame is loaded.
+    # The typed values are there before the answer; Airflow's own script updates the address once the frame is loaded.
     expect(tab.page).to_have_url(re.compile("tz=Asia"))
     expect(tab.inside.get_by_role("textbox", name="From")).to_have_value("2026-03-31T16:00:21")
     asked = parse_qs(urlsplit(tab.page.url).query)
@@ -121,7 +121,7 @@ def test_exact_times_of_somebody_elses_address_are_shown_in_the_users_zone(scree
 
 def test_no_page_scrolls_sideways_on_a_phone(screen: Callable[..., Screen], scene: Scene) -> None:
     tab = screen("admin", viewport={"width": 390, "height": 844}, has_touch=True)
-    # Airflow's own page of a task is wider than a phone, so these are looked at by themselves.
+    # Airflow's own page of a task is wider than a phone, so these are opened by themselves.
     alone = {path: f"{tab.url}{MOUNT}{scene.pages[path]}" for path in ("/task", "/run")}
     wide = {}
     for path, address in {**addresses(tab, scene), **alone}.items():
@@ -136,7 +136,7 @@ def test_no_page_scrolls_sideways_on_a_phone(screen: Callable[..., Screen], scen
                 ".map(each => each.outerHTML.slice(0, 120))"
             )
     assert wide == {}
-    # A row is a card there, and what a column is called stands beside its value, not under it.
+    # A row is a card there, and the name of a column is beside its value, not above it.
     inside = show(tab, addresses(tab, scene)["/sessions"])
     narrow = inside.locator(".sessions tbody td, .sessions tbody th").evaluate_all(
         "cells => cells.filter(cell => parseFloat(getComputedStyle(cell).paddingLeft) < 90).map(cell => cell.outerHTML)"

@@ -1,4 +1,4 @@
-"""Who sees what: pages ask Airflow's auth manager, whichever it is, and show nothing to whom it refuses."""
+"""What each user sees: pages ask Airflow's auth manager, any of the two, and show nothing that it denies."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ import jwt
 import pytest
 from playwright.sync_api import expect
 
-from airflow_mediation_provider.protocol.pages import MOUNT
-from demo.stage import CONN_ID
+from airflow_mediation_provider.protocol.urls import MOUNT
+from testkit.stage import CONN_ID
 from tests.e2e import people
 from tests.e2e.scene import METER, WAITS
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from demo.stage import Stage
+    from testkit.stage import Stage
     from tests.e2e.scene import Scene
     from tests.e2e.screen import Screen
 
@@ -36,7 +36,7 @@ def test_each_role_of_the_simple_auth_manager_sees_the_sessions(
     expect(tab.inside.get_by_role("link", name=scene.started)).to_be_visible()
     expect(tab.inside.get_by_role("link", name="run_and_branch.run_meter")).to_be_visible()
     expect(tab.inside.get_by_role("button", name="Ask Zuora")).to_have_count(int(reads_connection))
-    expect(tab.inside.get_by_text("only who may read the connection")).to_have_count(int(not reads_connection))
+    expect(tab.inside.get_by_text("you may not read this connection")).to_have_count(int(not reads_connection))
 
 
 @pytest.mark.parametrize("manager", ["simple", "fab"])
@@ -44,13 +44,13 @@ def test_a_user_without_permission_sees_nothing(screen: Callable[..., Screen], s
     tab = screen(people.NOBODY, fab=manager == "fab")
     for path in scene.pages.values():
         tab.open(MOUNT + path)
-        expect(tab.page.get_by_role("heading", name="You may not see this")).to_be_visible()
+        expect(tab.page.get_by_role("heading", name="Access denied")).to_be_visible()
         expect(tab.page.get_by_text(MAY_NOT)).to_be_visible()
         assert scene.session_id not in tab.page.content()
         tab.excuse("status of 403")
 
 
-def test_below_a_path_all_links_and_frames_keep_to_it(screen: Callable[..., Screen], scene: Scene) -> None:
+def test_below_a_base_path_all_links_and_frames_keep_it(screen: Callable[..., Screen], scene: Scene) -> None:
     tab = screen("admin", fab=True)
     tab.open_sessions(f"meter={METER}")
     tab.row(scene.session_id).get_by_role("link", name=scene.session_id).click()
@@ -61,7 +61,7 @@ def test_below_a_path_all_links_and_frames_keep_to_it(screen: Callable[..., Scre
     assert urlsplit(tab.page.url).path.startswith(f"/airflow/dags/{people.ONE_DAG}/runs/")
 
 
-def test_each_role_of_fab_sees_the_sessions_and_what_its_permissions_let_through(
+def test_each_role_of_fab_sees_the_sessions_and_what_its_permissions_allow(
     screen: Callable[..., Screen], scene: Scene
 ) -> None:
     for user, sees_tasks, asks in (("admin", True, True), ("viewer", True, False), ("narrow", False, False)):
@@ -76,16 +76,16 @@ def test_each_role_of_fab_sees_the_sessions_and_what_its_permissions_let_through
         assert (WAITS[0] in tab.page.content()) == sees_tasks
 
 
-def test_the_tabs_of_a_dag_that_a_user_may_not_read_tell_nothing(screen: Callable[..., Screen], scene: Scene) -> None:
+def test_the_tabs_of_a_dag_that_a_user_may_not_read_show_nothing(screen: Callable[..., Screen], scene: Scene) -> None:
     tab = screen("narrow", fab=True)
     for path, what in (("/run", "runs"), ("/task", "tasks")):
         tab.open(f"{MOUNT}{path}?dag_id={WAITS[0]}&run_id={scene.waiting}&task_id={WAITS[1]}")
-        expect(tab.page.get_by_text(f"You may not see the {what} of the DAG {WAITS[0]}.")).to_be_visible()
+        expect(tab.page.get_by_text(f"You may not see the {what} of the Dag {WAITS[0]}.")).to_be_visible()
         assert scene.session_id not in tab.page.content()
     tab.excuse("status of 403")
 
 
-def test_an_expired_login_inside_the_frame_says_so(screen: Callable[..., Screen], stage: Stage) -> None:
+def test_an_expired_login_inside_the_frame_is_shown(screen: Callable[..., Screen], stage: Stage) -> None:
     tab = screen("viewer", locale="en-US")
     tab.open_sessions()
     secret = stage.airflow.processes.env["AIRFLOW__API_AUTH__JWT_SECRET"]
@@ -104,7 +104,7 @@ def test_an_expired_login_inside_the_frame_says_so(screen: Callable[..., Screen]
     tab.excuse("status of 401")
 
 
-def test_who_is_logged_out_is_told_to_log_in(screen: Callable[..., Screen], scene: Scene) -> None:
+def test_a_user_who_is_logged_out_is_asked_to_log_in(screen: Callable[..., Screen], scene: Scene) -> None:
     tab = screen(None)
     tab.open(f"{MOUNT}/sessions?meter={METER}")
     expect(tab.page.get_by_role("heading", name="You are not logged in")).to_be_visible()
@@ -121,7 +121,7 @@ def test_another_sites_form_changes_nothing(screen: Callable[..., Screen], stage
     tab = screen("admin", locale="en-US")
     fields = "".join(f'<input name="{name}" value="{value}">' for name, value in scene.key.items())
     form = f'<form method="post" action="{tab.url}{MOUNT}/session/summary">{fields}<button>Win</button></form>'
-    # Another port is another site's page to the origin check, and the cookie comes with what it sends all the same.
+    # Another port is another site to the origin check, and the browser sends the cookie nevertheless.
     tab.page.goto(f"{stage.simulator.url}/_simulator/health")
     tab.page.set_content(form)
     with tab.page.expect_response(f"{tab.url}{MOUNT}/session/summary") as sent:

@@ -1,4 +1,4 @@
-"""Every route that the application has: without a login, with one that is worth nothing, and from another site."""
+"""Every route of the application: without a login, with a login without permission, and from another site."""
 
 from __future__ import annotations
 
@@ -10,19 +10,23 @@ from fastapi.routing import APIRoute
 from starlette.routing import Mount
 
 from airflow_mediation_provider.api_server.app import create_app
-from airflow_mediation_provider.api_server.pages.route import PageRoute
-from airflow_mediation_provider.protocol.pages import MOUNT
-from demo.stage import CONN_ID
+from airflow_mediation_provider.api_server.pages.rendering import PageRoute
+from airflow_mediation_provider.protocol.urls import MOUNT
+from testkit.stage import CONN_ID
 from tests.e2e import people
 
 if TYPE_CHECKING:
-    from demo.client import AirflowClient
-    from demo.stage import Stage
+    from testkit.client import AirflowClient
+    from testkit.stage import Stage
     from tests.e2e.scene import Scene
 
-# What machines talk to, and what they hear who prove nothing; the handshake says no more than that somebody is here.
+# The routes of machines, and their answers without authentication; the handshake only identifies the server.
+CALLOUTS = "/callouts/{conn_id:path}"
 MACHINES = {
-    ("POST", "/callouts/{conn_id:path}"): 401,
+    **{(method, CALLOUTS): 401 for method in ("POST", "PUT", "PATCH")},
+    # Counted, and refused.
+    **{(method, CALLOUTS): 405 for method in ("GET", "HEAD", "DELETE", "OPTIONS")},
+    ("POST", "/history"): 401,
     ("POST", "/feed"): 401,
     ("POST", "/observations"): 401,
     ("POST", "/prune"): 401,
@@ -38,7 +42,7 @@ FORMS = {
 
 @pytest.fixture(params=["simple", "fab"])
 def airflow(request: pytest.FixtureRequest, stage: Stage) -> AirflowClient:
-    """Airflow with either auth manager."""
+    """Airflow with each of the auth managers."""
     return request.getfixturevalue("fab") if request.param == "fab" else stage.airflow
 
 
@@ -52,7 +56,7 @@ def routes() -> dict[tuple[str, str], APIRoute]:
 def ask(
     airflow: AirflowClient, scene: Scene, method: str, path: str, user: str | None = None, site: str = "same-origin"
 ) -> httpx.Response:
-    """Ask as a user's browser does on a page of a site."""
+    """Request as a user's browser does on a page of a site."""
     address = scene.pages.get(path, path.replace("{conn_id:path}", CONN_ID))
     return httpx.request(
         method,
@@ -65,7 +69,7 @@ def ask(
     )
 
 
-def test_each_route_is_a_page_a_machines_or_a_file(routes: dict[tuple[str, str], APIRoute], scene: Scene) -> None:
+def test_each_route_is_a_page_a_machine_route_or_a_file(routes: dict[tuple[str, str], APIRoute], scene: Scene) -> None:
     pages = {key for key, route in routes.items() if isinstance(route, PageRoute)}
     assert pages == {("GET", path) for path in scene.pages} | {("POST", path) for path in FORMS}
     assert set(routes) - pages == set(MACHINES)
@@ -73,7 +77,7 @@ def test_each_route_is_a_page_a_machines_or_a_file(routes: dict[tuple[str, str],
     assert [(type(route), getattr(route, "path", None)) for route in others] == [(Mount, "/static")]
 
 
-def test_without_a_login_no_route_tells_anything(
+def test_without_a_login_no_route_returns_data(
     airflow: AirflowClient, routes: dict[tuple[str, str], APIRoute], scene: Scene
 ) -> None:
     answers = {key: ask(airflow, scene, *key) for key in routes}
@@ -83,7 +87,7 @@ def test_without_a_login_no_route_tells_anything(
     assert [key for key, answer in answers.items() if scene.session_id in answer.text] == []
 
 
-def test_without_a_permission_no_page_tells_anything(
+def test_without_a_permission_no_page_returns_data(
     airflow: AirflowClient, routes: dict[tuple[str, str], APIRoute], scene: Scene
 ) -> None:
     pages = [key for key in routes if key not in MACHINES]
@@ -92,7 +96,7 @@ def test_without_a_permission_no_page_tells_anything(
     assert [key for key, answer in answers.items() if scene.session_id in answer.text] == []
 
 
-def test_who_may_only_read_changes_nothing(airflow: AirflowClient, scene: Scene) -> None:
+def test_a_user_who_may_only_read_changes_nothing(airflow: AirflowClient, scene: Scene) -> None:
     answers = {path: ask(airflow, scene, "POST", path, user="viewer").status_code for path in FORMS}
     assert answers == dict.fromkeys(FORMS, 403)
 
@@ -104,8 +108,8 @@ def test_from_another_site_nothing_is_changed(stage: Stage, scene: Scene, site: 
     assert all("another site" in answer.text for answer in answers.values())
 
 
-def test_who_may_do_it_from_airflow_itself_may(stage: Stage, scene: Scene) -> None:
-    """So that the refusals above are about what they say."""
+def test_a_user_with_permission_succeeds_from_airflow_itself(stage: Stage, scene: Scene) -> None:
+    """This shows that the requests above were refused for their origin."""
     answers = {path: ask(stage.airflow, scene, "POST", path, people.ADMIN).status_code for path in FORMS}
     assert answers == dict.fromkeys(FORMS, 200)
 

@@ -1,4 +1,4 @@
-"""The list and the page of a session, as whoever looks after the DAGs meets them."""
+"""The list and the page of a session, as users in operations use them."""
 
 from __future__ import annotations
 
@@ -9,22 +9,22 @@ from urllib.parse import parse_qs, urlsplit
 import pytest
 from playwright.sync_api import expect
 
-from airflow_mediation_provider.protocol.pages import MOUNT
-from demo.stage import CONN_ID
+from airflow_mediation_provider.protocol.urls import MOUNT
+from testkit.stage import CONN_ID
 from tests.e2e import people
 from tests.e2e.scene import PAUSED, PAUSED_METER
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from demo.stage import Stage
+    from testkit.stage import Stage
     from tests.e2e.scene import Scene
     from tests.e2e.screen import Screen
 
 STILL = [["INITIALIZING", None]]
 
 
-def test_from_the_login_to_a_session_that_changes_before_ones_eyes(
+def test_from_the_login_to_a_session_that_changes_on_the_open_page(
     screen: Callable[..., Screen], stage: Stage, meter: Callable[..., str], become: Callable[[str, str], None]
 ) -> None:
     tab = screen(None)
@@ -47,7 +47,7 @@ def test_from_the_login_to_a_session_that_changes_before_ones_eyes(
     expect(row.locator(".badge")).to_have_text("RUNNING")
     become(session["session_id"], "COMPLETED")
     expect(row.locator(".badge")).to_have_text("COMPLETED")
-    expect(row).to_contain_text("run_and_branch.run_meter condition met")
+    expect(row).to_contain_text("run_and_branch.run_meter ended: COMPLETED (callout)")
     assert tab.unreloaded
     stage.airflow.wait_success("run_and_branch", run_id)
     # Of Airflow's own login page.
@@ -62,7 +62,7 @@ def two(stage: Stage, meter: Callable[..., str]) -> tuple[str, str, str]:
     return meter_id, failed, running
 
 
-def test_a_filter_stands_in_the_address_and_survives_a_reload(
+def test_a_filter_is_kept_in_the_address_and_survives_a_reload(
     screen: Callable[..., Screen], two: tuple[str, str, str]
 ) -> None:
     meter_id, failed, running = two
@@ -78,7 +78,7 @@ def test_a_filter_stands_in_the_address_and_survives_a_reload(
     expect(tab.sessions).to_have_count(1)
     expect(tab.row(failed)).to_be_visible()
 
-    # Airflow's own script takes it over once the frame is loaded.
+    # Airflow's own script updates it once the frame is loaded.
     expect(tab.page).to_have_url(re.compile("status=FAILED"))
     asked = parse_qs(urlsplit(tab.page.url).query)
     assert (asked["meter"], asked["status"]) == ([meter_id], ["FAILED"])
@@ -90,13 +90,11 @@ def test_a_filter_stands_in_the_address_and_survives_a_reload(
     expect(tab.row(running)).to_be_visible()
 
 
-def test_the_chart_counts_what_the_filter_lets_through(
-    screen: Callable[..., Screen], two: tuple[str, str, str]
-) -> None:
+def test_the_chart_counts_the_filtered_sessions(screen: Callable[..., Screen], two: tuple[str, str, str]) -> None:
     tab = screen()
     tab.open_sessions(f"meter={two[0]}")
-    chart = tab.inside.get_by_role("img", name="Sessions that began, by status")
-    expect(chart).to_have_accessible_name("Sessions that began, by status: 1 FAILED, 1 RUNNING")
+    chart = tab.inside.get_by_role("img", name="Sessions started, by status")
+    expect(chart).to_have_accessible_name("Sessions started, by status: 1 FAILED, 1 RUNNING")
 
 
 def test_from_a_session_to_the_dag_run_and_back(
@@ -116,10 +114,11 @@ def test_from_a_session_to_the_dag_run_and_back(
     become(session_id, "COMPLETED")
     expect(heading).to_contain_text("COMPLETED")
     expect(tab.inside.get_by_role("region", name="Timeline")).to_contain_text("reply to the run call")
-    expect(tab.inside.get_by_role("region", name="Timeline").get_by_role("row").nth(1)).to_contain_text("callout")
+    completed = tab.inside.get_by_role("region", name="Timeline").get_by_role("row").filter(has_text="COMPLETED")
+    expect(completed.filter(has_text="callout")).to_have_count(1)
     assert tab.unreloaded
 
-    tab.inside.get_by_role("link", name=run_id).click()
+    tab.inside.get_by_role("link", name=run_id).first.click()
     expect(tab.page.get_by_role("heading", name=run_id)).to_be_visible()
     assert urlsplit(tab.page.url).path.startswith("/dags/run_and_branch/runs/manual__")
     expect(tab.page.locator("iframe")).to_have_count(0)
@@ -127,7 +126,7 @@ def test_from_a_session_to_the_dag_run_and_back(
     expect(heading).to_contain_text(f"{session_id} COMPLETED")
 
 
-def test_what_zuora_counted_is_asked_for_by_a_button(
+def test_zuoras_record_counts_are_requested_by_a_button(
     screen: Callable[..., Screen], stage: Stage, meter: Callable[..., str]
 ) -> None:
     meter_id = meter(script=[["RUNNING", 0.2], ["FAILED", None]], records=41, errors=3)
@@ -147,7 +146,7 @@ def test_what_zuora_counted_is_asked_for_by_a_button(
     assert len(asked) == 2
 
 
-def test_a_dag_that_was_paused_gets_its_run_by_a_button(
+def test_a_dag_that_was_paused_gets_its_missing_run_by_a_button(
     screen: Callable[..., Screen], stage: Stage, scene: Scene
 ) -> None:
     tab = screen()
@@ -160,7 +159,7 @@ def test_a_dag_that_was_paused_gets_its_run_by_a_button(
     missed.get_by_role("button", name="Start the missing run").click()
     expect(tab.inside.get_by_role("alert")).to_have_text(f"A run of {PAUSED} is queued for this session.")
     expect(tab.inside.get_by_role("link", name="asset_triggered__")).to_be_visible()
-    # The page has refreshed itself meanwhile, or has not yet; what was said stays.
+    # The page may have refreshed itself meanwhile; the notice stays.
     with tab.page.expect_response(lambda response: f"{MOUNT}/session?" in response.url):
         pass
     expect(tab.inside.locator("#session")).to_contain_text("asset_triggered__")
@@ -170,14 +169,14 @@ def test_a_dag_that_was_paused_gets_its_run_by_a_button(
     stage.airflow.wait_success(PAUSED, runs[0]["dag_run_id"])
 
 
-def test_after_an_answer_that_broke_off_it_goes_on_refreshing(
+def test_a_page_goes_on_refreshing_after_an_interrupted_answer(
     screen: Callable[..., Screen], two: tuple[str, str, str], become: Callable[[str, str], None]
 ) -> None:
     meter_id, _, running = two
     tab = screen()
     tab.open_sessions(f"meter={meter_id}")
     expect(tab.row(running)).to_contain_text("RUNNING")
-    # As when the API server is restarted in the middle of it.
+    # As when the API server is restarted during an answer.
     tab.frame.evaluate("""() => {
         const whole = Response.prototype.text;
         Response.prototype.text = async function () {

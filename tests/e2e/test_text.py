@@ -1,4 +1,4 @@
-"""Whatever Zuora or a stranger in between writes is text on every page: never HTML, never a script."""
+"""Any content from Zuora or from an attacker in between is text on every page: never HTML, never a script."""
 
 from __future__ import annotations
 
@@ -12,19 +12,19 @@ import httpx
 import pytest
 from playwright.sync_api import expect
 
-from demo.stage import connection
+from testkit.stage import connection
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from demo.stage import Stage
+    from testkit.stage import Stage
     from tests.e2e.screen import Screen
 
 CONN_ID = "hostile"
 SECRET = "a secret of sixteen or more"
 SCRIPT = "<script>window.harmed = 1</script>"
 IMAGE = "\"'><img src=x onerror='window.harmed = 1'>"
-# A right-to-left override turns around what comes after it, unless it is kept inside.
+# A right-to-left override reverses the text after it, unless it is kept inside.
 TURNED = "\u202egnp.מטר & {{ 77777 * 77777 }} &lt;b&gt;"
 NASTY = {
     "script": {"meterId": f"1 {SCRIPT}", "meterName": IMAGE, "sessionId": TURNED, "status": f"RUNNING{SCRIPT}"},
@@ -35,7 +35,7 @@ NASTY = {
 
 @pytest.fixture(scope="module")
 def callout(stage: Stage) -> Callable[[bytes], None]:
-    """Post a callout that is signed as it must be, whatever is in it."""
+    """Post a correctly signed callout with any content."""
     fields = json.loads(connection(stage.simulator.url, callout_secret=SECRET))
     fields["extra"] = json.dumps(fields["extra"])
     stage.airflow.api("POST", "/connections", json={"connection_id": CONN_ID, **fields})
@@ -55,7 +55,7 @@ def callout(stage: Stage) -> Callable[[bytes], None]:
 
 
 def unharmed(tab: Screen) -> None:
-    """Hold that nothing of what was shown ran or became an element."""
+    """Check that no shown content ran or became an element."""
     frame = tab.frame
     assert frame.evaluate("window.harmed") is None
     assert frame.locator("main script, main img, main b").count() == 0
@@ -63,7 +63,7 @@ def unharmed(tab: Screen) -> None:
 
 
 @pytest.mark.parametrize("case", NASTY)
-def test_what_a_callout_says_is_text_on_the_list_and_on_the_sessions_page(
+def test_content_of_a_callout_is_text_on_the_list_and_on_the_sessions_page(
     screen: Callable[..., Screen], callout: Callable[[bytes], None], case: str
 ) -> None:
     said: dict[str, Any] = {**NASTY[case], "runType": "NORMAL", "previousStatus": f"WAS {IMAGE}"}
@@ -89,29 +89,29 @@ def test_what_a_callout_says_is_text_on_the_list_and_on_the_sessions_page(
     assert tab.page.evaluate("window.harmed") is None
 
 
-def test_what_nobody_could_read_is_shown_as_it_came(
+def test_an_unparsed_callout_is_shown_as_it_was_received(
     screen: Callable[..., Screen], callout: Callable[[bytes], None]
 ) -> None:
     body = f"{{not JSON {SCRIPT} {IMAGE} {TURNED}"
     callout(body.encode())
     tab = screen()
     tab.open_sessions(f"conn={CONN_ID}")
-    tab.inside.get_by_role("link", name="could not be read").click()
-    expect(tab.inside.get_by_role("heading", name="Unreadable callouts")).to_be_visible()
+    tab.inside.get_by_role("link", name="could not be parsed").click()
+    expect(tab.inside.get_by_role("heading", name="Unparsed callouts")).to_be_visible()
     row = tab.inside.get_by_role("row").filter(has_text=CONN_ID)
     expect(row.locator("pre")).to_have_text(body)
     unharmed(tab)
     tab.inside.get_by_role("button", name=CONN_ID).click()
-    expect(tab.inside.get_by_role("alert")).to_have_text("0 could be read and count now; 1 still cannot.")
+    expect(tab.inside.get_by_role("alert")).to_have_text("0 parsed and counted; 1 still unparsed.")
     expect(row.locator("pre")).to_have_text(body)
     unharmed(tab)
 
 
-def test_what_an_address_says_is_text(screen: Callable[..., Screen]) -> None:
+def test_content_of_an_address_is_text(screen: Callable[..., Screen]) -> None:
     tab = screen()
     tab.page.goto(f"{tab.url}/mediation/sessions?meter={IMAGE}&status={SCRIPT}&conn={TURNED}&since={SCRIPT}")
-    expect(tab.page.get_by_role("heading", name="This address cannot be read")).to_be_visible()
-    expect(tab.page.get_by_text(f"since={SCRIPT} is no time")).to_be_visible()
+    expect(tab.page.get_by_role("heading", name="Invalid address")).to_be_visible()
+    expect(tab.page.get_by_text(f"since={SCRIPT} is not a valid time")).to_be_visible()
     tab.excuse("status of 400")
     tab.open_sessions(f"meter={IMAGE.replace('&', '%26')}&status={SCRIPT}")
     expect(tab.inside.get_by_label("Meter", exact=True)).to_have_value(IMAGE)

@@ -1,8 +1,8 @@
 """One real Airflow, one simulator and one database for all integration tests of a session.
 
-`stage.airflow` starts, stops and asks Airflow (`trigger`, `wait_run`, `task_instances`, `logs`, `clear`, `pids`,
-`stop`, `start` ...), `stage.simulator` steers the simulated tenant and tells what it was asked for. Tests share the
-tenant, so each takes a meter of its own: the `meter` fixture. DAGs of tests are in `dags/` beside this file, or made by
+`stage.airflow` starts, stops and queries Airflow (`trigger`, `wait_run`, `task_instances`, `logs`, `clear`, `pids`,
+`stop`, `start` ...), `stage.simulator` controls the simulated tenant and has the log of its requests. Tests share the
+tenant, so each uses a meter of its own: the `meter` fixture. Dags of tests are in `dags/` beside this file, or created
 `add_dag`.
 """
 
@@ -16,28 +16,28 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from demo.scenes import SCENES
-from demo.stage import PROJECT, Stage
+from testkit.stage import PROJECT, Stage
 from tests.unit.statsd import StatsdServer
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
 _meters = itertools.count(20_001)
-# Whoever is lost is missed soon, and a task that was marked or cleared soon learns of it.
+# A lost process is missed soon, and a task that was marked or cleared soon receives it.
 ENV = {
     "AIRFLOW__CORE__PARALLELISM": "14",
     "AIRFLOW__TRIGGERER__TRIGGERER_HEALTH_CHECK_THRESHOLD": "8",
     "AIRFLOW__SCHEDULER__TASK_INSTANCE_HEARTBEAT_TIMEOUT": "20",
     "AIRFLOW__SCHEDULER__TASK_INSTANCE_HEARTBEAT_TIMEOUT_DETECTION_INTERVAL": "4",
     "AIRFLOW__WORKERS__MIN_HEARTBEAT_INTERVAL": "2",
-    # Callouts come of the examples' meters alone; all other tests are about polls, at the pace that they ask for.
+    # Only the examples' meters send callouts; all other tests are about polls, at their own intervals.
     "AIRFLOW__MEDIATION__CROSS_CHECK_INTERVAL": "1",
 }
 
 
 @pytest.fixture(scope="session")
 def statsd() -> Iterator[StatsdServer]:
-    """What Airflow's metrics are sent to."""
+    """Run the server to which Airflow's metrics are sent."""
     server = StatsdServer()
     yield server
     server.close()
@@ -45,7 +45,7 @@ def statsd() -> Iterator[StatsdServer]:
 
 @pytest.fixture(scope="session")
 def stage(tmp_path_factory: pytest.TempPathFactory, statsd: StatsdServer) -> Iterator[Stage]:
-    """Simulator and Airflow with the example DAGs and those of the tests; removed at the end."""
+    """Run simulator and Airflow with the example Dags and those of the tests; removed at the end."""
     root = tmp_path_factory.mktemp("stage")
     dags = tmp_path_factory.mktemp("dags")
     for source in (PROJECT / "dags", Path(__file__).parent / "dags"):
@@ -61,7 +61,7 @@ def stage(tmp_path_factory: pytest.TempPathFactory, statsd: StatsdServer) -> Ite
 
 @pytest.fixture
 def add_dag(stage: Stage) -> Callable[[str, str], None]:
-    """Give Airflow another DAG: `add_dag(dag_id, source)` returns when Airflow knows it."""
+    """Add another Dag to Airflow: `add_dag(dag_id, source)` returns when Airflow has parsed it."""
 
     def add(dag_id: str, source: str) -> None:
         (stage.dags / f"{dag_id}.py").write_text(source)
@@ -72,7 +72,7 @@ def add_dag(stage: Stage) -> Callable[[str, str], None]:
 
 @pytest.fixture
 def meter(stage: Stage) -> Callable[..., str]:
-    """Make a meter that no other test uses: `meter(script=[["RUNNING", 5], ["COMPLETED", 0]])` returns its id."""
+    """Create a meter that no other test uses: `meter(script=[["RUNNING", 5], ["COMPLETED", 0]])` returns its id."""
 
     def make(**settings: Any) -> str:
         meter_id = str(next(_meters))

@@ -1,8 +1,8 @@
-"""Scenarios that run side by side in one DAG run: each has a task and a meter of its own, and so disturbs no other.
+"""Scenarios that run side by side in one Dag run: each has a task and a meter of its own, and so disturbs no other.
 
-A scenario is a generator function. What it does before its ``yield`` sets the scene (meter, faults); then one DAG run
-starts all tasks; what follows plays with the processes and asserts. All of them play at the same time, each in a
-thread, and a test asks one of them for its end.
+A scenario is a generator function. Before its ``yield`` it prepares its meter and faults; then one Dag run
+starts all tasks; after it the scenario acts on the processes and asserts. All of them run at the same time, each in a
+thread, and a test waits for the end of one of them.
 """
 
 from __future__ import annotations
@@ -20,30 +20,30 @@ from typing import TYPE_CHECKING, Any
 
 import psutil
 
-from demo.client import TASK_ENDS
-from demo.processes import NotInTimeError, wait_until
+from testkit.client import TASK_ENDS
+from testkit.processes import NotInTimeError, wait_until
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterator, Mapping
     from concurrent.futures import Future
 
-    from demo.stage import Stage
+    from testkit.stage import Stage
 
     Scenario = Callable[["Act"], Iterator[None]]
 
-# Each DAG run asks for the states of all its tasks at most this often, however many scenarios look at them.
+# Each Dag run requests the states of all its tasks at most this often, for all its scenarios together.
 FRESH_SECONDS = 0.4
 PATIENCE = 150.0
 _meters = itertools.count(40_001)
-# Two calls that write stop each other in one API server on SQLite: the second one's audit entry blocks its event loop,
-# which the first one's commit waits for.
+# Two calls that write block each other in one API server on SQLite: the second one's audit entry blocks its event loop,
+# for which the first one's commit waits.
 _one_write = threading.Lock()
 
 
 class Act:
-    """One scenario: its task, its meter, and what the simulator and Airflow say of them.
+    """One scenario: its task, its meter, and their state in the simulator and Airflow.
 
-    :param play: the DAG run that it belongs to
+    :param play: the Dag run that it belongs to
     :param task_id: the task, named like the scenario
     """
 
@@ -52,29 +52,29 @@ class Act:
         self.stage = play.stage
         self.task_id = task_id
         self.meter_id = str(next(_meters))
-        self.session_id: str | None = None  # of a session that the scene starts, for sensors
+        self.session_id: str | None = None  # of a session that the scenario starts, for sensors
 
     # -- the simulated tenant
 
     def meter(self, *runs: Any, **settings: Any) -> None:
-        """Set the meter up: scripts of its runs, the last of which repeats."""
+        """Create the meter: scripts of its runs, the last of which repeats."""
         self.stage.simulator.meter(self.meter_id, runs=list(runs), **settings)
 
     def session(self, script: Any) -> str:
-        """Start the session that a sensor shall wait for, as somebody else, and return its id."""
+        """Start the session that a sensor waits for, outside of Airflow, and return its id."""
         self.session_id = str(self.stage.simulator.start_session(self.meter_id, script=script)["session_id"])
         return self.session_id
 
     def fault(self, kind: str, **settings: Any) -> int:
-        """Let something go wrong with calls of this meter; returns the fault's id."""
+        """Add a fault to the calls of this meter; returns the fault's id."""
         return int(self.stage.simulator.fault(kind, meter=self.meter_id, **settings)["id"])
 
     def lift(self, fault: int) -> None:
-        """Let it go wrong no longer."""
+        """Remove a fault."""
         self.stage.simulator.call("DELETE", "/faults", params={"id": fault})
 
     def log(self, kind: str, **fields: Any) -> list[dict[str, Any]]:
-        """Return what the simulator logged of the meter, in order."""
+        """Return the simulator's log entries of the meter, in order."""
         params = {"kind": kind, "meter": self.meter_id}
         entries = self.stage.simulator.call("GET", "/log", params=params)["entries"]
         return [entry for entry in entries if all(entry.get(name) == value for name, value in fields.items())]
@@ -90,8 +90,8 @@ class Act:
         wait_until(enough, timeout=PATIENCE, what=f"{count} {kind} of meter {self.meter_id}, {fields}", every=0.2)
         return found
 
-    def asked(self, ending: str, **fields: Any) -> dict[str, Any]:
-        """Wait for a request whose path ends so, and return it."""
+    def wait_request(self, ending: str, **fields: Any) -> dict[str, Any]:
+        """Wait for a request with this end of its path, and return it."""
         found: list[dict[str, Any]] = []
 
         def there() -> bool:
@@ -101,15 +101,15 @@ class Act:
         wait_until(there, timeout=PATIENCE, what=f"a request {ending} of meter {self.meter_id}, {fields}", every=0.1)
         return found[0]
 
-    def looks(self) -> int:
+    def polls(self) -> int:
         """Return how often the meter's status was read."""
         return sum(each["path"].endswith("/runStatus") for each in self.log("request", outcome="answered"))
 
-    def looked_again(self, times: int = 2) -> None:
-        """Wait until the status was read so often from now on."""
-        before = self.looks()
-        what = f"{times} more looks at meter {self.meter_id}"
-        wait_until(lambda: self.looks() >= before + times, timeout=PATIENCE, what=what, every=0.2)
+    def wait_polled(self, times: int = 2) -> None:
+        """Wait until the status was read so many times from now on."""
+        before = self.polls()
+        what = f"{times} more polls of meter {self.meter_id}"
+        wait_until(lambda: self.polls() >= before + times, timeout=PATIENCE, what=what, every=0.2)
 
     def started(self, count: int = 1) -> list[dict[str, Any]]:
         """Wait for so many sessions that the task started, and return them."""
@@ -141,13 +141,13 @@ class Act:
         return wait_until(there, timeout=PATIENCE, what=what, every=0.2)
 
     def wait_deferred(self, try_number: int = 1) -> None:
-        """Wait until the task is deferred and the scheduler knows that its process has ended.
+        """Wait until the task is deferred and the scheduler has processed that its process has ended.
 
-        Airflow takes a task that its trigger resumes before that for one whose process was lost, and retries it.
+        If its trigger resumes it before that, Airflow takes the task's process for lost, and retries it.
         """
         self.wait("deferred", try_number=try_number)
         ended = f"'{self.task_id}', run_id='{self.play.run_id}', try_number={try_number}, map_index=-1)"
-        what = f"the scheduler to know that {self.task_id} has left its worker"
+        what = f"the scheduler to process that {self.task_id} has left its worker"
         wait_until(lambda: ended in self.play.executor_events(), timeout=PATIENCE, what=what)
 
     def end(self) -> dict[str, Any]:
@@ -158,14 +158,14 @@ class Act:
         """Return the task's XCom."""
         return self.stage.airflow.xcom(self.play.dag_id, self.play.run_id, self.task_id, key=key)
 
-    def words(self, try_number: int = 1) -> str:
+    def task_log(self, try_number: int = 1) -> str:
         """Return the log of a try."""
         return self.stage.airflow.logs(self.play.dag_id, self.play.run_id, self.task_id, try_number=try_number)
 
-    def said(self, words: str, try_number: int = 1) -> None:
-        """Wait until the words are in the log of a try."""
-        what = f"{self.task_id} to say {words!r}"
-        wait_until(lambda: words in self.words(try_number), timeout=PATIENCE, what=what, every=0.5)
+    def wait_logged(self, text: str, try_number: int = 1) -> None:
+        """Wait until the text is in the log of a try."""
+        what = f"{self.task_id} to log {text!r}"
+        wait_until(lambda: text in self.task_log(try_number), timeout=PATIENCE, what=what, every=0.5)
 
     def process(self, try_number: int = 1) -> psutil.Process:
         """Return the task's process on the worker; its parent is the supervisor."""
@@ -181,23 +181,23 @@ class Act:
         os.kill(self.process(try_number).pid, signal.SIGKILL)
 
     def mark(self, state: str) -> None:
-        """Do as a user who marks the task."""
+        """Mark the task as a user does."""
         with _one_write:
             self.stage.airflow.mark(self.play.dag_id, self.play.run_id, self.task_id, state)
 
     def clear(self) -> None:
-        """Do as a user who clears the task."""
+        """Clear the task as a user does."""
         with _one_write:
             cleared = self.stage.airflow.clear(self.play.dag_id, self.play.run_id, [self.task_id])
         assert cleared == [self.task_id]
 
     def await_cue(self, name: str) -> None:
-        """Wait until the play gives the cue."""
+        """Wait until the other scenarios have given the cue."""
         if not self.play.cues[name].wait(PATIENCE):
             raise NotInTimeError(f"no cue {name!r} within {PATIENCE:g} s")
 
     def report(self) -> str:
-        """Return what is known, for the message of a failure."""
+        """Return the logs and states for the message of a failure."""
         lines = [f"simulator's log of meter {self.meter_id}:"]
         wanted = ("path", "carried_out", "outcome", "faults", "session_id", "previous_status", "status", "reason")
         for entry in self.log("request,start,transition,stop,refused")[-40:]:
@@ -207,12 +207,12 @@ class Act:
         lines.append(f"task {self.task_id}: {ti['state']} in try {ti['try_number']}")
         for number in range(1, ti["try_number"] + 1):
             lines.append(f"log of try {number}:")
-            lines += [f"  {line}" for line in self.words(number).splitlines()[-30:]]
+            lines += [f"  {line}" for line in self.task_log(number).splitlines()[-30:]]
         return "\n".join(lines)
 
 
 class Play:
-    """One run of a DAG with a task for each scenario.
+    """One run of a Dag with a task for each scenario.
 
     :param scenarios: by the ids of their tasks
     :param conf: further configuration of the run
@@ -235,7 +235,7 @@ class Play:
         self._futures: dict[str, Future[None]] = {}
 
     def task(self, task_id: str) -> dict[str, Any]:
-        """Return a task instance as it is now, or was a moment ago."""
+        """Return a task instance in its present state, or that of a moment ago."""
         with self._lock:
             if time.monotonic() - self._asked_at > FRESH_SECONDS:
                 found = self.stage.airflow.task_instances(self.dag_id, self.run_id)
@@ -244,12 +244,12 @@ class Play:
             return self._tasks[task_id]
 
     def executor_events(self) -> str:
-        """Return what the scheduler has said of processes that ended."""
+        """Return the scheduler's log lines about processes that ended."""
         lines = self.stage.airflow.processes.log_file("scheduler").read_text(errors="replace").splitlines()
         return "\n".join(line for line in lines if "Received executor event with state success" in line)
 
     def outcome(self, name: str) -> None:
-        """Wait for the end of a scenario; what it raised is raised here."""
+        """Wait for the end of a scenario; its exception is raised here."""
         self._futures[name].result(timeout=2 * PATIENCE)
 
     def _continue(self, name: str, rest: Iterator[None]) -> None:
@@ -264,7 +264,7 @@ class Play:
             except Exception as trouble:
                 report = f"no report: {trouble!r}"
             error.add_note(report)
-            # Nobody shall wait for what this one does not do any more.
+            # No scenario is to wait for a cue that this one does not give any more.
             for cue in [*self.cues.values()]:
                 cue.set()
             raise
@@ -273,9 +273,9 @@ class Play:
 
     @contextmanager
     def playing(self, *, others: Collection[str] = ()) -> Iterator[Play]:
-        """Set all scenes, start the DAG run, and let all scenarios play; waits for their end at the end.
+        """Prepare all scenarios, start the Dag run, and run them; waits for their ends.
 
-        :param others: further DAGs that must be known first
+        :param others: further Dags that must be parsed first
         """
         airflow = self.stage.airflow
         airflow.wait_dags({self.dag_id, *others})

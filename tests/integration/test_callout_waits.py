@@ -1,4 +1,4 @@
-"""Callouts wake sensors in every mode on a real Airflow, in the time that the mode takes, and Zuora is hardly asked."""
+"""Callouts wake sensors in every mode on a real Airflow, as fast as the mode allows, and Zuora is hardly polled."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from typing import TYPE_CHECKING, Any
 import httpx
 import pytest
 
-from demo.processes import wait_until
+from testkit.processes import wait_until
 from tests.integration.test_callouts import SECRET, Callouts, connect
 
 if TYPE_CHECKING:
-    from demo.stage import Stage
+    from testkit.stage import Stage
     from tests.unit.statsd import StatsdServer
 
 CONN_ID, WITHOUT = "mediation_waits", "mediation_waits_without"
-# So seldom that only a callout can wake what is deferred.
+# So long that only a callout can wake a deferred task.
 SELDOM = 600
 SENSORS: dict[str, dict[str, Any]] = {
     "deferrable": {"deferrable": True, "poke_interval": SELDOM},
@@ -52,7 +52,7 @@ class Play:
 
     def __init__(self, stage: Stage, meters: dict[str, str]) -> None:
         self.airflow, self.simulator, self.meters = stage.airflow, stage.simulator, meters
-        self.callouts = Callouts(stage, CONN_ID)
+        self.callouts = Callouts(stage.airflow, CONN_ID)
         self.sessions = {name: f"R-8000{number:04}" for number, name in enumerate(SENSORS, start=1)}
         self.answered: dict[str, float] = {}
         self.run_id = self.airflow.trigger("callout_waits")
@@ -66,7 +66,7 @@ class Play:
                 wait_until(lambda name=name: self.triggerer_waits(name), timeout=60, what=f"the trigger of {name}")
 
     def triggerer_waits(self, name: str) -> bool:
-        """Say whether the trigger of a task has told the API server that it waits: the task's tab shows it."""
+        """Return whether a task's trigger has reported to the API server that it waits: the task's tab shows it."""
         task = {"dag_id": "callout_waits", "run_id": self.run_id, "task_id": name}
         tab = httpx.get(f"{self.airflow.url}/mediation/task", params=task, trust_env=False)
         return "by a triggerer" in tab.raise_for_status().text
@@ -76,15 +76,15 @@ class Play:
         assert json.loads(answer) == {"success": True}
         self.answered[name] = time.time()
 
-    def told(self, name: str) -> dict[str, Any]:
+    def session_of(self, name: str) -> dict[str, Any]:
         self.airflow.wait_task("callout_waits", self.run_id, name, {"success"}, timeout=90)
         return dict(self.airflow.xcom("callout_waits", self.run_id, name))
 
-    def seconds_to(self, name: str, words: re.Pattern[str]) -> float:
-        """Return how long after the answer to the last callout the task's log said something."""
+    def seconds_to(self, name: str, text: re.Pattern[str]) -> float:
+        """Return how long after the answer to the last callout the text was in the task's log."""
         path = f"/dags/callout_waits/dagRuns/{self.run_id}/taskInstances/{name}/logs/1"
         content = self.airflow.api("GET", path, params={"full_content": True})["content"]
-        lines = [line for line in content if isinstance(line, dict) and words.search(str(line.get("event")))]
+        lines = [line for line in content if isinstance(line, dict) and text.search(str(line.get("event")))]
         return datetime.fromisoformat(lines[0]["timestamp"]).timestamp() - self.answered[name]
 
     def polls(self, name: str) -> int:
@@ -115,46 +115,46 @@ def test_a_callout_ends_the_wait(play: Play, name: str) -> None:
     asked = play.polls(name)
     play.post(name, "INITIALIZING", "")
     if name.startswith("previous"):
-        # An end that came otherwise is none; it is reported first, as callouts may be disordered.
+        # Any other kind of end does not count; it is reported first, as callouts may arrive out of order.
         play.post(name, "PUSH_COMPLETED", "RUNNING")
     play.post(name, "COMPLETED", before)
-    told = play.told(name)
+    result = play.session_of(name)
 
-    assert (told["session_id"], told["status"]) == (play.sessions[name], "COMPLETED")
-    assert (told["previous_status"], told["evidence"], told["certain"]) == (before, "callout", True)
+    assert (result["session_id"], result["status"]) == (play.sessions[name], "COMPLETED")
+    assert (result["previous_status"], result["evidence"], result["certain"]) == (before, "callout", True)
     seconds = play.seconds_to(name, re.compile(r"(is|->) COMPLETED( after [\w ]+)?, by callout"))
-    print(f"{name}: its log knew {seconds:.2f} s after the callout was answered")
+    print(f"{name}: in its log {seconds:.2f} s after the callout was answered")
     assert seconds < {"reschedule": 30.0, "poke": 4.0, "previous_poke": 4.0}.get(name, 1.0)
     if SENSORS[name]["poke_interval"] == SELDOM:
-        assert asked <= 1  # the worker's look at a meter of which nothing is known, or the triggerer's
+        assert asked <= 1  # the worker's poll of a meter without any report, or the triggerer's
         assert play.polls(name) == asked
 
 
-def test_a_task_that_ended_in_the_triggerer_never_saw_a_worker(play: Play) -> None:
-    play.told("started_there")
+def test_a_task_that_ended_in_the_triggerer_was_on_no_worker(play: Play) -> None:
+    play.session_of("started_there")
     found = {ti["task_id"]: ti for ti in play.airflow.task_instances("callout_waits", play.run_id)}
     assert found["started_there"]["pid"] is None
 
 
-def test_previous_statuses_without_callouts_fail_with_what_to_set_up(play: Play) -> None:
+def test_previous_statuses_without_callouts_fail_with_the_missing_setup(play: Play) -> None:
     ti = play.airflow.wait_task("callout_waits", play.run_id, "without", {"failed"})
     assert ti["try_number"] == 1
-    words = play.airflow.logs("callout_waits", play.run_id, "without")
-    assert f"connection '{WITHOUT}' takes no callouts" in words
-    assert "airflow mediation callout-template" in words
+    log = play.airflow.logs("callout_waits", play.run_id, "without")
+    assert f"connection '{WITHOUT}' takes no callouts" in log
+    assert "airflow mediation callout-template" in log
 
 
-def test_the_log_says_what_the_wait_rests_on(play: Play) -> None:
-    # The API of tasks is a server of its own here, which serves nothing else: the user's was found instead.
+def test_the_log_contains_the_source_of_the_wait(play: Play) -> None:
+    # The tasks' API is a separate server here, which has nothing else: the user's was found instead.
     for name in ("deferrable", "started_there", "poke"):
-        words = play.airflow.logs("callout_waits", play.run_id, name)
-        assert f"callouts of connection '{CONN_ID}' are read at {play.airflow.url}/mediation" in words, name
+        log = play.airflow.logs("callout_waits", play.run_id, name)
+        assert f"callouts of connection '{CONN_ID}' are read at {play.airflow.url}/mediation" in log, name
 
 
-def test_each_process_tells_airflows_metrics_what_it_did(play: Play, statsd: StatsdServer) -> None:
+def test_each_process_sends_airflows_metrics(play: Play, statsd: StatsdServer) -> None:
     # Of the API server, of tasks on workers, and of triggers: Airflow sets up the metrics of each in another way.
     for name in SENSORS:
-        play.told(name)
+        play.session_of(name)
     sent = [each for each in statsd.ours() if each.tags["conn_id"] == CONN_ID]
     names = {each.name for each in sent}
     assert {"mediation.callouts.accepted", "mediation.callouts.duration", "mediation.waits.open"} <= names

@@ -1,4 +1,4 @@
-"""Callouts on a real Airflow: posted by hand they start DAGs, once for each session, however they come."""
+"""Callouts on a real Airflow: posted by hand they start Dags, once for each session, in any order and number."""
 
 from __future__ import annotations
 
@@ -13,14 +13,16 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from demo.processes import wait_until
+from testkit.processes import wait_until
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator, Sequence
 
-    from demo.stage import Stage
+    from testkit.stack import AirflowStack
+    from testkit.stage import Stage
 
 CONN_ID = "mediation_callouts"
+STATUS_CHANGE = "com.zuora.notification:status_change"
 SECRET = "a secret of sixteen or more"
 DAG = """
 from airflow.sdk import dag, task
@@ -57,7 +59,7 @@ def {dag_id}():
 @pytest.fixture(scope="module")
 def callouts(stage: Stage) -> Callouts:
     connect(stage, CONN_ID, {"callout_hmac_secret": SECRET})
-    return Callouts(stage)
+    return Callouts(stage.airflow)
 
 
 def connect(stage: Stage, conn_id: str, extra: dict[str, str]) -> None:
@@ -76,20 +78,26 @@ def connect(stage: Stage, conn_id: str, extra: dict[str, str]) -> None:
 
 
 class Callouts:
-    """Posts callouts as a user would who has nothing but a shell, and asks which runs came of them."""
+    """Posts callouts with a shell's tools alone, and returns the runs that they started.
 
-    def __init__(self, stage: Stage, conn_id: str = CONN_ID) -> None:
-        self.airflow = stage.airflow
-        self.url = f"{stage.airflow.url}/mediation/callouts/{conn_id}"
+    :param options: of curl, besides those for the callout
+    """
 
-    def post(self, meter_id: str, session_id: str, status: str, previous: str = "RUNNING") -> str:
+    def __init__(self, airflow: AirflowStack, conn_id: str = CONN_ID, *, options: Sequence[str] = ()) -> None:
+        self.airflow = airflow
+        self.url = f"{airflow.url}/mediation/callouts/{conn_id}"
+        self._options = options
+
+    def post(
+        self, meter_id: str, session_id: str, status: str, previous: str = "RUNNING", run_type: str = "NORMAL"
+    ) -> str:
         now = datetime.now(UTC).isoformat()
         body = json.dumps(
             {
                 "meterId": meter_id,
                 "meterName": "Posted by hand",
                 "sessionId": session_id,
-                "runType": "NORMAL",
+                "runType": run_type,
                 "status": status,
                 "previousStatus": previous,
                 "startTime": now,
@@ -99,18 +107,30 @@ class Callouts:
         sign = ["openssl", "dgst", "-sha256", "-hmac", SECRET, "-binary"]
         signature = base64.b64encode(subprocess.run(sign, input=body, capture_output=True, check=True).stdout).decode()
         headers = ["-H", "Content-Type: application/json", "-H", f"X-Mediation-Signature: {signature}"]
-        send = ["curl", "-sS", "--noproxy", "*", "--max-time", "30", *headers, "--data-binary", "@-", self.url]
+        send = [
+            "curl",
+            "-sS",
+            "--noproxy",
+            "*",
+            "--max-time",
+            "30",
+            *self._options,
+            *headers,
+            "--data-binary",
+            "@-",
+            self.url,
+        ]
         return subprocess.run(send, input=body, capture_output=True, check=True).stdout.decode()
 
     def runs(self, dag_id: str) -> dict[str, list[dict[str, Any]]]:
-        """Return the runs of a DAG by their partition keys."""
+        """Return the runs of a Dag by their partition keys."""
         found: dict[str, list[dict[str, Any]]] = {}
         for run in self.airflow.runs(dag_id):
             found.setdefault(str(run["partition_key"]), []).append(run)
         return found
 
     def wait_runs(self, dag_id: str, sessions: set[str], *, timeout: float = 30) -> None:
-        """Wait until there is a run for each session, and hold that there is one for each and no other."""
+        """Wait until there is a run for each session, and assert that there is one for each and no other."""
         wait_until(
             lambda: set(self.runs(dag_id)) >= sessions,
             timeout=timeout,
@@ -133,7 +153,7 @@ def on(meter_id: str, status: str = "COMPLETED", *, conn_id: str = CONN_ID, **op
     return f"on_meter_session({meter_id!r}, {status!r}, mediation_conn_id={conn_id!r}{more})"
 
 
-def test_a_callout_by_curl_and_openssl_starts_the_dag(
+def test_a_callout_sent_with_curl_and_openssl_starts_the_dag(
     callouts: Callouts, meter: Callable[..., str], add_dag: Callable[[str, str], None]
 ) -> None:
     meter_id, session = meter(), "R-70000001"
@@ -143,15 +163,15 @@ def test_a_callout_by_curl_and_openssl_starts_the_dag(
     began = time.monotonic()
     callouts.wait_runs("on_callout", {session})
     print(f"run after {time.monotonic() - began:.2f} s")
-    # Zuora may send it again, and says other things of the session besides.
+    # Zuora may send it again, and other events of the session too.
     callouts.post(meter_id, session, "COMPLETED")
     callouts.post(meter_id, session, "RUNNING", "INITIALIZING")
     [run] = callouts.airflow.runs("on_callout")
     callouts.airflow.wait_success("on_callout", run["dag_run_id"])
 
-    told = callouts.airflow.xcom("on_callout", run["dag_run_id"], "session")
-    assert (told["meter_id"], told["session_id"], told["status"]) == (meter_id, session, "COMPLETED")
-    assert (told["evidence"], told["certain"]) == ("callout", True)
+    result = callouts.airflow.xcom("on_callout", run["dag_run_id"], "session")
+    assert (result["meter_id"], result["session_id"], result["status"]) == (meter_id, session, "COMPLETED")
+    assert (result["evidence"], result["certain"]) == ("callout", True)
     callouts.wait_runs("on_callout", {session})
 
 
@@ -169,12 +189,12 @@ def test_a_callout_wakes_the_deferred_sensor(
     callouts.airflow.wait_success(dag_id, run_id)
     print(f"the sensor's run ended {time.monotonic() - began:.2f} s after the callout")
 
-    told = callouts.airflow.xcom(dag_id, run_id, "wait")
-    assert (told["session_id"], told["status"]) == (session, "COMPLETED")
-    assert (told["evidence"], told["certain"]) == ("callout", True)
+    result = callouts.airflow.xcom(dag_id, run_id, "wait")
+    assert (result["session_id"], result["status"]) == (session, "COMPLETED")
+    assert (result["evidence"], result["certain"]) == ("callout", True)
 
 
-def test_a_burst_within_one_loop_of_the_scheduler_strands_nothing(
+def test_every_callout_of_a_burst_starts_its_run(
     callouts: Callouts, meter: Callable[..., str], add_dag: Callable[[str, str], None]
 ) -> None:
     meter_id, sessions = meter(), {f"R-7100{number:04}" for number in range(20)}
@@ -190,7 +210,7 @@ def test_a_burst_within_one_loop_of_the_scheduler_strands_nothing(
     assert {json.loads(answer)["success"] for answer in answers} == {True}
 
 
-def test_a_session_of_either_meter(
+def test_a_session_of_either_meter_starts_a_run(
     callouts: Callouts, meter: Callable[..., str], add_dag: Callable[[str, str], None]
 ) -> None:
     one, other = meter(), meter()
@@ -201,6 +221,38 @@ def test_a_session_of_either_meter(
     callouts.post(other, "R-72000003", "COMPLETED")
 
     callouts.wait_runs("on_either_of_two", {"R-72000001", "R-72000002"})
+
+
+def test_a_session_of_any_meter_starts_a_run_if_it_fits(
+    callouts: Callouts, meter: Callable[..., str], add_dag: Callable[[str, str], None]
+) -> None:
+    known, any_meter = meter(), f"on_meter_session(ANY_METER, {{!r}}, mediation_conn_id={CONN_ID!r}{{}})"
+    source = DAG.replace("import on_meter_session", "import ANY_METER, on_meter_session")
+    schedules = {
+        "on_any": any_meter.format(["FAILED", "TESTING_FAILED"], ""),
+        # A session that fits both conditions has one run.
+        "on_running_failed": " | ".join(
+            [any_meter.format("FAILED", ", previous_statuses='RUNNING'"), on(known, "FAILED")]
+        ),
+        "on_test_canceled": any_meter.format("CANCELED", ", run_type='DEBUG'"),
+    }
+    for dag_id, schedule in schedules.items():
+        add_dag(dag_id, source.format(dag_id=dag_id, schedule=schedule))
+
+    callouts.post("made-tomorrow", "R-72100001", "FAILED", "RUNNING")
+    callouts.post("made-tomorrow", "R-72100002", "FAILED", "PAUSED")
+    callouts.post(known, "R-72100003", "TESTING_FAILED", "TESTING", "DEBUG")
+    callouts.post(known, "R-72100004", "CANCELED", "TESTING", "DEBUG")
+    callouts.post(known, "R-72100005", "CANCELED", "RUNNING")
+    callouts.post(known, "R-72100006", "FAILED", "RUNNING")
+
+    callouts.wait_runs("on_any", {"R-72100001", "R-72100002", "R-72100003", "R-72100006"})
+    callouts.wait_runs("on_running_failed", {"R-72100001", "R-72100006"})
+    callouts.wait_runs("on_test_canceled", {"R-72100004"})
+    [run] = callouts.runs("on_test_canceled")["R-72100004"]
+    callouts.airflow.wait_success("on_test_canceled", run["dag_run_id"])
+    session = callouts.airflow.xcom("on_test_canceled", run["dag_run_id"], "session")
+    assert (session["meter_id"], session["run_type"], session["status"]) == (known, "DEBUG", "CANCELED")
 
 
 def test_a_dag_that_was_paused_gets_exactly_the_missing_runs(
@@ -233,10 +285,10 @@ def test_a_dag_that_was_paused_gets_exactly_the_missing_runs(
     assert callouts.airflow.xcom("on_paused", run, "session")["session_id"] == "R-73000019"
 
 
-def test_without_callouts_a_meter_is_polled_for_the_schedule(
+def test_a_schedule_with_poll_interval_works_without_callouts(
     stage: Stage, callouts: Callouts, meter: Callable[..., str], add_dag: Callable[[str, str], None]
 ) -> None:
-    """Zuora cannot reach this Airflow: the triggerer sees the ends itself, and each starts one run."""
+    """Zuora cannot reach this Airflow: the triggerer finds the ends by polls, and each starts one run."""
     connect(stage, "mediation_polled", {})
     meter_id = meter(script=[["RUNNING", 8], ["COMPLETED", 0]])
     schedule = on(meter_id, conn_id="mediation_polled", poll_interval=5)
@@ -244,7 +296,7 @@ def test_without_callouts_a_meter_is_polled_for_the_schedule(
     add_dag("on_polled_too", DAG.format(dag_id="on_polled_too", schedule=schedule))
 
     for number in (1, 2):
-        # What a first look shows is no news.
+        # The result of a first poll is not a change.
         stage.simulator.wait_log("request", meter_id=meter_id, status=200, count=2 * number)
         stage.simulator.start_session(meter_id)
         for dag_id in ("on_polled", "on_polled_too"):
@@ -257,9 +309,53 @@ def test_without_callouts_a_meter_is_polled_for_the_schedule(
         assert len(runs) == 2
         run_id = next(iter(runs.values()))[0]["dag_run_id"]
         stage.airflow.wait_success(dag_id, run_id)
-        told = stage.airflow.xcom(dag_id, run_id, "session")
-        assert (told["meter_id"], told["status"]) == (meter_id, "COMPLETED")
-        assert (told["session_id"], told["evidence"], told["certain"]) == (None, "poll", False)
+        result = stage.airflow.xcom(dag_id, run_id, "session")
+        assert (result["meter_id"], result["status"]) == (meter_id, "COMPLETED")
+        assert (result["session_id"], result["evidence"], result["certain"]) == (None, "poll", False)
     asked = [each for each in stage.simulator.log("request", meter_id=meter_id) if "runStatus" in each["path"]]
     seconds = (datetime.now(UTC) - datetime.fromisoformat(asked[0]["time"])).total_seconds()
     assert len(asked) <= seconds / 5 + 2
+
+
+@pytest.fixture
+def cut_off(stage: Stage) -> Iterator[str]:
+    """A connection to a tenant that cannot reach this Airflow, and writes its history in a zone that is not named."""
+    connect(stage, "mediation_cut_off", {"callout_event_category": STATUS_CHANGE})
+    nowhere = {"url": "http://127.0.0.1:9/nowhere", "retry": False}
+    stage.simulator.call("POST", "/delivery", json={"history_timezone": "Asia/Kolkata"})
+    stage.simulator.call("POST", "/config", json={"callouts": [nowhere]})
+    yield "mediation_cut_off"
+    stage.simulator.call("POST", "/delivery", json={"history_timezone": "UTC"})
+    # As it was: the meters of the examples send callouts.
+    stage.call_out()
+
+
+def test_the_callout_history_starts_dags_and_wakes_sensors(
+    stage: Stage, callouts: Callouts, cut_off: str, meter: Callable[..., str], add_dag: Callable[[str, str], None]
+) -> None:
+    """Zuora cannot reach this Airflow: the triggerer reads the history of the callouts that went nowhere."""
+    meter_id = meter(script=[["INITIALIZING", 2], ["RUNNING", 4], ["COMPLETED", None]])
+    schedule = on(meter_id, conn_id=cut_off, callout_history=5, previous_statuses="RUNNING")
+    add_dag("on_history", DAG.format(dag_id="on_history", schedule=schedule))
+    add_dag("on_history_sensor", SENSOR.format(dag_id="on_history_sensor", meter_id=meter_id, conn_id=cut_off))
+
+    def read() -> bool:
+        """Whether the connection's history was read; an example reads that of another one, without a category."""
+        asked = stage.simulator.log("request", path="/v1/notification-history/callout", status=200)
+        return any(each["query"].get("eventCategory") == STATUS_CHANGE for each in asked)
+
+    wait_until(read, timeout=60, what="the first read of the callout history")
+    run_id = callouts.airflow.trigger("on_history_sensor")
+    callouts.airflow.wait_task("on_history_sensor", run_id, "wait", {"deferred"})
+
+    session = str(stage.simulator.start_session(meter_id)["session_id"])
+
+    callouts.wait_runs("on_history", {session})
+    (started,) = callouts.runs("on_history")[session]
+    callouts.airflow.wait_success("on_history", started["dag_run_id"])
+    callouts.airflow.wait_success("on_history_sensor", run_id)
+    for dag_id, run, task in (("on_history", started["dag_run_id"], "session"), ("on_history_sensor", run_id, "wait")):
+        result = callouts.airflow.xcom(dag_id, run, task)
+        assert (result["session_id"], result["status"], result["previous_status"]) == (session, "COMPLETED", "RUNNING")
+        assert (result["evidence"], result["certain"]) == ("history", True)
+    callouts.wait_runs("on_history", {session})

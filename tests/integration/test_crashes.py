@@ -13,7 +13,7 @@ from tests.integration.scenario import Play
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from demo.stage import Stage
+    from testkit.stage import Stage
     from tests.integration.scenario import Act
 
 # Until the scenario ends it.
@@ -21,7 +21,7 @@ ENDLESS = [["INITIALIZING", 0.5], ["RUNNING", None]]
 
 
 def ends_well(act: Act, *, tries: int, session_id: str | None, certain: bool) -> None:
-    """Assert that the task succeeded after one start, and knows its session or says that it does not."""
+    """Assert that the task succeeded after one start, and that its session has an id unless it cannot be found."""
     ti = act.end()
     assert ti["state"] == "success"
     assert ti["try_number"] == tries
@@ -37,11 +37,11 @@ def killed_before_the_call(act: Act) -> Iterator[None]:
     act.meter(ENDLESS)
     hang = act.fault("hang", path="/runStatus$", count=1)
     yield
-    act.asked("/runStatus")  # the baseline, read before the call
+    act.wait_request("/runStatus")  # the baseline, read before the call
     act.kill()
     act.lift(hang)
     session = act.started()[0]["session_id"]
-    act.looked_again()
+    act.wait_polled()
     act.finish()
     ends_well(act, tries=2, session_id=session, certain=True)
 
@@ -50,25 +50,26 @@ def killed_with_the_call_on_its_way(act: Act) -> Iterator[None]:
     act.meter(ENDLESS)
     act.fault("delay_before", path="/run/", count=1, delay=2)
     yield
-    act.asked("/run/")
+    act.wait_request("/run/")
     act.kill()
     act.started()
-    # The repetition is refused as a duplicate, which does not say which session that is.
+    # The repetition is refused as a duplicate, and the refusal does not name the session.
     act.logged("refused", reason="duplicate_key")
-    act.looked_again()
+    act.wait_polled()
     act.finish()
     ends_well(act, tries=2, session_id=act.starts()[0], certain=False)
 
 
 def killed_and_overtaken_its_call(act: Act) -> Iterator[None]:
     act.meter(ENDLESS)
-    act.fault("delay_before", path="/run/", count=1, delay=25)
+    # Longer than a busy machine takes to start the next try.
+    act.fault("delay_before", path="/run/", count=1, delay=45)
     yield
-    first = act.asked("/run/")
+    first = act.wait_request("/run/")
     act.kill()
     start = act.started()[0]
     assert start["request"] != first["seq"]
-    # Zuora carries the first call out although nobody waits for it any more.
+    # Zuora carries the first call out although its client has gone.
     assert act.logged("refused", reason="duplicate_key")[0]["request"] == first["seq"]
     act.finish()
     ends_well(act, tries=2, session_id=start["session_id"], certain=True)
@@ -81,7 +82,7 @@ def killed_before_the_reply(act: Act) -> Iterator[None]:
     act.started()
     act.kill()
     act.logged("refused", reason="duplicate_key")
-    act.looked_again()
+    act.wait_polled()
     act.finish()
     ends_well(act, tries=2, session_id=act.starts()[0], certain=False)
 
@@ -94,7 +95,7 @@ def reply_lost(act: Act) -> Iterator[None]:
     first, *again = [each for each in act.log("request") if "/run/" in each["path"]]
     assert [each["body"] for each in again] == [first["body"]]
     act.wait_deferred()
-    act.looked_again()
+    act.wait_polled()
     act.finish()
     ends_well(act, tries=1, session_id=act.starts()[0], certain=False)
 
@@ -107,10 +108,10 @@ def reply_lost_and_a_foreign_session(act: Act) -> Iterator[None]:
     foreign = act.stage.simulator.start_session(act.meter_id)["session_id"]
     act.logged("refused", reason="duplicate_key")
     act.wait_deferred()
-    act.looked_again()
+    act.wait_polled()
     act.finish(own)
     act.finish(foreign)
-    # Both have records by now: which one is ours cannot be told.
+    # Both have records by now: which one is ours cannot be distinguished.
     ends_well(act, tries=1, session_id=None, certain=False)
 
 
@@ -123,7 +124,7 @@ def killed_and_a_foreign_session(act: Act) -> Iterator[None]:
     foreign = act.stage.simulator.start_session(act.meter_id)["session_id"]
     act.logged("refused", reason="duplicate_key")
     act.wait_deferred(try_number=2)
-    act.looked_again()
+    act.wait_polled()
     act.finish(own)
     act.finish(foreign)
     ends_well(act, tries=2, session_id=None, certain=False)
@@ -133,10 +134,10 @@ def killed_in_poke(act: Act) -> Iterator[None]:
     act.meter(ENDLESS)
     yield
     session = act.started()[0]["session_id"]
-    act.looked_again(3)
+    act.wait_polled(3)
     act.kill()
     act.wait("running", try_number=2)
-    act.looked_again()
+    act.wait_polled()
     act.finish()
     ends_well(act, tries=2, session_id=session, certain=True)
 
@@ -145,15 +146,15 @@ def whole_worker_lost(act: Act) -> Iterator[None]:
     act.meter(ENDLESS)
     yield
     session = act.started()[0]["session_id"]
-    act.looked_again(2)
+    act.wait_polled(2)
     task = act.process()
     supervisor = task.parent()
     assert supervisor is not None
     os.kill(supervisor.pid, signal.SIGKILL)
     os.kill(task.pid, signal.SIGKILL)
-    # Nobody is left to tell Airflow: it finds out by the missing heartbeats.
+    # No process is left to report to Airflow: it detects the missing heartbeats.
     act.wait("running", try_number=2)
-    act.looked_again()
+    act.wait_polled()
     act.finish()
     ends_well(act, tries=2, session_id=session, certain=True)
 
@@ -163,7 +164,7 @@ def killed_after_defer(act: Act) -> Iterator[None]:
     yield
     session = act.started()[0]["session_id"]
     act.wait_deferred()
-    act.looked_again()
+    act.wait_polled()
     act.finish()
     act.wait("running")
     act.kill()
@@ -174,7 +175,7 @@ def killed_when_done(act: Act) -> Iterator[None]:
     act.meter([["INITIALIZING", 0.5], ["RUNNING", 4], ["COMPLETED", None]])
     yield
     session = act.started()[0]["session_id"]
-    act.said("Done, and slow.")
+    act.wait_logged("Done, and slow.")
     act.kill()
     # The session was ours and is COMPLETED: running the meter again would bill its usage twice.
     ends_well(act, tries=2, session_id=session, certain=True)
@@ -184,7 +185,7 @@ def killed_when_done_and_not_waited(act: Act) -> Iterator[None]:
     act.meter(ENDLESS)
     yield
     session = act.started()[0]["session_id"]
-    act.said("Done, and slow.")
+    act.wait_logged("Done, and slow.")
     act.kill()
     assert act.end()["state"] == "success"
     assert act.starts() == [session]
@@ -217,5 +218,5 @@ def crashes(stage: Stage) -> Iterator[Play]:
 
 
 @pytest.mark.parametrize("scenario", SCENARIOS)
-def test_a_crash_costs_no_session_and_starts_no_second_one(crashes: Play, scenario: str) -> None:
+def test_a_crash_loses_no_session_and_starts_no_second_one(crashes: Play, scenario: str) -> None:
     crashes.outcome(scenario)

@@ -1,4 +1,4 @@
-"""The demo as a user starts it: whoever stops it, and however, it leaves nothing behind."""
+"""The demo as a user starts it: after every kind of stop, nothing is left behind."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from demo.processes import processes_in, wait_until
-from demo.stage import PROJECT
+from testkit.processes import processes_in, wait_until
+from testkit.stage import PROJECT
 
 
 def demo(root: Path, *more: str) -> subprocess.Popen[str]:
@@ -45,11 +45,11 @@ def test_a_stopped_demo_leaves_nothing_behind(tmp_path: Path, sig: int) -> None:
     assert [pid for pid in started if Path(f"/proc/{pid}/cwd").exists()] == []
 
 
-def test_what_a_killed_demo_left_is_ended_by_the_next(tmp_path: Path) -> None:
+def test_processes_of_a_killed_demo_are_ended_by_the_next(tmp_path: Path) -> None:
     root = tmp_path / "demo"
     first = demo(root)
     wait_until(lambda: len(left(root)) >= 2, timeout=60, what="Airflow's processes")
-    # A second one in the same directory keeps its hands off.
+    # A second one in the same directory does not touch them.
     second = demo(root)
     output, _ = second.communicate(timeout=60)
     assert second.returncode == 1

@@ -1,4 +1,4 @@
-"""The example DAGs on a real Airflow: each run ends as the demo says that it must, and a wrong one is found out."""
+"""The example Dags on a real Airflow: each run ends as the demo expects, and a wrong one is detected."""
 
 from __future__ import annotations
 
@@ -10,28 +10,28 @@ import pytest
 
 from demo.play import expected, loaded, play
 from demo.scenes import SCENES
-from demo.stage import PROJECT
+from testkit.stage import PROJECT
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from demo.play import Played
-    from demo.stage import Stage
+    from testkit.stage import Stage
 
 
 @pytest.fixture(scope="module")
 def played(stage: Stage) -> dict[int, Played]:
-    """All scenes of the demo, played at once."""
+    """Play all scenes of the demo at once."""
     return dict(enumerate(play(stage, SCENES, lambda _: None)))
 
 
 @pytest.mark.parametrize("number", range(len(SCENES)), ids=[f"{scene.dag_id}-{scene.shows}" for scene in SCENES])
-def test_each_scene_ends_as_it_must(played: dict[int, Played], number: int) -> None:
+def test_each_scene_ends_as_expected(played: dict[int, Played], number: int) -> None:
     assert len(played[number].results) == len(SCENES[number].rows)
     assert [problem for result in played[number].results for problem in result.problems] == []
 
 
-def test_a_wrong_branch_is_found_out(stage: Stage, played: dict[int, Played]) -> None:
+def test_a_wrong_branch_is_detected(stage: Stage, played: dict[int, Played]) -> None:
     del played  # not at the same time as the right ones: it uses their meters
     scene = next(each for each in SCENES if each.dag_id == "run_and_branch" and each.shows == "COMPLETED")
     meter = "20000"
@@ -63,7 +63,9 @@ def test_loading_a_session_again_leaves_the_same_rows(stage: Stage, played: dict
     assert loaded(stage, result.session) == expected(session)
 
 
-def test_the_dag_of_the_readme(stage: Stage, meter: Callable[..., str], add_dag: Callable[[str, str], None]) -> None:
+def test_the_dag_of_the_readme_works(
+    stage: Stage, meter: Callable[..., str], add_dag: Callable[[str, str], None]
+) -> None:
     source, _ = re.findall(r"```python\n(.*?)```", (PROJECT / "README.md").read_text(), re.DOTALL)
     meter_id = meter(script=[["RUNNING", 4], ["COMPLETED", 0]], records=8)
     shown = '@dag(schedule="@hourly")\ndef hourly_usage():'

@@ -1,4 +1,4 @@
-"""What passes by itself never ends a wait; what never passes ends a task at once, with one sentence."""
+"""A temporary fault never ends a wait; a permanent error ends a task at once, with one sentence."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ import httpx
 import pytest
 
 from airflow_mediation_provider.simulator import running_simulator
-from demo.processes import wait_until
+from testkit.processes import wait_until
 from tests.integration.scenario import PATIENCE, Play
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from demo.stage import Stage
+    from testkit.stage import Stage
     from tests.integration.scenario import Act
 
 # Until the scenario ends it.
@@ -37,6 +37,8 @@ MISTAKES = {
     "missing_connection": r"there_is_none",
     "wrong_secret": r"does not accept the client id and secret",
     "wrong_host": r"(base URL|data center|host)",
+    "misspelt_host": r"there is no such host name",
+    "missing_scheme": r"write http:// before the host",
     "not_enabled": r"Mediation is not enabled in this tenant",
     "unknown_meter": r"the meter does not exist in this tenant",
 }
@@ -50,17 +52,17 @@ def troubled(name: str, act: Act) -> Iterator[None]:
     yield
     if act.task_id.endswith("deferrable"):
         act.wait_deferred()
-    act.looked_again(1)
+    act.wait_polled(1)
     if kind == "expire_tokens":
         before = max(each["number"] for each in act.stage.simulator.log("token", granted=True))
         act.stage.simulator.fault(kind)
-        # Whoever learns of it first gets a new one for all in the same process.
+        # The first task that gets a 401 requests a new token for all in the same process.
         renewed(act, before)
     else:
         act.fault(kind, path="/runStatus$", **fault)
         struck = {"status": 503} if kind == "status" else {"faults": [kind]}
         act.logged("request", finished=True, count=fault.get("count", 1), **struck)
-    act.looked_again(1)
+    act.wait_polled(1)
     assert act.play.task(act.task_id)["state"] in ("running", "deferred")
     act.finish()
     ti = act.end()
@@ -68,11 +70,11 @@ def troubled(name: str, act: Act) -> Iterator[None]:
     result = act.xcom()
     assert (result["session_id"], result["status"], result["certain"]) == (session, "COMPLETED", True)
     # One line for an outage, one for its end.
-    words = act.words()
-    outages = words.count("he status cannot be read")
-    assert words.count("Zuora reached again") == outages
-    # All share their tokens: those that the scenario beside it lets expire may strike this one too.
-    strikes = 0 if kind == "expire_tokens" else words.count("the token is not accepted")
+    log = act.task_log()
+    outages = log.count("he status cannot be read")
+    assert log.count("Zuora reached again") == outages
+    # All share their tokens: those that another scenario lets expire may affect this one too.
+    strikes = 0 if kind == "expire_tokens" else log.count("the token is not accepted")
     assert outages - strikes == (name not in NO_OUTAGE)
 
 
@@ -92,7 +94,7 @@ def unavailable_when_called(act: Act) -> Iterator[None]:
     yield
     session = act.started()[0]["session_id"]
     act.wait_deferred()
-    act.looked_again()
+    act.wait_polled()
     act.finish()
     ti = act.end()
     assert (ti["state"], ti["try_number"]) == ("success", 1)
@@ -104,7 +106,7 @@ def mistaken(mistake: str, act: Act) -> Iterator[None]:
     yield
     ti = act.end()
     assert (ti["state"], ti["try_number"]) == ("failed", 1)
-    (sentence,) = re.findall(r"Task failed with exception (.*)", act.words())
+    (sentence,) = re.findall(r"Task failed with exception (.*)", act.task_log())
     assert sentence.startswith("MediationMisconfigured: ")
     assert re.search(MISTAKES[mistake], sentence)
     assert act.xcom() is None
@@ -119,12 +121,15 @@ WRONG = {f"{name}_{what}": partial(mistaken, name) for name in MISTAKES for what
 
 @pytest.fixture(scope="module")
 def plays(stage: Stage) -> Iterator[dict[str, Play]]:
-    """Both DAGs at the same time: some of the first one's tasks only wait for a request that hangs."""
+    """Run both Dags at the same time: some of the first one's tasks only wait for a request that hangs."""
     with running_simulator(mediation_enabled=False) as other_tenant:
         connect(stage, "not_enabled", other_tenant.url)
         connect(stage, "wrong_secret", stage.simulator.url, password="wrong")
-        # A web server that is no Zuora.
+        # A web server that is not Zuora.
         connect(stage, "wrong_host", stage.airflow.url)
+        connect(stage, "misspelt_host", "https://rest.zuora.invalid")
+        # Without a scheme, https is assumed.
+        connect(stage, "missing_scheme", stage.simulator.url.removeprefix("http://"))
         with Play(stage, "faults", TROUBLES).playing() as faults, Play(stage, "mistakes", WRONG).playing() as mistakes:
             yield {"faults": faults, "mistakes": mistakes}
 
@@ -145,7 +150,7 @@ def connect(stage: Stage, conn_id: str, url: str, *, password: str = "simulator-
 
 
 @pytest.mark.parametrize("scenario", TROUBLES)
-def test_a_wait_outlives_what_passes_by_itself(plays: dict[str, Play], scenario: str) -> None:
+def test_a_wait_survives_a_temporary_fault(plays: dict[str, Play], scenario: str) -> None:
     plays["faults"].outcome(scenario)
 
 

@@ -1,4 +1,4 @@
-"""The feed of real API servers: news crosses from one to another, and nobody who waits holds up a stop."""
+"""The feed of real API servers: a change reaches the clients of other servers, and waiting clients delay no stop."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from airflow_mediation_provider.protocol.entry import Entry, EntryKind
-from airflow_mediation_provider.protocol.feed import FeedRequest, MeterQuestion
+from airflow_mediation_provider.protocol.sessions.journal_entry import EntryKind, JournalEntry
 from airflow_mediation_provider.protocol.transition import SessionTransition, Source
+from airflow_mediation_provider.protocol.wire import FeedRequest, MeterQuestion
 from benchmarks.feed_polls import SECRET, Asker, IdlePolls
-from demo.stack import AirflowStack
+from testkit.stack import AirflowStack
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -29,25 +29,25 @@ QUESTION = {"1": MeterQuestion(sessions=frozenset({"R-1"}))}
 def servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[AirflowStack]:
     root: Path = tmp_path_factory.mktemp("feed")
     connection = json.dumps({"conn_type": "mediation", "password": SECRET, "extra": {"callout_token": SECRET}})
-    # Of two processes each, so that a question and its successor are not always answered by the same one.
+    # Of two processes each, so that two requests in a row are not always answered by the same one.
     env = {"AIRFLOW_CONN_BENCH": connection, "AIRFLOW__API__WORKERS": "2"}
     with AirflowStack(root, root / "no-dags", env, components=["api-server"], api_servers=2) as stack:
         yield stack
 
 
-def change(status: str) -> Entry:
+def change(status: str) -> JournalEntry:
     now = datetime.now(UTC)
-    told = SessionTransition(meter_id="1", session_id="R-1", status=status, observed_at=now, source=Source.RUN)
-    return Entry(kind=EntryKind.STATUS_CHANGE, observed_at=now, source=told.source, transition=told)
+    transition = SessionTransition(meter_id="1", session_id="R-1", status=status, observed_at=now, source=Source.RUN)
+    return JournalEntry(kind=EntryKind.STATUS_CHANGE, observed_at=now, source=transition.source, transition=transition)
 
 
-def test_news_reaches_who_waits_at_another_server(servers: AirflowStack):
+def test_a_change_reaches_a_client_that_waits_at_another_server(servers: AirflowStack):
     here, there = (Asker(url) for url in servers.api_urls)
     cursor = there.ask(FeedRequest(meters=QUESTION, full=True))[0].cursor
     with ThreadPoolExecutor(1) as pool:
         for status in ("RUNNING", "COMPLETED"):
             waiting = pool.submit(there.ask, FeedRequest(meters=QUESTION, cursor=cursor, wait=20))
-            time.sleep(0.5)  # the request is on its way; were it not, it would be answered all the same
+            time.sleep(0.5)  # until the request has arrived; otherwise it would be answered all the same
             here.observe([change(status)])
             reply, _ = waiting.result(timeout=5)
             assert {state.status for state in reply.sessions} == {status}
@@ -55,7 +55,7 @@ def test_news_reaches_who_waits_at_another_server(servers: AirflowStack):
     assert reply.callouts
 
 
-def test_nobody_who_waits_holds_up_a_stop(servers: AirflowStack):
+def test_waiting_clients_do_not_delay_a_stop(servers: AirflowStack):
     with IdlePolls(servers.api_urls[1], 100) as polls:
         [leader, *_] = servers.pids("api-server-2")
         began = time.monotonic()
@@ -63,4 +63,4 @@ def test_nobody_who_waits_holds_up_a_stop(servers: AirflowStack):
         ended = polls.end()
         seconds = time.monotonic() - began
     assert ended == {"answered": 100}
-    assert seconds < 5  # alone on a machine it is a tenth of that
+    assert seconds < 5  # without other load it takes a tenth of that

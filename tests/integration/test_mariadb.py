@@ -1,4 +1,4 @@
-"""MySQL's users migrate too: Airflow's own command, and ours, on a real MariaDB."""
+"""Migrations on MySQL: Airflow's own command, and ours, on a real MariaDB."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def engine(address: str) -> Iterator[Engine]:
     engine.dispose()
 
 
-def test_airflow_db_migrate_makes_the_tables_there_too(engine: Engine, address: str, tmp_path: Path) -> None:
+def test_airflow_db_migrate_creates_the_tables_on_mariadb(engine: Engine, address: str, tmp_path: Path) -> None:
     expected = schema_of_models(engine)
 
     airflow(address, tmp_path, "db", "migrate")

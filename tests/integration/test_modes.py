@@ -1,4 +1,4 @@
-"""The same outcomes in every mode of the sensor; and mapped runs, each waited for and branched on by itself."""
+"""The same outcomes in every mode of the sensor; and mapped runs, each with its own wait and branch."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from demo.processes import wait_until
+from testkit.processes import wait_until
 from tests.integration.scenario import Play
 
 if TYPE_CHECKING:
@@ -16,13 +16,13 @@ if TYPE_CHECKING:
     from concurrent.futures import Future
     from pathlib import Path
 
-    from demo.stage import Stage
+    from testkit.stage import Stage
     from tests.integration.scenario import Act
 
 # Until the scenario ends it.
 ENDLESS = [["INITIALIZING", 0.5], ["RUNNING", None]]
 MODES = ("poke", "reschedule", "deferrable", "started_there")
-# The session's status at its end (none: it goes on), the task's state, and what its log says.
+# The session's status at its end (none: it goes on), the task's state, and a text in its log.
 ENDS: dict[str, tuple[str | None, str, str]] = {
     "completed": ("COMPLETED", "success", "RUNNING -> COMPLETED after"),
     "failed": ("FAILED", "failed", "MeterSessionFailed: Session {session} of meter {meter} is FAILED since"),
@@ -33,18 +33,18 @@ ENDS: dict[str, tuple[str | None, str, str]] = {
 
 
 def play_to(end: str, act: Act) -> Iterator[None]:
-    status, state, words = ENDS[end]
+    status, state, text = ENDS[end]
     act.meter(ENDLESS)
     session = act.session(ENDLESS)
     yield
     if status is not None:
         if act.task_id.startswith("deferrable"):
             act.wait_deferred()
-        act.looked_again(1)
+        act.wait_polled(1)
         act.finish(session, status)
     ti = act.end()
     assert (ti["state"], ti["try_number"]) == (state, 1)
-    assert words.format(session=session, meter=act.meter_id) in act.words()
+    assert text.format(session=session, meter=act.meter_id) in act.task_log()
     result = act.xcom()
     if state == "success":
         assert (result["session_id"], result["status"]) == (session, status)
@@ -63,7 +63,7 @@ SCENARIOS = {f"{mode}_{end}": partial(play_to, end) for mode in MODES for end in
 
 @pytest.fixture(scope="module")
 def both(stage: Stage) -> Iterator[tuple[Play, Future[None]]]:
-    """The sensors of all modes, and the mapped runs, at the same time."""
+    """Run the sensors of all modes, and the mapped runs, at the same time."""
     with ThreadPoolExecutor(1) as pool, Play(stage, "modes", SCENARIOS).playing(others=["mapped"]) as play:
         yield play, pool.submit(play_mapped, stage)
 
@@ -73,7 +73,7 @@ def test_the_outcome_is_the_same_in_every_mode(both: tuple[Play, Future[None]], 
     both[0].outcome(scenario)
 
 
-def test_mapped_runs_are_waited_for_each_on_its_own(both: tuple[Play, Future[None]]) -> None:
+def test_mapped_runs_have_waits_of_their_own(both: tuple[Play, Future[None]]) -> None:
     both[1].result(timeout=300)
 
 
@@ -98,7 +98,7 @@ def play_mapped(stage: Stage) -> None:
     for index in range(len(ends)):
         left = f"'one_meter.run_meter', run_id='{run_id}', try_number=1, map_index={index})"
         scheduler = airflow.processes.log_file("scheduler")
-        wait_until(partial(known, scheduler, left), timeout=60, what="the scheduler to know that all have left")
+        wait_until(partial(known, scheduler, left), timeout=60, what="the scheduler to process that all have left")
     # The last one first, and one alone: the others must not take its end for theirs.
     sessions = {each: simulator.sessions(each)[-1]["session_id"] for each in ends}
     for number, (meter, status) in enumerate(reversed(ends.items()), start=1):

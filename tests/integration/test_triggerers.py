@@ -14,7 +14,7 @@ from tests.integration.scenario import Play
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from demo.stage import Stage
+    from testkit.stage import Stage
     from tests.integration.scenario import Act
 
 # Until the scenario ends it.
@@ -28,7 +28,7 @@ def waits(act: Act) -> str:
         act.wait("deferred")
     else:
         act.wait_deferred()
-    act.looked_again(2)
+    act.wait_polled(2)
     return act.session_id or act.starts()[0]
 
 
@@ -37,8 +37,8 @@ def ends_well(act: Act, session_id: str, *, tries: int = 1) -> dict[str, Any]:
     assert (ti["state"], ti["try_number"]) == ("success", tries)
     result = act.xcom()
     assert (result["session_id"], result["status"]) == (session_id, "COMPLETED")
-    # What a trigger that began without a worker saw is lost with its triggerer; its successor says so, where it saw
-    # nothing but the end.
+    # The readings of a trigger that started without a worker are lost with its triggerer; its successor reports so if
+    # it received only the end.
     assert result["certain"] or act.task_id.startswith("started_there")
     assert len(act.log("start")) == 1
     assert act.stops() == []
@@ -46,7 +46,7 @@ def ends_well(act: Act, session_id: str, *, tries: int = 1) -> dict[str, Any]:
 
 
 def goes_on(act: Act) -> Iterator[None]:
-    """Lose the triggerer in mid-wait; the session ends when there is one again."""
+    """Kill the triggerer during the wait; the session ends when there is one again."""
     act.meter(ENDLESS)
     if act.task_id != "run_goes_on":
         act.session(ENDLESS)
@@ -54,13 +54,13 @@ def goes_on(act: Act) -> Iterator[None]:
     session = waits(act)
     act.play.cues[f"{act.task_id} waits"].set()
     act.await_cue("another triggerer")
-    act.looked_again(2)
+    act.wait_polled(2)
     act.finish()
     ends_well(act, session)
 
 
 def ends_meanwhile(act: Act) -> Iterator[None]:
-    """Lose the triggerer in mid-wait; the session ends while there is none."""
+    """Kill the triggerer during the wait; the session ends while there is none."""
     act.meter(ENDLESS)
     if act.task_id != "run_ends_meanwhile":
         act.session(ENDLESS)
@@ -79,14 +79,14 @@ def worker_lost_too(act: Act) -> Iterator[None]:
     session = waits(act)
     act.play.cues[f"{act.task_id} waits"].set()
     act.await_cue("another triggerer")
-    act.looked_again(2)
+    act.wait_polled(2)
     act.finish()
     act.kill()
     ends_well(act, session, tries=2)
 
 
 def no_triggerer_for_long(act: Act) -> Iterator[None]:
-    """The scheduler ends the deferral, with nothing known of the trigger: Zuora is asked once more."""
+    """The scheduler ends the deferral, without a result of the trigger: Zuora is polled once more."""
     act.meter(ENDLESS)
     yield
     session = waits(act)
@@ -105,8 +105,8 @@ def too_late_without_triggerer(act: Act) -> Iterator[None]:
     ti = act.end()
     act.play.cues[f"{act.task_id} is over"].set()
     assert (ti["state"], ti["try_number"]) == ("failed", 1)
-    assert "MeterSessionTimeout: The deadline passed at" in act.words()
-    assert "was RUNNING since" in act.words()
+    assert "MeterSessionTimeout: The deadline passed at" in act.task_log()
+    assert "was RUNNING since" in act.task_log()
     assert len(act.starts()) == 1
     act.finish()
 
@@ -120,18 +120,42 @@ def moves(act: Act) -> Iterator[None]:
     session = waits(act)
     act.play.cues[f"{act.task_id} waits"].set()
     act.await_cue("first triggerer stopped")
-    act.looked_again(2)
+    act.wait_polled(2)
     act.play.cues[f"{act.task_id} moved"].set()
     act.await_cue("first triggerer resumed")
     if act.task_id == "run_moves":
         # Airflow took the trigger from the first one just as if a user had ended the task.
-        act.said("Did not stop meter")
+        act.wait_logged("Did not stop meter")
     assert act.stops() == []
     act.play.cues[f"{act.task_id} stays"].set()
     act.await_cue("second triggerer killed")
-    act.looked_again(2)
+    act.wait_polled(2)
     act.finish()
     ends_well(act, session)
+
+
+def export_goes_on(act: Act) -> Iterator[None]:
+    """Kill the triggerer during the wait for an export: its successor polls the same job."""
+    act.meter(ENDLESS)
+    # Until it is lifted: the job is finished within seconds.
+    not_listed = act.fault("status", status=200, method="GET", path="/auditTrail/export$", body={"data": {"jobs": []}})
+
+    def wait_listed(times: int) -> None:
+        act.logged("request", count=len(act.log("request", method="GET")) + times, method="GET")
+
+    yield
+    act.wait_deferred()
+    wait_listed(2)
+    act.play.cues[f"{act.task_id} waits"].set()
+    act.await_cue("another triggerer")
+    wait_listed(2)
+    assert act.play.task(act.task_id)["state"] == "deferred"
+    act.lift(not_listed)
+    ti = act.end()
+    assert (ti["state"], ti["try_number"]) == ("success", 1)
+    (job,) = act.log("export")
+    result = act.xcom()
+    assert (result["request_id"], result["status"]) == (job["request_id"], "FINISHED")
 
 
 SCENARIOS = {
@@ -146,12 +170,13 @@ SCENARIOS = {
     "run_moves": moves,
     "sensor_moves": moves,
     "started_there_moves": moves,
+    "export_goes_on": export_goes_on,
 }
 MOVING = [name for name, scenario in SCENARIOS.items() if scenario is moves]
 
 
 def conduct(play: Play) -> None:
-    """Lose triggerers and get others, when the scenarios are ready."""
+    """Stop triggerers and start others, when the scenarios are ready."""
     airflow = play.stage.airflow
 
     def all_say(what: str, names: Any = SCENARIOS) -> None:
@@ -164,7 +189,7 @@ def conduct(play: Play) -> None:
     all_say("is over", ["no_triggerer_for_long", "too_late_without_triggerer"])
     airflow.start("triggerer")
     for name in MOVING:
-        play.acts[name].looked_again(1)
+        play.acts[name].wait_polled(1)
     play.cues["another triggerer"].set()
 
     first = airflow.pids("triggerer")
@@ -198,5 +223,5 @@ def triggerers(stage: Stage) -> Iterator[Play]:
 
 
 @pytest.mark.parametrize("scenario", SCENARIOS)
-def test_a_wait_outlives_its_triggerer(triggerers: Play, scenario: str) -> None:
+def test_a_wait_survives_its_triggerer(triggerers: Play, scenario: str) -> None:
     triggerers.outcome(scenario)

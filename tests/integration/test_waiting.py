@@ -1,4 +1,4 @@
-"""A wait for whatever session comes, in each mode on a real Airflow: what wakes it, and what it may say of it."""
+"""A wait for any session, in each mode on a real Airflow: what wakes it, and how certain its result is."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from demo.stage import Stage
+    from testkit.stage import Stage
 
 MODES = {"deferrable": "deferrable=True", "reschedule": "mode='reschedule'", "poke": "mode='poke'"}
 SENSORS = """
@@ -37,7 +37,7 @@ def test_the_sensor_wakes_for_a_session_started_elsewhere(
     run_id = stage.airflow.trigger("sensors", meters)
     sessions = {}
     for mode, meter_id in meters.items():
-        # The first look is the baseline: only what starts after it is seen.
+        # The first poll is the baseline: only what starts after it is found.
         stage.simulator.wait_log("request", meter_id=meter_id, status=200, count=2)
         sessions[mode] = stage.simulator.start_session(meter_id)["session_id"]
     stage.airflow.wait_success("sensors", run_id)
@@ -45,6 +45,6 @@ def test_the_sensor_wakes_for_a_session_started_elsewhere(
     for mode, meter_id in meters.items():
         result = stage.airflow.xcom("sensors", run_id, mode)
         assert (result["meter_id"], result["status"]) == (meter_id, "COMPLETED")
-        # A poll names no session, and a run that nobody saw can never be excluded.
+        # A poll names no session, and polls can never exclude a run that was not seen.
         assert (result["evidence"], result["certain"]) == ("poll", False)
         assert [each["session_id"] for each in stage.simulator.sessions(meter_id)] == [sessions[mode]]

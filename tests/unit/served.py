@@ -29,7 +29,7 @@ class _Server(uvicorn.Server):
 
 @contextmanager
 def served(app: ASGIApp) -> Iterator[str]:
-    """Give the address of ``/mediation``."""
+    """Yield the address of ``/mediation``."""
     server = _Server(Starlette(routes=[Mount("/mediation", app)]))
     thread = threading.Thread(target=server.run)
     thread.start()

@@ -1,4 +1,4 @@
-"""A StatsD server on 127.0.0.1, and Airflow's own client, set up by Airflow's own settings to send to it."""
+"""A StatsD server on 127.0.0.1, and Airflow's own client, configured by Airflow's own settings to send to it."""
 
 from __future__ import annotations
 
@@ -19,18 +19,18 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 END = "no more"
-# A process of its own: a thread would wait for the tests' thread while the socket's few hundred datagrams overflow.
+# A separate process: a thread would wait for the tests' thread while the socket's buffer of a few hundred overflows.
 LISTENER = f"""
 import socket, sys
 listener = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
 listener.bind(("127.0.0.1", 0))
 print(listener.getsockname()[1], flush=True)
-heard = []
+received = []
 while True:
-    heard.append(listener.recv(65_535).decode())
-    if heard[-1] == {END!r}:
-        print(*heard, sep="\\n", flush=True)
-        heard = []
+    received.append(listener.recv(65_535).decode())
+    if received[-1] == {END!r}:
+        print(*received, sep="\\n", flush=True)
+        received = []
 """
 
 
@@ -44,7 +44,7 @@ class Sent(NamedTuple):
 
 
 class StatsdServer:
-    """Hears what is sent by UDP."""
+    """Receives what is sent by UDP."""
 
     def __init__(self) -> None:
         self._process = subprocess.Popen(
@@ -56,7 +56,7 @@ class StatsdServer:
 
     @property
     def settings(self) -> dict[str, str]:
-        """Return what has Airflow send its metrics here, with InfluxDB's tags, as environment variables."""
+        """Return the environment variables that make Airflow send its metrics here, with InfluxDB's tags."""
         settings = {"on": "True", "host": "127.0.0.1", "port": str(self.port), "influxdb_enabled": "True"}
         return {f"AIRFLOW__METRICS__STATSD_{name.upper()}": value for name, value in settings.items()}
 
@@ -68,11 +68,11 @@ class StatsdServer:
         """Return all lines that were sent since the last call."""
         with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sender:
             sender.sendto(END.encode(), ("127.0.0.1", self.port))
-        assert select.select([self._heard], [], [], 30)[0], "the listener has not heard the end"
+        assert select.select([self._heard], [], [], 30)[0], "the listener has not received the end"
         return list(iter(lambda: self._heard.readline().removesuffix("\n"), END))
 
     def ours(self) -> list[Sent]:
-        """Return what this package sent since the last call, in its order."""
+        """Return what this package sent since the last call, in order."""
         prefix = "airflow."
         return [_read(line.removeprefix(prefix)) for line in self.lines() if line.startswith(f"{prefix}mediation.")]
 
@@ -95,9 +95,9 @@ def _read(line: str) -> Sent:
 
 @contextmanager
 def statsd_server(**settings: str) -> Iterator[StatsdServer]:
-    """Have Airflow send its metrics to a server of our own, by default with InfluxDB's tags.
+    """Make Airflow send its metrics to our own server, by default with InfluxDB's tags.
 
-    :param settings: further ones of Airflow's section ``metrics``
+    :param settings: further settings of Airflow's section ``metrics``
     """
     server = StatsdServer()
     more = {f"AIRFLOW__METRICS__{name.upper()}": value for name, value in settings.items()}
@@ -113,7 +113,7 @@ def statsd_server(**settings: str) -> Iterator[StatsdServer]:
 
 
 def _set_up() -> None:
-    """Do what Airflow does when a process of its own begins, and when a task's does."""
+    """Do what Airflow does at the start of a process and of a task."""
     metrics.set_up()
     stats = import_module("airflow.sdk.observability.stats").Stats
     get_factory = import_module("airflow.sdk.observability.metrics.stats_utils").get_stats_factory

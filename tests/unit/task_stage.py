@@ -1,6 +1,6 @@
-"""Plays a task as Airflow does: runs it, reschedules it, runs its trigger elsewhere, resumes it, retries it.
+"""Runs a task as Airflow does: runs it, reschedules it, runs its trigger elsewhere, resumes it, retries it.
 
-In virtual time, without Airflow's processes. What another process would get, goes through JSON.
+In virtual time, without Airflow's processes. Data for another process goes through JSON.
 """
 
 from __future__ import annotations
@@ -24,8 +24,9 @@ from airflow.sdk.exceptions import (
 )
 from airflow.triggers.base import BaseTaskEndEvent, TriggerEvent
 
-from airflow_mediation_provider import waiting, watch
-from airflow_mediation_provider.watch.hub import Hub
+from airflow_mediation_provider import triggerer as watch
+from airflow_mediation_provider.triggerer.hub import Hub
+from airflow_mediation_provider.worker import waiting
 from tests.unit.virtual import EPOCH, Clock, SyncHook, Zuora, run, through_json
 from tests.unit.virtual_feed import AsyncFeed, Journal, SyncFeed
 
@@ -73,6 +74,8 @@ class Stage:
     triggerer_dies_at: float | None = None
     trigger_crashes: int = 0
     triggerer_is_down: bool = False
+    run_after: datetime = EPOCH - timedelta(hours=1)
+    dag: Any = None
     xcoms: dict[str, Any] = field(default_factory=dict)
     id: uuid.UUID = field(default_factory=uuid.uuid4)
 
@@ -88,16 +91,18 @@ class Stage:
             start_date=start_date,
             xcom_push=lambda key, value: self.xcoms.__setitem__(key, value),
         )
-        dag_run = SimpleNamespace(data_interval_start=None, run_after=EPOCH - timedelta(hours=1))
-        context = {"ti": ti, "dag_run": dag_run}
+        # As in every run of a trigger timetable, the data interval is empty.
+        due = self.run_after
+        dag_run = SimpleNamespace(data_interval_start=due, data_interval_end=due, run_after=due)
+        context = {"ti": ti, "dag_run": dag_run, "dag": self.dag}
         return context if self.store is None else {**context, "task_state_store": self.store}
 
     def play(self, make: Callable[[], Any]) -> Ending:
-        """Run one try of the task to its end; ``make`` parses the DAG anew, as each worker does."""
+        """Run one try of the task to its end; ``make`` parses the Dag again, as each worker does."""
         self.try_number += 1
         self.id = uuid.uuid4()
         if not make().start_from_trigger:
-            self.xcoms = {}  # a worker that begins a try deletes the XComs of the last one
+            self.xcoms = {}  # a worker that starts a try deletes the XComs of the last one
         start_date, workers, events, resume = self.clock.now(), 0, [], "execute_complete"
         task = make()
         if task.start_from_trigger:
@@ -111,7 +116,7 @@ class Stage:
             if trigger is not None:
                 event = self._run_trigger(task, *trigger)
                 if isinstance(event, BaseTaskEndEvent):
-                    assert event.xcoms is None  # Airflow would make a text of them
+                    assert event.xcoms is None  # Airflow would turn them into text
                     xcom = self.xcoms.pop("return_value")
                     return Ending(str(event.task_instance_state), xcom, None, False, [*events, event], workers)
                 if isinstance(event, TriggerEvent):
@@ -164,7 +169,7 @@ class Stage:
         return {key: run_after if value == default else value for key, value in through_json(kwargs).items()}
 
     def _run_trigger(self, task: Any, path: str, kwargs: dict[str, Any], timeout: datetime | None) -> Any:
-        """Return the trigger's event, or why Airflow resumes the task without one."""
+        """Return the trigger's event, or the reason why Airflow resumes the task without one."""
         limit = None if timeout is None else (timeout - self.clock.now()).total_seconds()
         if self.triggerer_is_down:
             assert limit is not None
@@ -180,7 +185,8 @@ class Stage:
             module, _, name = path.rpartition(".")
             trigger = getattr(import_module(module), name)(**through_json(kwargs))
             trigger.timeout_after = timeout
-            more = {"task": task} if task.start_from_trigger else {}
+            of_task = {"task": task, "get_template_context": lambda: self.context(self.clock.now())}
+            more = of_task if task.start_from_trigger else {}
             trigger.task_instance = SimpleNamespace(**self.identity, **more)
             try:
                 async with asyncio.timeout(limit):
@@ -205,22 +211,23 @@ class Stage:
 
 
 def set_up(clock: Clock, zuora: Zuora, monkeypatch: pytest.MonkeyPatch) -> Stage:
-    """Put every part of the product on the virtual clock and before the scripted Zuora."""
+    """Put all parts of the product on the virtual clock and in front of the scripted Zuora."""
     from airflow.sdk.bases.operator import ExecutorSafeguard
 
+    from airflow_mediation_provider.operators import branch
     from airflow_mediation_provider.sensors import meter_session as sensors
-    from airflow_mediation_provider.triggers import memory
+    from airflow_mediation_provider.tasks import memory
 
     monkeypatch.setattr(ExecutorSafeguard, "test_mode", True)
-    # Tried in memory, so as well where this Airflow could not do it.
+    # Kept in memory, so these tests also run with an Airflow that has no store.
     monkeypatch.setattr(sensors, "AIRFLOW_V_3_3_PLUS", True)
-    for module in (waiting, sensors, memory):
+    for module in (waiting, sensors, branch, memory):
         monkeypatch.setattr(module, "utcnow", clock.now)
     monkeypatch.setattr(waiting, "time", SimpleNamespace(sleep=clock.sleep, monotonic=lambda: clock.seconds))
     monkeypatch.setattr(waiting.SessionWaitMixin, "_make_hook", lambda self, **_: SyncHook(zuora))
     stage = Stage(clock, zuora)
     monkeypatch.setattr(waiting.SessionWaitMixin, "_feed_caller", lambda self, **_: SyncFeed(stage.journal))
-    # Airflow's examples, where they are loaded, bring one.
+    # Airflow's examples, if they are loaded, bring a store.
     monkeypatch.setattr("airflow.sdk.listener.get_listener_manager", lambda: SimpleNamespace(has_listeners=False))
     monkeypatch.setattr(watch, "Hub", partial(Hub, now=clock.now))
     monkeypatch.setattr(watch, "_open_hook", zuora.open)
@@ -233,7 +240,7 @@ def set_up(clock: Clock, zuora: Zuora, monkeypatch: pytest.MonkeyPatch) -> Stage
 
 
 def in_place(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Call in the loop what Airflow's triggerer would call in a thread: virtual time knows no threads."""
+    """Call in the loop what Airflow's triggerer would call in a thread: virtual time has no threads."""
 
     async def call(**arguments: Any) -> Any:
         return function(**arguments)

@@ -1,19 +1,21 @@
-"""What the README shows works, and what it links to is there; the example DAGs are whole."""
+"""The README's examples work, links have targets, and the example Dags are complete."""
 
 from __future__ import annotations
 
 import re
+from datetime import timedelta
 from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 
 import pytest
+import yaml
 from airflow.sdk import DAG
 
 from demo.scenes import SCENES
 
 ROOT = Path(__file__).parents[2]
 EXAMPLES = sorted((ROOT / "dags").glob("*.py"))
-DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+DOCUMENTS = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").glob("*.md"))]
 
 
 def dags_of(path: Path) -> list[DAG]:
@@ -35,7 +37,7 @@ def dags_of(path: Path) -> list[DAG]:
 
 
 @pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)
-def test_each_example_is_one_dag_named_as_its_file_that_says_what_it_shows(path: Path) -> None:
+def test_each_example_is_one_documented_dag_named_as_its_file(path: Path) -> None:
     (dag,) = dags_of(path)
     assert dag.dag_id == path.stem
     assert dag.doc_md
@@ -43,8 +45,8 @@ def test_each_example_is_one_dag_named_as_its_file_that_says_what_it_shows(path:
     assert dag.task_ids
 
 
-def test_the_demo_plays_each_example() -> None:
-    not_played = {"usage_batch", "reconcile_callouts", "prune_journal"}
+def test_the_demo_runs_each_example() -> None:
+    not_played = {"usage_batch", "reconcile_callouts", "read_callout_history", "prune_journal"}
     assert {scene.dag_id for scene in SCENES} | not_played == {path.stem for path in EXAMPLES}
 
 
@@ -63,20 +65,78 @@ def test_the_readme_has_two_dags_of_ten_lines(tmp_path: Path) -> None:
     }
 
 
+def test_the_dags_of_the_page_about_alerts_are_dags(tmp_path: Path) -> None:
+    sources = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "alerts.md").read_text(), re.DOTALL)
+    dags = []
+    for number, source in enumerate(sources):
+        file = tmp_path / f"alerts_{number}.py"
+        file.write_text(source)
+        dags += dags_of(file)
+    hourly, nightly = dags
+    assert hourly.get_task("run").on_failure_callback[0].__name__ == "mail"
+    (deadline,) = nightly.deadline
+    assert deadline.interval == timedelta(hours=6)
+    assert deadline.callback.path.endswith(".SmtpNotifier")
+
+
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
-def test_each_link_of_a_document_leads_somewhere(document: Path) -> None:
+def test_each_link_of_a_document_has_a_target(document: Path) -> None:
     targets = re.findall(r"\]\((?!https?://|#)([^)\s]+)\)", document.read_text())
     assert [each for each in targets if not (document.parent / each.partition("#")[0]).exists()] == []
 
 
-def test_the_readme_names_the_make_targets_that_there_are() -> None:
+def anchors(document: Path) -> set[str]:
+    """Return the anchors of a document: its headings, in small letters with hyphens."""
+    text = re.sub(r"^```.*?^```", "", document.read_text(), flags=re.DOTALL | re.MULTILINE)
+    headings = re.findall(r"^#+ (.+)$", text, re.MULTILINE)
+    return {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
+def test_each_anchor_of_a_link_is_a_heading(document: Path) -> None:
+    targets = re.findall(r"\]\((?!https?://)([^)\s]*\.md)?#([^)\s]+)\)", document.read_text())
+    assert [each for each in targets if each[1] not in anchors(document.parent / (each[0] or document.name))] == []
+
+
+def test_each_decision_has_an_id_a_date_and_a_place_in_the_table() -> None:
+    decisions: dict[str, list[str]] = {}
+    listed: dict[str, list[str]] = {}
+    for line in (ROOT / "docs" / "decisions.md").read_text().splitlines():
+        if row := re.fullmatch(r"\| \[(.+)\]\(#.+\) \| (.+) \|", line):
+            listed[row[1]] = row[2].split(", ")
+        elif line.startswith("## "):
+            subject = line.removeprefix("## ")
+            decisions[subject] = []
+        elif line.startswith("### "):
+            heading = re.fullmatch(r"### (D\d+)\. .+ \(\d{4}-\d\d-\d\d\)", line)
+            assert heading is not None, line
+            decisions[subject].append(heading[1])
+    assert decisions == listed
+    numbers = sorted(int(each.removeprefix("D")) for ids in decisions.values() for each in ids)
+    assert numbers == list(range(1, len(numbers) + 1))
+
+
+def test_the_make_targets_in_the_readme_exist() -> None:
     named = set(re.findall(r"\bmake ([a-z]+)\b", (ROOT / "README.md").read_text()))
     there = set(re.findall(r"^([a-z]+):.*##", (ROOT / "Makefile").read_text(), re.MULTILINE))
     assert {"demo", "test"} <= named & there
 
 
+def test_the_paths_in_contributing_exist() -> None:
+    named = re.findall(r"`([a-z_]+/[\w./-]+|[\w.-]+\.(?:md|yaml|toml))`", (ROOT / "CONTRIBUTING.md").read_text())
+    assert [path for path in named if not (ROOT / path).exists()] == []
+
+
+def test_pre_commit_runs_what_make_lint_runs() -> None:
+    recipe = re.search(r"^lint: .*\n((?:\t.*\n)+)", (ROOT / "Makefile").read_text(), re.MULTILINE)
+    assert recipe is not None
+    hooks = yaml.safe_load((ROOT / ".pre-commit-config.yaml").read_text())["repos"][0]["hooks"]
+    commands = [line.strip().removeprefix("@").replace("$(BIN)", ".venv/bin") for line in recipe[1].splitlines()]
+    assert [hook["entry"] for hook in hooks] == commands
+
+
 @pytest.mark.parametrize("version", ["3.2", "3.3"])
-def test_constraints_are_names_and_versions_alone(version: str) -> None:
+def test_constraints_contain_only_names_and_versions(version: str) -> None:
     lines = (ROOT / "constraints" / f"airflow-{version}.txt").read_text().splitlines()
     assert all(re.fullmatch(r"[a-z0-9._-]+==[^\s;]+( ; [a-z_]+ [^/]+)?", line) for line in lines)
     assert any(line.startswith(f"apache-airflow=={version}.") for line in lines)

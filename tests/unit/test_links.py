@@ -17,9 +17,10 @@ from airflow_mediation_provider.links import (
     push_session_links,
     session_page_in_airflow,
 )
+from airflow_mediation_provider.operators.audit import AuditTrailExportOperator, MeterSummaryOperator
 from airflow_mediation_provider.operators.branch import MeterSessionBranchOperator
 from airflow_mediation_provider.operators.meter import RunMeterOperator
-from airflow_mediation_provider.protocol.errors import MediationError
+from airflow_mediation_provider.protocol.zuora.errors import MediationError
 from airflow_mediation_provider.sensors.meter_session import MeterSessionSensor
 
 if TYPE_CHECKING:
@@ -77,23 +78,39 @@ def test_the_addresses_are_pushed_under_the_keys_of_the_links() -> None:
 @pytest.mark.parametrize(
     ("session_id", "answer"), [(None, "https://x"), ("R-1", None), ("R-1", MediationError("no connection"))]
 )
-def test_without_an_address_at_zuora_airflow_finds_an_empty_one_and_no_error(
-    session_id: str | None, answer: Any
-) -> None:
+def test_without_an_address_in_zuora_an_empty_link_is_pushed(session_id: str | None, answer: Any) -> None:
     xcoms = pushed(session_id, answer)
     assert xcoms[ZUORA] == ""
     assert "/plugin/mediation-sessions/" in xcoms[PAGE]
 
 
+@pytest.mark.parametrize("fails", ["xcom_push", "session_url"])
+def test_a_link_that_cannot_be_pushed_fails_no_try_and_is_logged_in_one_line(
+    caplog: pytest.LogCaptureFixture, fails: str
+) -> None:
+    def refused(*_: Any, **__: Any) -> None:
+        raise ConnectionError("Connection refused")
+
+    ti = TaskInstance()
+    hook = SimpleNamespace(session_url=refused, mediation_conn_id="zuora")
+    if fails == "xcom_push":
+        ti.xcom_push = refused  # type: ignore[assignment]
+        hook.session_url = lambda *_: "https://zuora.example"
+    push_session_links({"ti": ti}, hook, "1", "R-1")  # type: ignore[arg-type,typeddict-item]
+    (said,) = caplog.records
+    assert said.getMessage() == ("The links to the session could not be pushed (ConnectionError: Connection refused).")
+    assert said.exc_info is None
+
+
 @pytest.mark.usefixtures("base_url")
-def test_while_no_session_is_known_the_page_is_that_of_what_the_task_waits_for() -> None:
+def test_without_a_session_the_page_link_shows_what_the_task_waits_for() -> None:
     page = urlsplit(pushed(None, None)[PAGE])
     assert page.path == "/airflow/plugin/mediation-sessions/airflow/mediation/task"
     assert parse_qs(page.query) == {"dag_id": ["load"], "run_id": [RUN_ID], "task_id": ["wait"]}
 
 
 @pytest.mark.parametrize(("map_index", "number"), [(-1, None), (None, None), (0, ["0"]), (7, ["7"])])
-def test_of_mapped_tasks_each_has_its_own(map_index: int | None, number: list[str] | None) -> None:
+def test_each_mapped_task_has_its_own_page_link(map_index: int | None, number: list[str] | None) -> None:
     page = session_page_in_airflow(TaskInstance(map_index), "zuora", "1", None)
     assert parse_qs(urlsplit(page).query).get("map_index") == number
 
@@ -108,7 +125,7 @@ def test_of_mapped_tasks_each_has_its_own(map_index: int | None, number: list[st
         ("https://airflow.example/a/b/", "https://airflow.example/a/b/plugin/"),
     ],
 )
-def test_the_page_is_where_airflow_says_that_it_is(
+def test_the_page_link_starts_with_airflows_base_url(
     base_url: Callable[[str | None], None], address: str | None, begins: str
 ) -> None:
     base_url(address)
@@ -123,7 +140,7 @@ def test_the_page_is_where_airflow_says_that_it_is(
 @pytest.mark.parametrize(
     "odd", ['"><script>alert(1)</script>', "R 1&session=R-2#x", "R/../../x?y", "R-\u202e1", "a+b%20"]
 )
-def test_what_stands_in_ids_stays_in_them(odd: str) -> None:
+def test_special_characters_in_ids_are_quoted(odd: str) -> None:
     page = urlsplit(pushed(odd, None, meter_id=odd)[PAGE])
     assert parse_qs(page.query) == {"conn": ["zuora"], "meter": [odd], "session": [odd]}
     assert page.fragment == ""
@@ -131,7 +148,7 @@ def test_what_stands_in_ids_stays_in_them(odd: str) -> None:
 
 @pytest.mark.parametrize("link", SESSION_LINKS, ids=lambda link: str(link.key))
 @pytest.mark.parametrize(("kept", "shown"), [("https://zuora.example/1", "https://zuora.example/1"), (None, "")])
-def test_airflow_repeats_what_was_pushed_when_the_task_ends(
+def test_airflow_repeats_the_pushed_links_when_the_task_ends(
     monkeypatch: pytest.MonkeyPatch, link: Any, kept: str | None, shown: str
 ) -> None:
     asked: list[Any] = []
@@ -145,15 +162,24 @@ def test_airflow_repeats_what_was_pushed_when_the_task_ends(
     assert asked == [link.xcom_key]
 
 
-@pytest.mark.parametrize("operator", [RunMeterOperator, MeterSessionBranchOperator, MeterSessionSensor])
-def test_the_operators_that_know_a_session_have_the_links(operator: Any) -> None:
+@pytest.mark.parametrize(
+    "operator",
+    [
+        RunMeterOperator,
+        MeterSessionBranchOperator,
+        MeterSessionSensor,
+        MeterSummaryOperator,
+        AuditTrailExportOperator,
+    ],
+)
+def test_the_operators_with_a_session_have_the_links(operator: Any) -> None:
     assert operator.operator_extra_links == SESSION_LINKS
 
 
-def test_the_buttons_have_names_that_tell_them_apart() -> None:
+def test_the_buttons_have_different_names() -> None:
     assert [link.name for link in SESSION_LINKS] == ["Meter session", "Zuora session"]
 
 
 @pytest.mark.parametrize("link", [MeterSessionLink, MeterSessionPageLink])
-def test_airflow_knows_the_links_by_the_provider_info(link: Any) -> None:
+def test_the_provider_info_lists_the_links(link: Any) -> None:
     assert f"{link.__module__}.{link.__qualname__}" in get_provider_info()["extra-links"]

@@ -1,4 +1,4 @@
-"""Metrics as each of Airflow's ways to send them takes them; that they harm nothing; and that the document is whole."""
+"""Metrics in each of Airflow's formats; errors in them have no effect; and the document lists all of them."""
 
 from __future__ import annotations
 
@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from airflow_mediation_provider import metrics
-from airflow_mediation_provider.protocol.errors import TransientError
+from airflow_mediation_provider.protocol.zuora.errors import TransientError
 from airflow_mediation_provider.version_compat import AIRFLOW_V_3_3_PLUS
+from tests.unit.fast_lane import modes
 from tests.unit.statsd import StatsdServer, statsd_server
 from tests.unit.test_outcomes import HEALTHY, MODES, sensor
 from tests.unit.virtual_feed import Journal
@@ -26,13 +27,13 @@ DOCUMENT = Path(__file__).parents[2] / "docs" / "monitoring.md"
 ALL = [each for each in vars(metrics).values() if isinstance(each, metrics.Metric)]
 
 
-def test_the_document_has_exactly_the_metrics_that_there_are_with_their_types_and_tags() -> None:
+def test_the_document_lists_exactly_the_metrics_with_their_types_and_tags() -> None:
     rows = re.findall(r"^\| `(mediation\.[a-z_.]+)` \| (\w+) \| ([^|]*) \|", DOCUMENT.read_text(), re.MULTILINE)
     documented = [(name, kind, tuple(re.findall(r"`(\w+)`", tags))) for name, kind, tags in rows]
     assert documented == [(each.name, type(each).__name__.lower(), each.tags) for each in ALL]
 
 
-def test_each_metric_is_emitted_with_the_tags_that_it_has() -> None:
+def test_each_metric_is_emitted_with_its_declared_tags() -> None:
     package = Path(metrics.__file__).parent
     calls: dict[str, list[str]] = {}
     for path in package.rglob("*.py"):
@@ -56,7 +57,9 @@ def test_each_metric_is_emitted_with_the_tags_that_it_has() -> None:
         (401, "401"),
     ],
 )
-def test_a_tag_is_what_every_metrics_server_takes(statsd: StatsdServer, value: object, tag: str) -> None:
+def test_a_tag_has_only_characters_that_every_metrics_server_accepts(
+    statsd: StatsdServer, value: object, tag: str
+) -> None:
     metrics.CALLOUTS_ACCEPTED.add(conn_id=value)
     metrics.POLLS.add(conn_id=value)
     assert [(each.name, each.tags, each.value) for each in statsd.ours()] == [
@@ -65,7 +68,8 @@ def test_a_tag_is_what_every_metrics_server_takes(statsd: StatsdServer, value: o
     ]
 
 
-def test_plain_statsd_gets_the_names_alone() -> None:
+@pytest.mark.services
+def test_plain_statsd_gets_names_without_tags() -> None:
     with statsd_server(statsd_influxdb_enabled="False", statsd_prefix="prod") as server:
         metrics.CALLOUTS_REFUSED.add(conn_id="zuora", status=401)
         metrics.LAG.took(0.25, conn_id="zuora")
@@ -78,6 +82,7 @@ def test_plain_statsd_gets_the_names_alone() -> None:
     ]
 
 
+@pytest.mark.services
 def test_a_blocked_metric_is_not_sent() -> None:
     with statsd_server(metrics_block_list="mediation.polls") as server:
         metrics.polled("zuora", TransientError("overloaded", status_code=503))
@@ -87,7 +92,7 @@ def test_a_blocked_metric_is_not_sent() -> None:
 
 @pytest.fixture
 def otel() -> Iterator[Callable[[], dict[str, Any]]]:
-    """Airflow's OpenTelemetry loggers, in both of its sets of metrics, and a reader of what they hold."""
+    """Airflow's OpenTelemetry loggers, in both of its sets of metrics, and a reader of their values."""
     from opentelemetry.sdk.metrics import MeterProvider
     from opentelemetry.sdk.metrics.export import InMemoryMetricReader
 
@@ -140,7 +145,7 @@ def test_opentelemetry_gets_counters_timers_and_gauges_with_their_attributes(
     assert (shown.value, dict(shown.attributes)) == (7, {"conn_id": "zuora", "hostname": "here"})
 
 
-def test_trouble_with_metrics_is_logged_once_and_harms_nothing(
+def test_an_error_in_a_metric_is_logged_once_and_has_no_effect(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     stats = import_module("airflow.sdk.observability.stats").Stats
@@ -161,7 +166,7 @@ def test_trouble_with_metrics_is_logged_once_and_harms_nothing(
     ]
 
 
-def test_what_is_built_first_is_not_built_by_a_callout(statsd: StatsdServer, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_metrics_client_is_not_built_by_a_callout(statsd: StatsdServer, monkeypatch: pytest.MonkeyPatch) -> None:
     """The first metric of a process makes the client, and reads Airflow's list of names."""
     if not AIRFLOW_V_3_3_PLUS:
         pytest.skip("Airflow 3.2 reads no list")
@@ -173,9 +178,9 @@ def test_what_is_built_first_is_not_built_by_a_callout(statsd: StatsdServer, mon
     assert statsd.lines() == []
 
 
-@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("mode", modes(MODES))
 class TestWaits:
-    """Each wait ends once, whichever process sees its end."""
+    """Each wait ends once, in any of its processes."""
 
     def ended(self, statsd: StatsdServer) -> dict[str, float]:
         name = "mediation.waits.ended,conn_id=mediation_default,outcome="
@@ -184,35 +189,37 @@ class TestWaits:
     @pytest.mark.parametrize(
         ("end", "outcome"), [((854, "COMPLETED"), "MET"), ((854, "FAILED"), "FAILED"), ((0, "RUNNING"), "TIMED_OUT")]
     )
-    def test_by_its_outcome(
+    def test_a_wait_is_counted_by_its_outcome(
         self, stage: Stage, statsd: StatsdServer, mode: str, end: tuple[float, str], outcome: str
     ) -> None:
         stage.zuora.script("m", *(HEALTHY if end[0] else []), end)
         stage.play(sensor(mode))
         assert self.ended(statsd) == {outcome: 1}
 
-    def test_once_for_each_try(self, stage: Stage, statsd: StatsdServer, mode: str) -> None:
+    def test_a_wait_is_counted_once_for_each_try(self, stage: Stage, statsd: StatsdServer, mode: str) -> None:
         stage.zuora.script("m", *HEALTHY, (200, TransientError("connection refused")))
         assert stage.play(sensor(mode)).state == "up_for_retry"
         assert self.ended(statsd) == {"UNREACHABLE": 1}
-        # One that starts in the triggerer has forgotten the session, and waits for another.
+        # A wait that starts in the triggerer has lost the session, and waits for another.
         stage.zuora.script("m", (0, "PAUSED"), (9500, "RUNNING"), (9900, "COMPLETED"))
         assert stage.play(sensor(mode)).state == "success"
         assert self.ended(statsd) == {"MET": 1}
 
-    def test_where_there_is_no_triggerer_at_all(self, stage: Stage, statsd: StatsdServer, mode: str) -> None:
+    def test_a_wait_without_any_triggerer_is_counted(self, stage: Stage, statsd: StatsdServer, mode: str) -> None:
         stage.zuora.script("m", *HEALTHY)
         stage.triggerer_is_down = True
         assert stage.play(sensor(mode)).state == "failed"
         assert self.ended(statsd) == {"TIMED_OUT": 1}
 
-    def test_where_the_trigger_crashed(self, stage: Stage, statsd: StatsdServer, mode: str) -> None:
+    def test_a_wait_whose_trigger_crashed_is_counted(self, stage: Stage, statsd: StatsdServer, mode: str) -> None:
         stage.zuora.script("m", *HEALTHY, (854, "COMPLETED"))
         stage.trigger_crashes = 2
         assert stage.play(sensor(mode)).state == "success"
         assert self.ended(statsd) == {"MET": 1}
 
-    def test_polls_are_those_that_zuora_saw(self, stage: Stage, statsd: StatsdServer, mode: str) -> None:
+    def test_the_counted_polls_are_those_that_zuora_received(
+        self, stage: Stage, statsd: StatsdServer, mode: str
+    ) -> None:
         stage.zuora.script("m", *HEALTHY, (300, TransientError("connection refused")), (500, "COMPLETED"))
         stage.play(sensor(mode))
         counted = statsd.counted()
@@ -221,8 +228,8 @@ class TestWaits:
         assert counted["mediation.polls.failed,conn_id=mediation_default,status=no_answer"] == failed > 0
 
 
-@pytest.mark.parametrize("mode", ["poke", "deferrable"])
-def test_the_feed_is_lost_once_in_each_outage(stage: Stage, statsd: StatsdServer, mode: str) -> None:
+@pytest.mark.parametrize("mode", modes(["poke", "deferrable"]))
+def test_each_outage_of_the_feed_is_counted_once(stage: Stage, statsd: StatsdServer, mode: str) -> None:
     stage.journal = Journal(stage.clock, down=[(1000, 2000), (3000, 4000)])
     stage.journal.session("S-1", (10, "RUNNING"), (5000, "COMPLETED"))
     stage.zuora.script("m", (0, "RUNNING"))

@@ -1,4 +1,4 @@
-"""The outcome table where callouts come: the same verdict by the same evidence in every mode."""
+"""The outcome table with callouts: the same result by the same evidence in every mode."""
 
 from __future__ import annotations
 
@@ -12,23 +12,26 @@ from airflow_mediation_provider.exceptions import (
     MeterSessionTimeout,
     MeterSessionUncertain,
 )
-from airflow_mediation_provider.protocol.errors import TransientError
+from airflow_mediation_provider.protocol.transition import Source
+from airflow_mediation_provider.protocol.wire import HistoryStatus
+from airflow_mediation_provider.protocol.zuora.errors import TransientError
+from tests.unit.fast_lane import modes
 from tests.unit.test_outcomes import MODES, sensor
 from tests.unit.virtual_feed import Journal
 
 if TYPE_CHECKING:
     from tests.unit.task_stage import Stage
 
-pytestmark = pytest.mark.parametrize("mode", MODES)
+pytestmark = pytest.mark.parametrize("mode", modes(MODES))
 DOWN = TransientError("connection refused")
 RUN = [(10, "INITIALIZING"), (40, "RUNNING")]
-# How long after a callout a task knows of it: a trigger at once, a worker at its next poke.
+# Seconds from a callout until a task has received it: at once by a trigger, at the next poke on a worker.
 PROMPT = {"deferrable": 1, "started in the triggerer": 1, "poke": 21, "reschedule": 21}
 
 
 @pytest.fixture
 def journal(stage: Stage) -> Journal:
-    # The waits begin at second 0, and the runs were due an hour before.
+    # The waits start at second 0, and the runs were due an hour before.
     stage.journal = Journal(stage.clock)
     stage.zuora.script("m", (0, "COMPLETED"), (10, "INITIALIZING"), (40, "RUNNING"))
     return stage.journal
@@ -39,7 +42,7 @@ def after(stage: Stage, mode: str, second: float) -> bool:
 
 
 @pytest.mark.parametrize("named", [True, False])
-def test_condition_met(stage: Stage, journal: Journal, mode: str, named: bool):
+def test_a_callout_meets_the_condition(stage: Stage, journal: Journal, mode: str, named: bool):
     journal.session("S-1", *RUN, (5000, "COMPLETED"))
     ending = stage.play(sensor(mode, **({"session_id": "S-1"} if named else {})))
     assert ending.state == "success"
@@ -52,14 +55,33 @@ def test_condition_met(stage: Stage, journal: Journal, mode: str, named: bool):
         "evidence": "callout",
         "certain": True,
     }
-    # Zuora is asked to cross-check only, and by the triggerer on behalf of all.
+    # Zuora is polled only as a cross-check, and by the triggerer once for all waits.
     assert len(stage.zuora.asked) <= 1 + 5000 / 300
-    assert min(stage.zuora.gaps("m")) >= 150  # the worker's look, and the first of the triggerer
+    assert min(stage.zuora.gaps("m")) >= 150  # the worker's poll, and the first of the triggerer
+
+
+@pytest.mark.parametrize(("choice", "state"), [("fail", "failed"), ("skip", "skipped")])
+def test_a_status_that_came_after_another_one_fails_or_skips(
+    stage: Stage, journal: Journal, mode: str, choice: str, state: str
+):
+    journal.session("S-1", *RUN, (854, "COMPLETED"))
+    ending = stage.play(sensor(mode, previous_statuses=["PUSH_COMPLETED"], on_other_previous=choice))
+    assert ending.state == state
+    assert after(stage, mode, 854)
+    assert "COMPLETED came after RUNNING, not after PUSH_COMPLETED" in str(ending.error)
+
+
+def test_a_failed_session_fails_though_another_previous_status_would_skip(stage: Stage, journal: Journal, mode: str):
+    journal.session("S-1", *RUN, (854, "FAILED"))
+    ending = stage.play(sensor(mode, previous_statuses=["PUSH_COMPLETED"], on_other_previous="skip"))
+    assert ending.state == "failed"
 
 
 @pytest.mark.parametrize(("soft_fail", "state"), [(False, "failed"), (True, "skipped")])
 @pytest.mark.parametrize("status", ["FAILED", "CANCELED"])
-def test_a_status_of_fail_on(stage: Stage, journal: Journal, mode: str, soft_fail: bool, state: str, status: str):
+def test_a_callout_with_a_status_of_fail_on_fails_without_a_retry(
+    stage: Stage, journal: Journal, mode: str, soft_fail: bool, state: str, status: str
+):
     journal.session("S-1", *RUN, (854, status))
     ending = stage.play(sensor(mode, soft_fail=soft_fail))
     assert ending.state == state
@@ -69,7 +91,20 @@ def test_a_status_of_fail_on(stage: Stage, journal: Journal, mode: str, soft_fai
         assert ending.error.session["certain"] is True
 
 
-def test_one_that_ended_before_the_sensor_began_needs_no_request_to_zuora(stage: Stage, journal: Journal, mode: str):
+@pytest.mark.parametrize("named", [True, False])
+@pytest.mark.parametrize("status", ["TESTING_FAILED", "CANCELED", "FAILED"])
+def test_another_final_status_of_a_debug_run_fails(stage: Stage, journal: Journal, mode: str, named: bool, status: str):
+    journal.session("S-1", (10, "INITIALIZING"), (40, "TESTING"), (854, status))
+    stage.zuora.script("m", (0, "COMPLETED"), (10, "INITIALIZING"), (40, "TESTING"), (854, status))
+    ending = stage.play(sensor(mode, run_type="DEBUG", **({"session_id": "S-1"} if named else {})))
+    assert ending.state == "failed"
+    assert after(stage, mode, 854)
+    assert isinstance(ending.error, MeterSessionFailed)
+    session = ending.error.session
+    assert (session["status"], session["run_type"], session["certain"]) == (status, "DEBUG", True)
+
+
+def test_a_session_that_ended_before_the_sensor_started_needs_no_poll(stage: Stage, journal: Journal, mode: str):
     journal.session("S-0", (-7000, "RUNNING"), (-6000, "FAILED"))
     journal.session("S-1", (-3000, "RUNNING"), (-1000, "COMPLETED"))
     journal.session("S-2", (-500, "RUNNING"), (-100, "FAILED"))
@@ -80,7 +115,7 @@ def test_one_that_ended_before_the_sensor_began_needs_no_request_to_zuora(stage:
     assert stage.zuora.asked == []
 
 
-def test_an_end_whose_callout_is_lost(stage: Stage, journal: Journal, mode: str):
+def test_a_poll_shows_an_end_whose_callout_was_lost(stage: Stage, journal: Journal, mode: str):
     journal.session("S-1", *RUN, (854, "COMPLETED"), lost=("COMPLETED",))
     stage.zuora.scripts["m"].append((854, "COMPLETED"))
     ending = stage.play(sensor(mode))
@@ -89,7 +124,7 @@ def test_an_end_whose_callout_is_lost(stage: Stage, journal: Journal, mode: str)
     assert 854 + 30 <= stage.clock.seconds <= 854 + 330 + 30 + 21
 
 
-def test_a_session_of_which_every_callout_is_lost(stage: Stage, journal: Journal, mode: str):
+def test_polls_show_a_session_whose_callouts_were_all_lost(stage: Stage, journal: Journal, mode: str):
     journal.session("S-0", (-7000, "RUNNING"), (-6000, "COMPLETED"))
     stage.zuora.script("m", (0, "COMPLETED"), (100, "RUNNING"), (2000, "FAILED"))
     ending = stage.play(sensor(mode))
@@ -108,7 +143,7 @@ def test_a_newer_session_is_not_taken_for_the_awaited_one(stage: Stage, journal:
     assert ending.error.session["certain"] is True
 
 
-def test_a_session_that_was_live_before_is_not_taken_for_it(stage: Stage, journal: Journal, mode: str):
+def test_a_session_that_was_live_before_is_not_taken_for_the_awaited_one(stage: Stage, journal: Journal, mode: str):
     journal.session("S-0", (-7000, "RUNNING"), (600, "COMPLETED"))
     journal.session("S-1", (3000, "RUNNING"), (4000, "FAILED"))
     stage.zuora.script("m", (0, "RUNNING"), (600, "COMPLETED"), (3000, "RUNNING"), (4000, "FAILED"))
@@ -125,15 +160,41 @@ def test_a_conflict_is_not_certain(stage: Stage, journal: Journal, mode: str):
     if isinstance(ending.error, MeterSessionUncertain):
         assert "two different ends" in str(ending.error)
     else:
-        assert PROMPT[mode] == 1  # it knew of the first end before the second was reported
+        assert PROMPT[mode] == 1  # it received the first end before the second was reported
         assert ending.state == "success"
+
+
+class TestASessionOfAnotherMeter:
+    @pytest.mark.parametrize("soft_fail", [False, True])
+    def test_a_session_of_another_meter_is_a_misconfiguration_at_once(
+        self, stage: Stage, journal: Journal, mode: str, soft_fail: bool
+    ):
+        journal.session("S-1", *((second - 600, status) for second, status in RUN), meter="n")
+        ending = stage.play(sensor(mode, session_id="S-1", soft_fail=soft_fail))
+        assert ending.state == "failed"
+        assert isinstance(ending.error, MediationMisconfigured)
+        assert "Session S-1 is of meter n, not of meter m." in str(ending.error)
+        assert stage.clock.seconds <= 1
+        assert stage.zuora.asked == []
+
+    def test_the_other_meter_is_detected_at_the_first_callout(self, stage: Stage, journal: Journal, mode: str):
+        journal.session("S-1", *RUN, meter="n")
+        ending = stage.play(sensor(mode, session_id="S-1"))
+        assert isinstance(ending.error, MediationMisconfigured)
+        assert stage.clock.seconds <= 10 + 60 + 1
+
+    def test_a_session_reported_for_both_meters_is_accepted(self, stage: Stage, journal: Journal, mode: str):
+        journal.session("S-1", *RUN, (854, "COMPLETED"))
+        journal.session("S-1", *RUN, (400, "FAILED"), meter="n")
+        ending = stage.play(sensor(mode, session_id="S-1"))
+        assert ending.state == "success"
+        assert (ending.xcom["meter_id"], ending.xcom["evidence"], ending.xcom["certain"]) == ("m", "callout", True)
+        assert after(stage, mode, 854)
 
 
 class TestPreviousStatuses:
     @pytest.mark.parametrize(("before", "state"), [("PUSH_COMPLETED", "success"), ("RUNNING", "failed")])
-    def test_the_right_one_came_before_or_never(
-        self, stage: Stage, journal: Journal, mode: str, before: str, state: str
-    ):
+    def test_the_previous_status_decides(self, stage: Stage, journal: Journal, mode: str, before: str, state: str):
         journal.session("S-1", *RUN)
         journal.say(854, "S-1", "COMPLETED", before, started=10)
         stage.zuora.scripts["m"].append((854, "COMPLETED"))
@@ -144,9 +205,9 @@ class TestPreviousStatuses:
             assert ending.xcom["previous_status"] == "PUSH_COMPLETED"
         else:
             assert isinstance(ending.error, MeterSessionTimeout)
-            assert "COMPLETED came after RUNNING, which was not asked for" in str(ending.error)
+            assert "COMPLETED came after RUNNING, not after PUSH_COMPLETED" in str(ending.error)
 
-    def test_without_callouts_it_is_a_misconfiguration(self, stage: Stage, journal: Journal, mode: str):
+    def test_previous_statuses_without_callouts_are_a_misconfiguration(self, stage: Stage, journal: Journal, mode: str):
         journal.callouts = False
         ending = stage.play(sensor(mode, previous_statuses=["PUSH_COMPLETED"], soft_fail=True))
         assert ending.state == "failed"
@@ -154,7 +215,9 @@ class TestPreviousStatuses:
         assert "callout authentication" in str(ending.error)
         assert stage.clock.seconds <= 1
 
-    def test_without_a_feed_too_once_it_was_looked_for_long_enough(self, stage: Stage, journal: Journal, mode: str):
+    def test_previous_statuses_without_a_feed_are_a_misconfiguration_after_a_while(
+        self, stage: Stage, journal: Journal, mode: str
+    ):
         journal.found = False
         ending = stage.play(sensor(mode, previous_statuses=["PUSH_COMPLETED"]))
         assert ending.state == "failed"
@@ -162,7 +225,7 @@ class TestPreviousStatuses:
         assert "[mediation] feed_url" in str(ending.error)
         assert 60 <= stage.clock.seconds <= 100
 
-    def test_a_feed_that_is_down_for_a_while_is_waited_for(self, stage: Stage, journal: Journal, mode: str):
+    def test_previous_statuses_wait_for_a_feed_after_an_outage(self, stage: Stage, journal: Journal, mode: str):
         journal.session("S-1", *RUN)
         journal.say(900, "S-1", "COMPLETED", "PUSH_COMPLETED", started=10)
         journal.down = [(-1, 30), (300, 2000)]
@@ -172,7 +235,7 @@ class TestPreviousStatuses:
 
 
 @pytest.mark.parametrize("named", [True, False])
-def test_required_certainty_waits_for_the_callout(stage: Stage, journal: Journal, mode: str, named: bool):
+def test_require_certain_waits_for_the_callout(stage: Stage, journal: Journal, mode: str, named: bool):
     journal.session("S-1", *RUN)
     journal.say(3000, "S-1", "COMPLETED", "RUNNING", started=10)  # Zuora's second attempt
     stage.zuora.scripts["m"].append((854, "COMPLETED"))
@@ -182,7 +245,7 @@ def test_required_certainty_waits_for_the_callout(stage: Stage, journal: Journal
     assert ending.xcom["certain"] is True
 
 
-def test_a_feed_that_is_lost_leaves_the_wait_to_polls(stage: Stage, journal: Journal, mode: str):
+def test_a_wait_continues_with_polls_when_the_feed_is_lost(stage: Stage, journal: Journal, mode: str):
     journal.session("S-1", *RUN)
     journal.down = [(500, 1e9)]
     stage.zuora.scripts["m"].append((854, "COMPLETED"))
@@ -192,7 +255,33 @@ def test_a_feed_that_is_lost_leaves_the_wait_to_polls(stage: Stage, journal: Jou
     assert 854 <= stage.clock.seconds <= 920
 
 
-def test_zuora_out_of_reach_ends_no_wait_that_callouts_serve(stage: Stage, journal: Journal, mode: str):
+def test_a_single_missing_answer_of_the_feed_changes_nothing(
+    stage: Stage, journal: Journal, mode: str, capsys: Any, caplog: Any
+):
+    caplog.set_level("INFO")
+    journal.session("S-1", *RUN, (854, "COMPLETED"))
+    journal.down = [(second - 1, second + 1) for second in range(100, 800, 100)]
+    assert stage.play(sensor(mode)).state == "success"
+    missed = [at for at in journal.looks if any(begin <= at < end for begin, end in journal.down)]
+    assert bool(missed) is (mode in ("poke", "reschedule"))
+    said = capsys.readouterr().out + caplog.text
+    assert "cannot be read" not in said
+    assert min(stage.zuora.gaps("m")) >= 150
+
+
+@pytest.mark.parametrize(("began", "ended", "said"), [(5, 25, False), (60, 200, True)])
+def test_a_missing_feed_is_logged_after_a_minute_of_polls(
+    stage: Stage, journal: Journal, mode: str, capsys: Any, caplog: Any, began: int, ended: int, said: bool
+):
+    caplog.set_level("INFO")
+    journal.found = False
+    stage.zuora.script("m", (0, "COMPLETED"), (began, "RUNNING"), (ended, "COMPLETED"))
+    assert stage.play(sensor(mode, exclusive=True, settle=0)).state == "success"
+    assert ended <= stage.clock.seconds <= ended + 25  # by polls at their own pace
+    assert ("callouts cannot be read" in capsys.readouterr().out + caplog.text) is said
+
+
+def test_an_outage_of_zuora_ends_no_wait_with_callouts(stage: Stage, journal: Journal, mode: str):
     journal.session("S-1", *RUN, (6500, "COMPLETED"))
     stage.zuora.scripts["m"].append((200, DOWN))
     ending = stage.play(sensor(mode, session_id="S-1", max_unreachable=1800))
@@ -200,8 +289,8 @@ def test_zuora_out_of_reach_ends_no_wait_that_callouts_serve(stage: Stage, journ
     assert after(stage, mode, 6500)
 
 
-def test_a_triggerer_that_dies_takes_no_knowledge_along(stage: Stage, journal: Journal, mode: str):
-    # Nobody keeps for a named wait that its session was seen alive. What the feed tells of it says so.
+def test_the_state_of_a_wait_survives_a_crash_of_the_triggerer(stage: Stage, journal: Journal, mode: str):
+    # A wait with a session id keeps no record that its session was live: the feed reports it again.
     journal.session("S-1", *RUN, (401, "COMPLETED"), lost=("COMPLETED",))
     stage.zuora.scripts["m"].append((401, "COMPLETED"))
     stage.triggerer_dies_at = 400
@@ -211,7 +300,7 @@ def test_a_triggerer_that_dies_takes_no_knowledge_along(stage: Stage, journal: J
     assert stage.clock.seconds <= 445 + 330 + 60
 
 
-def test_a_triggerer_that_dies_misses_no_callout(stage: Stage, journal: Journal, mode: str):
+def test_no_callout_is_missed_when_the_triggerer_crashes(stage: Stage, journal: Journal, mode: str):
     journal.session("S-1", *RUN, (420, "FAILED"))
     stage.triggerer_dies_at = 400
     ending = stage.play(sensor(mode))
@@ -220,7 +309,7 @@ def test_a_triggerer_that_dies_misses_no_callout(stage: Stage, journal: Journal,
     assert stage.clock.seconds <= 446
 
 
-def test_a_crashed_trigger_is_no_answer(stage: Stage, journal: Journal, mode: str):
+def test_a_wait_continues_after_a_crash_of_the_trigger(stage: Stage, journal: Journal, mode: str):
     journal.session("S-1", *RUN, (854, "COMPLETED"))
     stage.trigger_crashes = 2
     ending = stage.play(sensor(mode))
@@ -228,17 +317,17 @@ def test_a_crashed_trigger_is_no_answer(stage: Stage, journal: Journal, mode: st
     assert ending.xcom["certain"] is True
 
 
-def test_no_triggerer_at_all_ends_by_the_deadline_with_a_last_look(stage: Stage, journal: Journal, mode: str):
+def test_without_any_triggerer_the_deadline_ends_the_wait_with_a_last_poll(stage: Stage, journal: Journal, mode: str):
     journal.session("S-1", *RUN, (1790, "COMPLETED"))
     stage.triggerer_is_down = True
     ending = stage.play(sensor(mode, session_id="S-1", timeout=1800))
-    # A trigger that was never run leaves it to Airflow's own timeout, a minute later.
+    # A trigger that never ran ends by Airflow's own timeout, a minute later.
     assert ending.state == "success"
     assert stage.clock.seconds <= 1861
     assert (journal.open, [end.outcome for end in journal.ended.values()]) == ({}, ["MET"])
 
 
-def test_the_deadline_passed(stage: Stage, journal: Journal, mode: str):
+def test_a_passed_deadline_fails_with_the_last_status(stage: Stage, journal: Journal, mode: str):
     journal.session("S-1", *RUN)
     ending = stage.play(sensor(mode, timeout=1800))
     assert isinstance(ending.error, MeterSessionTimeout)
@@ -246,7 +335,7 @@ def test_the_deadline_passed(stage: Stage, journal: Journal, mode: str):
     assert stage.clock.seconds == pytest.approx(1800, abs=1)
 
 
-def test_the_log_says_once_what_the_wait_rests_on(stage: Stage, journal: Journal, mode: str, capsys: Any, caplog: Any):
+def test_the_feed_status_is_logged_once(stage: Stage, journal: Journal, mode: str, capsys: Any, caplog: Any):
     caplog.set_level("INFO")
     journal.session("S-1", *RUN, (854, "COMPLETED"))
     stage.play(sensor(mode))
@@ -256,7 +345,7 @@ def test_the_log_says_once_what_the_wait_rests_on(stage: Stage, journal: Journal
         assert said.count("are read at") <= 2  # once, as each of two kinds of log may show it
 
 
-def test_the_journal_hears_of_the_wait_its_end_and_its_polls(stage: Stage, journal: Journal, mode: str):
+def test_the_wait_its_end_and_its_polls_are_reported_to_the_journal(stage: Stage, journal: Journal, mode: str):
     journal.session("S-1", *RUN, (854, "COMPLETED"))
     stage.play(sensor(mode))
     assert journal.open == {}
@@ -267,10 +356,56 @@ def test_the_journal_hears_of_the_wait_its_end_and_its_polls(stage: Stage, journ
     assert len(shown) <= 4
 
 
-def test_whoever_leaves_a_worker_has_reported_the_calls_to_zuora(stage: Stage, journal: Journal, mode: str):
+def test_a_process_on_a_worker_reports_its_calls_to_zuora_before_it_ends(stage: Stage, journal: Journal, mode: str):
     journal.session("S-1", *RUN, (100, "COMPLETED"))
     ending = stage.play(sensor(mode))
     assert ending.state == "success"
-    # A trigger's process goes on, and reports with its looks at the feed.
+    # A trigger's process continues, and reports with its requests to the feed.
     leaves = {"poke": 1, "reschedule": ending.workers, "deferrable": 1, "started in the triggerer": 0}
     assert len(journal.calls_reported) == leaves[mode]
+
+
+class TestTheHistoryInPlaceOfCallouts:
+    """The connection takes no callouts, and its callout history is read: a change is reported some minutes later."""
+
+    LATE = 400.0
+
+    @pytest.fixture
+    def history(self, journal: Journal) -> Journal:
+        journal.callouts, journal.history = False, HistoryStatus(late=480, read=True)
+        return journal
+
+    def walk(self, history: Journal, *steps: tuple[float, str]) -> None:
+        before = None
+        for second, status in steps:
+            history.say(second + self.LATE, "S-1", status, before, started=10, source=Source.HISTORY)
+            before = status
+
+    @pytest.mark.parametrize("options", [{}, {"session_id": "S-1"}, {"previous_statuses": ["RUNNING"]}])
+    def test_it_ends_the_wait_with_certainty_though_a_poll_shows_the_end_before(
+        self, stage: Stage, history: Journal, mode: str, options: dict[str, Any]
+    ):
+        stage.zuora.script("m", (0, "COMPLETED"), *RUN, (5000, "COMPLETED"))
+        self.walk(history, *RUN, (5000, "COMPLETED"))
+        ending = stage.play(sensor(mode, **options))
+        assert ending.state == "success"
+        assert after(stage, mode, 5000 + self.LATE)
+        assert (ending.xcom["session_id"], ending.xcom["previous_status"]) == ("S-1", "RUNNING")
+        assert (ending.xcom["evidence"], ending.xcom["certain"]) == ("history", True)
+        assert len(stage.zuora.asked) <= 2 + 5400 / 300
+
+    def test_an_end_that_it_never_has_is_uncertain(self, stage: Stage, history: Journal, mode: str):
+        stage.zuora.script("m", (0, "COMPLETED"), *RUN, (5000, "COMPLETED"))
+        self.walk(history, *RUN)
+        ending = stage.play(sensor(mode, session_id="S-1"))
+        assert ending.state == "success"
+        assert (ending.xcom["evidence"], ending.xcom["certain"]) == ("poll", False)
+        assert stage.clock.seconds >= 5000 + 480
+
+    def test_while_nothing_reads_it_polls_decide(self, stage: Stage, history: Journal, mode: str):
+        history.history = HistoryStatus(late=480, read=False)
+        stage.zuora.script("m", (0, "COMPLETED"), *RUN, (5000, "COMPLETED"))
+        ending = stage.play(sensor(mode, session_id="S-1"))
+        assert ending.state == "success"
+        assert ending.xcom["evidence"] == "poll"
+        assert stage.clock.seconds < 5000 + 480

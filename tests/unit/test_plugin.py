@@ -1,4 +1,4 @@
-"""The plugin: found by Airflow in every process, and free for those that serve no requests."""
+"""The plugin: Airflow finds it in every process, and it costs nothing in those that serve no requests."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ from airflow_mediation_provider import get_provider_info, plugin
 from airflow_mediation_provider.api_server import LazyApp, pages
 from airflow_mediation_provider.api_server.app import create_app
 from airflow_mediation_provider.plugin import MediationPlugin
-from airflow_mediation_provider.protocol.pages import NAV_ROUTE
+from airflow_mediation_provider.protocol.urls import NAV_ROUTE
 
 
-def test_airflow_finds_it_by_its_entry_point():
+def test_airflow_finds_the_plugin_by_its_entry_point():
     [found] = [each for each in entry_points(group="airflow.plugins") if each.name == "mediation"]
 
     assert found.load() is MediationPlugin
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
-def test_airflow_loads_it_once_and_mounts_its_app():
+def test_airflow_loads_the_plugin_once_and_mounts_its_app():
     from airflow import plugins_manager
 
     plugins, errors = plugins_manager._get_plugins()
@@ -36,12 +36,13 @@ def test_airflow_loads_it_once_and_mounts_its_app():
     assert isinstance(app["app"], LazyApp)
 
 
-def test_only_the_entry_point_names_it():
-    """Both at once make Airflow report it as registered twice, where providers are not discovered lazily."""
+def test_only_the_entry_point_registers_the_plugin():
+    """With both, Airflow would report it as registered twice, where providers are not discovered lazily."""
     assert "plugins" not in get_provider_info()
 
 
-def test_loading_it_brings_nothing_along():
+@pytest.mark.services
+def test_loading_the_plugin_imports_nothing_else():
     code = (
         "import sys, airflow.plugins_manager; before = set(sys.modules);"
         "import airflow_mediation_provider.plugin; print(*sorted(set(sys.modules) - before))"
@@ -57,7 +58,7 @@ def test_loading_it_brings_nothing_along():
 
 
 @pytest.mark.parametrize(("base_url", "path"), [(None, ""), ("https://airflow.example/team/airflow/", "/team/airflow")])
-def test_the_addresses_of_the_pages_begin_with_the_path_of_airflow(monkeypatch, base_url, path):
+def test_the_addresses_of_the_pages_start_with_the_path_of_airflow(monkeypatch, base_url, path):
     if base_url is None:
         monkeypatch.delenv("AIRFLOW__API__BASE_URL", raising=False)
     else:
@@ -76,7 +77,7 @@ def test_the_addresses_of_the_pages_begin_with_the_path_of_airflow(monkeypatch, 
     }
 
 
-def test_airflows_api_takes_the_views_as_they_are():
+def test_airflows_api_accepts_the_views():
     from airflow.api_fastapi.core_api.datamodels.plugins import ExternalViewResponse
 
     views = [ExternalViewResponse.model_validate(view) for view in MediationPlugin.external_views]
@@ -91,8 +92,8 @@ def test_airflows_api_takes_the_views_as_they_are():
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
-def test_airflow_keeps_all_views_and_the_links_name_the_one_in_the_navigation():
-    """It drops those whose route another one has, and such as name none."""
+def test_airflow_keeps_all_views_and_the_links_use_the_one_in_the_navigation():
+    """Airflow drops views with the route of another view, and views without one."""
     from airflow import plugins_manager
 
     views, _ = plugins_manager._get_ui_plugins()
@@ -102,8 +103,8 @@ def test_airflow_keeps_all_views_and_the_links_name_the_one_in_the_navigation():
     assert [view["url_route"] for view in ours if view["destination"] == "nav"] == [NAV_ROUTE]
 
 
-def test_what_the_views_name_is_served():
-    """Each page by a route of the application, and the icons by files."""
+def test_the_pages_and_icons_of_the_views_are_served():
+    """The pages by routes of the application, and the icons by files."""
     app = create_app()
     routes = {route.path for route in app.routes if "GET" in (getattr(route, "methods", None) or ())}
     for view in MediationPlugin.external_views:

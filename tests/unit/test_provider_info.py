@@ -1,4 +1,4 @@
-"""What Airflow reads of the provider: valid by its own schema, read through its own managers, cheap to ask for."""
+"""The provider info: valid by Airflow's schema, read through Airflow's managers, and cheap."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from jsonschema import Draft7Validator
 from airflow_mediation_provider import __version__, get_provider_info
 from airflow_mediation_provider.hooks.mediation import MediationHook
 from airflow_mediation_provider.hooks.settings import KNOWN_EXTRA
-from airflow_mediation_provider.protocol.callout_settings import CALLOUT_EXTRA, SECRET_FIELDS
-from airflow_mediation_provider.protocol.data_centers import DataCenter
+from airflow_mediation_provider.protocol.callouts.settings import CALLOUT_EXTRA, SECRET_FIELDS
+from airflow_mediation_provider.protocol.zuora.requests import DataCenter
 
 INFO = get_provider_info()
 FOLDER = Path(airflow.__file__).parent
@@ -31,13 +31,13 @@ def manager():
     return found
 
 
-def test_valid_by_airflows_schema():
+def test_the_provider_info_is_valid_by_airflows_schema():
     schema = json.loads((FOLDER / "provider_info.schema.json").read_text())
 
     assert [error.message for error in Draft7Validator(schema).iter_errors(INFO)] == []
 
 
-def test_connection_type_valid_by_the_schema_of_provider_yaml():
+def test_the_connection_type_is_valid_by_the_schema_of_provider_yaml():
     properties = json.loads((FOLDER / "provider.yaml.schema.json").read_text())["properties"]
 
     errors = Draft7Validator(properties["connection-types"]).iter_errors(INFO["connection-types"])
@@ -57,7 +57,7 @@ def test_airflow_finds_the_hook(manager):
     assert (hook.connection_id_attribute_name, hook.hook_name) == ("mediation_conn_id", "Zuora Mediation")
 
 
-def test_the_connection_form(manager):
+def test_the_connection_form_has_its_labels_and_choices(manager):
     fields = {
         widget.field_name: widget
         for name, widget in manager.connection_form_widgets.items()
@@ -79,7 +79,7 @@ def test_the_connection_form(manager):
     }
 
 
-def test_the_form_as_the_ui_gets_it():
+def test_the_ui_gets_the_connection_form():
     from airflow.api_fastapi.core_api.services.ui.connections import HookMetaService
 
     [meta] = [hook for hook in HookMetaService.hook_meta_data() if hook.connection_type == "mediation"]
@@ -90,13 +90,13 @@ def test_the_form_as_the_ui_gets_it():
 
 
 @pytest.mark.parametrize("kind", ["hooks", "operators", "sensors", "triggers"])
-def test_named_modules_are_there(kind):
+def test_each_listed_module_exists(kind):
     modules = [module for entry in INFO[kind] for module in entry["python-modules"]]
 
     assert [module for module in modules if find_spec(module) is None] == []
 
 
-def test_every_operator_is_in_a_named_module():
+def test_every_operator_is_in_a_listed_module():
     named = {module for entry in INFO["operators"] for module in entry["python-modules"]}
     folder = Path(str(find_spec("airflow_mediation_provider.operators").submodule_search_locations[0]))
     written = {path.stem for path in folder.glob("*.py") if re.search(r"^class \w+Operator\(", path.read_text(), re.M)}
@@ -104,8 +104,9 @@ def test_every_operator_is_in_a_named_module():
     assert {module.rpartition(".")[2] for module in named} == written
 
 
-def test_asking_is_cheap():
-    """Every Airflow process asks: nothing but the standard library may come with it."""
+@pytest.mark.services
+def test_the_provider_info_imports_only_the_standard_library():
+    """Every Airflow process reads it."""
     code = (
         "import sys; before = set(sys.modules); from airflow_mediation_provider import get_provider_info;"
         "get_provider_info(); print(*sorted({name.split('.')[0] for name in set(sys.modules) - before}))"

@@ -1,4 +1,4 @@
-"""Virtual time for asyncio: a loop that jumps to its next timer instead of sleeping, and a Zuora that lives by it."""
+"""Virtual time for asyncio: a loop that jumps to its next timer instead of sleeping, and a Zuora on the same clock."""
 
 from __future__ import annotations
 
@@ -11,7 +11,9 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from airflow_mediation_provider.protocol.errors import MediationError
+from airflow_mediation_provider.protocol.status import RunType
+from airflow_mediation_provider.protocol.zuora.errors import MediationError
+from airflow_mediation_provider.protocol.zuora.replies import MeterRun
 
 if TYPE_CHECKING:
     from collections.abc import Coroutine
@@ -22,12 +24,16 @@ EPOCH = datetime(2026, 3, 31, 9, 0, tzinfo=UTC)
 
 @dataclass
 class Clock:
-    """Seconds since EPOCH; shared by loops and workers, moved by nobody's sleep."""
+    """Seconds since EPOCH, shared by loops and workers; a real sleep does not change them.
+
+    :param ahead: by how many seconds the wall clock is ahead of the one that is never set
+    """
 
     seconds: float = 0.0
+    ahead: float = 0.0
 
     def now(self) -> datetime:
-        return EPOCH + timedelta(seconds=self.seconds)
+        return EPOCH + timedelta(seconds=self.seconds + self.ahead)
 
     def sleep(self, seconds: float) -> None:
         assert seconds >= 0
@@ -41,7 +47,7 @@ class _JumpingSelector(selectors.SelectSelector):
 
     def select(self, timeout: float | None = None) -> Any:
         if timeout is None:
-            raise RuntimeError("everybody waits for something that will never come")
+            raise RuntimeError("all tasks wait, and no timer is set")
         self.clock.seconds += max(timeout, 0.0)
         return super().select(0)
 
@@ -58,7 +64,7 @@ class VirtualLoop(asyncio.SelectorEventLoop):
 
 
 def run(main: Coroutine[Any, Any, T], clock: Clock | None = None) -> T:
-    """Run a coroutine in virtual time, and insist that it leaves no task behind."""
+    """Run a coroutine in virtual time, and check that it leaves no task behind."""
     with asyncio.Runner(loop_factory=lambda: VirtualLoop(clock or Clock())) as runner:
 
         async def checked() -> T:
@@ -78,7 +84,7 @@ Answer = str | MediationError | Exception
 
 @dataclass
 class Zuora:
-    """Answers for the status of meters, by scripts in virtual time; keeps a log of who asked when.
+    """Returns the status of meters by scripts in virtual time; keeps a log of the requests.
 
     A script is a list of (from second, answer); an answer is a status, or an exception to raise.
     """
@@ -89,6 +95,7 @@ class Zuora:
     latency: float = 0.0
     asked: list[tuple[float, str]] = field(default_factory=list)
     stopped: list[tuple[float, str]] = field(default_factory=list)
+    starts: int = 0
     under_way: int = 0
     most_under_way: int = 0
     opened: int = 0
@@ -121,7 +128,7 @@ class Zuora:
 
 
 class AsyncHook:
-    """What the hub sees of ``MediationAsyncHook``."""
+    """The part of ``MediationAsyncHook`` that the hub uses."""
 
     def __init__(self, zuora: Zuora) -> None:
         self.zuora = zuora
@@ -153,7 +160,7 @@ class AsyncHook:
 
 
 class SyncHook:
-    """What a worker sees of ``MediationHook``."""
+    """The part of ``MediationHook`` that a worker uses."""
 
     mediation_conn_id = "mediation_default"
 
@@ -163,11 +170,29 @@ class SyncHook:
     def run_status(self, meter_id: str, version: str = "0.0.1") -> str:
         return self.zuora.answer(meter_id)
 
+    def run_meter(self, meter_id: str, version: str, *, unique_key: str | None = None, **_: Any) -> MeterRun:
+        return self._started(meter_id, version, RunType.NORMAL)
+
+    def debug_meter(self, meter_id: str, version: str, **_: Any) -> MeterRun:
+        return self._started(meter_id, version, RunType.DEBUG)
+
+    def _started(self, meter_id: str, version: str, run_type: RunType) -> MeterRun:
+        zuora = self.zuora
+        zuora.starts += 1
+        zuora.clock.sleep(1)  # between the status before the call and the first poll after it
+        session_id = f"S-{zuora.starts}"
+        return MeterRun(
+            meter_id=meter_id, version=version, run_type=run_type, session_id=session_id, started_at=zuora.clock.now()
+        )
+
+    def stop_meter(self, meter_id: str, version: str = "0.0.1", *, force: bool = False) -> None:
+        self.zuora.stopped.append((self.zuora.clock.seconds, meter_id))
+
     def session_url(self, meter_id: str, session_id: str | None, run_id: str | None = None) -> str | None:
         return f"https://zuora.example/{meter_id}/{session_id}"
 
 
 def through_json(value: T) -> T:
-    """Return what another process would get."""
+    """Return the value as another process would get it."""
     copy: T = json.loads(json.dumps(value))
     return copy

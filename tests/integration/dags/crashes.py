@@ -12,7 +12,7 @@ from airflow_mediation_provider.operators.meter import RunMeterOperator
 
 
 class SlowToResume(RunMeterOperator):
-    """Gives time to kill the worker that a deferred task resumed on, before it looks at the trigger's event."""
+    """Gives time to kill the worker on which a deferred task resumed, before it reads the trigger's event."""
 
     def execute_complete(self, context: Any, event: Any = None) -> Any:
         if context["ti"].try_number == 1:
@@ -22,7 +22,7 @@ class SlowToResume(RunMeterOperator):
 
 
 class SlowToEnd(RunMeterOperator):
-    """Gives time to kill the worker when all is done, before Airflow knows."""
+    """Gives time to kill the worker when all is done, before Airflow has received that."""
 
     def execute_complete(self, context: Any, event: Any = None) -> Any:
         return self.slowly(context, super().execute_complete(context, event))
@@ -37,11 +37,13 @@ class SlowToEnd(RunMeterOperator):
         return result
 
 
-def run(task_id: str, operator: type[RunMeterOperator] = RunMeterOperator, **arguments: Any) -> None:
+def run(
+    task_id: str, operator: type[RunMeterOperator] = RunMeterOperator, *, poke_interval: float = 1, **arguments: Any
+) -> None:
     operator(
         task_id=task_id,
         meter_id=f"{{{{ params.meters.{task_id} }}}}",
-        poke_interval=1,
+        poke_interval=poke_interval,
         settle=1,
         timeout=300,
         retries=3,
@@ -55,8 +57,10 @@ with DAG("crashes", schedule=None, params={"meters": {}}):
     run("killed_with_the_call_on_its_way")
     run("killed_and_overtaken_its_call", exclusive=True)
     run("killed_before_the_reply")
-    run("reply_lost", deferrable=True)
-    run("reply_lost_and_a_foreign_session", deferrable=True)
+    # Deferred from the lost reply to the next call, for 1.5 poke_interval at least. Airflow takes a task that resumes
+    # before the scheduler has processed its deferral for one whose process was lost, and retries it.
+    run("reply_lost", deferrable=True, poke_interval=5)
+    run("reply_lost_and_a_foreign_session", deferrable=True, poke_interval=5)
     run("killed_and_a_foreign_session", deferrable=True)
     run("killed_in_poke", exclusive=True)
     run("whole_worker_lost", exclusive=True)

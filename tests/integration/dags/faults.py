@@ -1,4 +1,4 @@
-"""Waits that Zuora troubles, and tasks that are set up wrong; see test_faults.py."""
+"""Waits during faults of Zuora, and tasks with a wrong setup; see test_faults.py."""
 
 from __future__ import annotations
 
@@ -40,6 +40,8 @@ MISTAKES = {
     "missing_connection": "there_is_none",
     "wrong_secret": "wrong_secret",
     "wrong_host": "wrong_host",
+    "misspelt_host": "misspelt_host",
+    "missing_scheme": "missing_scheme",
     "not_enabled": "not_enabled",
     "unknown_meter": "mediation_default",
 }

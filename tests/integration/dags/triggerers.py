@@ -8,16 +8,17 @@ from typing import Any
 
 from airflow.sdk import DAG
 
-from airflow_mediation_provider import waiting
+from airflow_mediation_provider.operators.audit import AuditTrailExportOperator
 from airflow_mediation_provider.operators.meter import RunMeterOperator
 from airflow_mediation_provider.sensors.meter_session import MeterSessionSensor
+from airflow_mediation_provider.worker import waiting
 
-# Nobody wants to wait for a minute here. It counts for the tasks of this file alone.
+# The tests are not to wait for a minute here. It counts for the tasks of this file alone.
 waiting.BACKSTOP = timedelta(seconds=3)
 
 
 class SlowToResume(RunMeterOperator):
-    """Gives time to kill the worker that a deferred task resumed on."""
+    """Gives time to kill the worker on which a deferred task resumed."""
 
     def execute_complete(self, context: Any, event: Any = None) -> Any:
         if context["ti"].try_number == 1:
@@ -54,3 +55,11 @@ with DAG("triggerers", schedule=None, params={"meters": {}, "sessions": {}}):
     RunMeterOperator(**arguments("run_moves"), timeout=300, stop_meter_on_kill=True)
     sensor("sensor_moves")
     sensor("started_there_moves", start_from_trigger=True)
+    AuditTrailExportOperator(
+        task_id="export_goes_on",
+        meter_id="{{ params.meters.export_goes_on }}",
+        deferrable=True,
+        poke_interval=1,
+        retries=3,
+        retry_delay=timedelta(seconds=1),
+    )

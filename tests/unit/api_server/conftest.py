@@ -12,8 +12,8 @@ import pytest
 from airflow_mediation_provider.api_server import LazyApp
 from airflow_mediation_provider.api_server.app import create_app
 from airflow_mediation_provider.api_server.connections import Connections, LookupFailedError, MediationConnection
-from airflow_mediation_provider.api_server.recorder import Recorder
-from airflow_mediation_provider.journal.record import Recorded
+from airflow_mediation_provider.api_server.journal import Recorder
+from airflow_mediation_provider.journal.writer import Recorded
 
 
 class Directory(dict[str, dict[str, Any]]):
@@ -29,7 +29,7 @@ class Directory(dict[str, dict[str, Any]]):
 
 
 class Journal:
-    """Takes the place of `record`: keeps what it is given; `trouble` is raised, `gate` holds up every write."""
+    """Stands in for `record`: keeps its arguments; `trouble` is raised, `gate` holds up every write."""
 
     def __init__(self) -> None:
         self.entries: list[Any] = []
@@ -64,7 +64,7 @@ def journal():
 
 @pytest.fixture
 def seconds() -> list[float]:
-    """What the connections' clock shows; its only number is to be changed."""
+    """The time of the connections' clock; tests change its only number."""
     return [0.0]
 
 

@@ -1,4 +1,4 @@
-"""A callout, and its signature as Zuora makes it; and how tests wait for what other threads do."""
+"""A callout, and its signature as Zuora makes it; and how tests wait for the work of other threads."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Whose request it is, from where it comes, and what the user may see: as Airflow's auth manager is asked."""
+"""Which user and which site makes a request, and what the user may see: as Airflow's auth manager answers."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ async def answered(headers: dict[str, str], root_path: str = "") -> int:
 @pytest.mark.parametrize(
     ("headers", "status"),
     [
-        # What a browser of today says counts, whatever else is there.
+        # The header of a current browser decides, regardless of the others.
         ({"Sec-Fetch-Site": "same-origin"}, 200),
         ({"Sec-Fetch-Site": "same-origin", "Origin": OUTSIDE}, 200),
         ({"Sec-Fetch-Site": "same-origin", "Origin": "null"}, 200),
@@ -47,7 +47,7 @@ async def answered(headers: dict[str, str], root_path: str = "") -> int:
         ({"Sec-Fetch-Site": "none"}, 403),
         ({"Sec-Fetch-Site": ""}, 403),
         ({"Sec-Fetch-Site": "Same-Origin"}, 403),
-        # One of long ago says where the page is that makes the request.
+        # An old browser sends the origin of the page that makes the request.
         ({"Origin": HERE}, 200),
         ({"Origin": OUTSIDE}, 200),
         ({"Origin": "https://airflow.example:443"}, 403),
@@ -59,12 +59,12 @@ async def answered(headers: dict[str, str], root_path: str = "") -> int:
         ({"Origin": ""}, 403),
         ({"Origin": "airflow.example"}, 403),
         ({"Origin": "https://"}, 403),
-        # A program says nothing, and is no browser that has a cookie.
+        # A program sends none of them, and has no browser's cookie.
         ({}, 403),
         ({"Referer": f"{OUTSIDE}/airflow/mediation/sessions"}, 403),
     ],
 )
-async def test_a_change_is_made_for_pages_of_the_same_origin_alone(
+async def test_only_pages_of_the_same_origin_may_change_anything(
     monkeypatch: pytest.MonkeyPatch, headers: dict[str, str], status: int
 ) -> None:
     monkeypatch.setenv("AIRFLOW__API__BASE_URL", f"{OUTSIDE}/airflow")
@@ -72,7 +72,7 @@ async def test_a_change_is_made_for_pages_of_the_same_origin_alone(
 
 
 @pytest.mark.parametrize("base_url", [None, "", "/airflow"])
-async def test_where_airflow_does_not_know_its_address_the_request_tells_it(
+async def test_without_a_configured_address_the_requests_own_address_counts(
     monkeypatch: pytest.MonkeyPatch, base_url: str | None
 ) -> None:
     if base_url is None:
@@ -85,7 +85,7 @@ async def test_where_airflow_does_not_know_its_address_the_request_tells_it(
 
 
 class Asked:
-    """An auth manager that keeps what it was asked, and allows what is named."""
+    """An auth manager that keeps its calls, and allows what is named."""
 
     def __init__(self, *allowed: str) -> None:
         self.allowed = set(allowed)
@@ -114,7 +114,7 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> Asked:
 ALICE: Any = SimpleNamespace(name="alice")
 
 
-def test_a_reader_sees_of_dags_what_airflow_lets_them_see(asked: Asked) -> None:
+def test_a_reader_sees_the_dags_that_airflow_allows(asked: Asked) -> None:
     reader = Reader(ALICE)
     assert reader.sees_runs({"load", "secret"}) == {"load"}
     assert reader.sees_tasks(["load", "secret"]) == {"load"}
@@ -131,12 +131,12 @@ def test_a_reader_sees_of_dags_what_airflow_lets_them_see(asked: Asked) -> None:
     ]
 
 
-def test_of_no_dag_nobody_is_asked(asked: Asked) -> None:
+def test_without_dags_the_auth_manager_is_not_called(asked: Asked) -> None:
     assert Reader(ALICE).sees_runs([]) == set()
     assert asked.questions == []
 
 
-def test_of_each_connection_is_asked_once(asked: Asked) -> None:
+def test_the_auth_manager_is_called_once_for_each_connection(asked: Asked) -> None:
     reader = Reader(ALICE)
     assert [reader.reads_connection(each) for each in ("zuora", "other", "zuora", "other")] == [
         True,
@@ -150,14 +150,14 @@ def test_of_each_connection_is_asked_once(asked: Asked) -> None:
     ]
 
 
-def test_events_are_made_by_who_may_make_them(asked: Asked) -> None:
+def test_only_users_with_the_permission_create_events(asked: Asked) -> None:
     assert Reader(ALICE).makes_events()
     asked.allowed.clear()
     assert not Reader(ALICE).makes_events()
     assert asked.questions == [("asset", "POST", ALICE)] * 2
 
 
-def test_in_an_airflow_of_teams_each_question_names_the_team(asked: Asked, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_with_teams_each_call_names_the_team(asked: Asked, monkeypatch: pytest.MonkeyPatch) -> None:
     def teams(dag_ids: Collection[str]) -> dict[str, str | None]:
         return {dag_id: "blue" for dag_id in dag_ids if dag_id == "load"}
 

@@ -1,4 +1,4 @@
-"""What the API server counts: callouts by their answers, and what became of them in the journal, by a real StatsD."""
+"""What the API server counts: callouts by their answers, and their changes and events, by a real StatsD."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from sqlalchemy.exc import OperationalError
 from airflow_mediation_provider.api_server import LazyApp, callouts
 from airflow_mediation_provider.api_server.app import create_app
 from airflow_mediation_provider.api_server.connections import Connections
-from airflow_mediation_provider.journal import record as journal
-from airflow_mediation_provider.journal.record import JournalUnavailable
-from airflow_mediation_provider.protocol.asset_uri import asset_uri
+from airflow_mediation_provider.journal import writer as journal
+from airflow_mediation_provider.journal.writer import JournalUnavailable
+from airflow_mediation_provider.protocol.sessions.asset_uri import asset_uri
 from tests.unit.api_server.signed import BODY, CHANGE, signature
 
 if TYPE_CHECKING:
@@ -50,7 +50,7 @@ def name_in_a_dag(status: str) -> None:
         session.commit()
 
 
-async def test_a_callout_and_all_that_came_of_it(real: httpx.AsyncClient, statsd: StatsdServer):
+async def test_a_callout_and_its_change_and_event_are_counted(real: httpx.AsyncClient, statsd: StatsdServer):
     name_in_a_dag("COMPLETED")
 
     assert await post(real) == 200
@@ -66,11 +66,13 @@ async def test_a_callout_and_all_that_came_of_it(real: httpx.AsyncClient, statsd
     }
 
 
-async def test_what_comes_twice_is_accepted_twice_and_changes_once(real: httpx.AsyncClient, statsd: StatsdServer):
+async def test_a_callout_that_is_sent_twice_is_accepted_twice_and_changes_once(
+    real: httpx.AsyncClient, statsd: StatsdServer
+):
     name_in_a_dag("COMPLETED")
 
     assert [await post(real) for _ in range(3)] == [200, 200, 200]
-    # Another notification of the same change starts nothing either.
+    # Another notification of the same change triggers nothing either.
     await post(real, notification_id="n-2")
 
     assert statsd.counted() == {
@@ -80,7 +82,7 @@ async def test_what_comes_twice_is_accepted_twice_and_changes_once(real: httpx.A
     }
 
 
-async def test_a_transaction_that_is_tried_again_counts_once(
+async def test_a_transaction_that_is_retried_counts_once(
     real: httpx.AsyncClient, statsd: StatsdServer, monkeypatch: pytest.MonkeyPatch
 ):
     emit, tries = journal.emit, []
@@ -99,7 +101,7 @@ async def test_a_transaction_that_is_tried_again_counts_once(
     assert statsd.counted() == {ACCEPTED: 1, COMPLETED: 1}
 
 
-async def test_nothing_has_changed_where_nothing_is_durable(
+async def test_nothing_is_counted_that_is_not_durable(
     real: httpx.AsyncClient, statsd: StatsdServer, monkeypatch: pytest.MonkeyPatch
 ):
     def refuse(*_, **__):
@@ -112,7 +114,7 @@ async def test_nothing_has_changed_where_nothing_is_durable(
     assert statsd.counted() == {"mediation.callouts.refused,conn_id=zuora,status=503": 1}
 
 
-async def test_what_cannot_be_read_is_accepted_and_counted_as_such(real: httpx.AsyncClient, statsd: StatsdServer):
+async def test_an_unparsed_callout_is_accepted_and_counted_as_unparsed(real: httpx.AsyncClient, statsd: StatsdServer):
     assert await post(real, b"{") == 200
     too_long = json.dumps(CHANGE | {"sessionId": "R" * 100}).encode()
     assert await post(real, too_long, "n-2") == 200
@@ -120,7 +122,7 @@ async def test_what_cannot_be_read_is_accepted_and_counted_as_such(real: httpx.A
     assert statsd.counted() == {ACCEPTED: 2, "mediation.callouts.unparsed,conn_id=zuora": 2}
 
 
-async def test_a_status_that_nobody_documents_is_one_value(real: httpx.AsyncClient, statsd: StatsdServer):
+async def test_all_undocumented_statuses_have_one_tag_value(real: httpx.AsyncClient, statsd: StatsdServer):
     for number, status in enumerate(["PENDING", "RATED, again", "RUNNING"]):
         body = json.dumps(CHANGE | {"status": status}).encode()
         assert await post(real, body, f"n-{number}") == 200
@@ -132,7 +134,7 @@ async def test_a_status_that_nobody_documents_is_one_value(real: httpx.AsyncClie
     }
 
 
-async def test_refusals_by_their_answer_and_never_under_an_invented_name(
+async def test_refusals_are_counted_by_status_and_never_under_an_invented_id(
     client: httpx.AsyncClient, directory, journal, statsd: StatsdServer
 ):
     directory["open"] = {}
@@ -158,7 +160,7 @@ async def test_refusals_by_their_answer_and_never_under_an_invented_name(
     }
 
 
-async def test_the_question_for_basic_credentials_is_no_refusal(
+async def test_a_challenge_for_basic_credentials_is_no_refusal(
     client: httpx.AsyncClient, directory, statsd: StatsdServer
 ):
     directory["basic"] = {"callout_username": "zuora", "callout_password": "s3cret"}
@@ -173,7 +175,7 @@ async def test_the_question_for_basic_credentials_is_no_refusal(
     }
 
 
-async def test_a_sender_that_goes_away_is_counted_once(client: httpx.AsyncClient, app, statsd: StatsdServer):
+async def test_a_sender_that_disconnects_is_counted_once(client: httpx.AsyncClient, app, statsd: StatsdServer):
     async def gone():
         return {"type": "http.disconnect"}
 

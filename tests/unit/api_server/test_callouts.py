@@ -1,4 +1,4 @@
-"""What a callout is answered, and what becomes of its event."""
+"""The answer to a callout, and what is stored of it."""
 
 from __future__ import annotations
 
@@ -8,12 +8,14 @@ import gc
 import gzip
 import json
 import logging
+import time
 
 import pytest
 
-from airflow_mediation_provider.api_server import callouts, recorder
-from airflow_mediation_provider.journal.record import JournalMissing, JournalUnavailable
-from airflow_mediation_provider.protocol.entry import EntryKind
+from airflow_mediation_provider.api_server import callouts
+from airflow_mediation_provider.api_server import journal as recorder
+from airflow_mediation_provider.journal.writer import JournalMissing, JournalUnavailable
+from airflow_mediation_provider.protocol.sessions.journal_entry import EntryKind
 from tests.unit.api_server.signed import BODY, CHANGE, signature, until
 
 PATH = "/callouts/zuora"
@@ -43,7 +45,7 @@ async def test_a_signed_callout_is_answered_200_once_it_is_recorded(client, jour
     assert 7 < call["deadline_seconds"] <= 8
 
 
-async def test_never_200_before(client, journal):
+async def test_200_is_never_sent_before_the_event_is_durable(client, journal):
     journal.gate.clear()
     asking = asyncio.create_task(post(client))
     await until(lambda: journal.writing == 1)
@@ -61,9 +63,9 @@ async def test_never_200_before(client, journal):
         (json.dumps({**CHANGE, "sessionId": ""}).encode(), "no session id"),
         (gzip.compress(BODY), "not JSON"),
     ],
-    ids=["broken JSON", "empty", "no session id", "compressed, whatever Content-Encoding says"],
+    ids=["broken JSON", "empty", "no session id", "compressed, with any Content-Encoding"],
 )
-async def test_what_is_proven_but_cannot_be_read_is_kept_whole(client, journal, body, error):
+async def test_an_authenticated_callout_that_cannot_be_parsed_is_stored_whole(client, journal, body, error):
     reply = await post(client, body, headers={**signature(body), "Content-Encoding": "gzip"})
 
     assert reply.status_code == 200
@@ -74,7 +76,7 @@ async def test_what_is_proven_but_cannot_be_read_is_kept_whole(client, journal, 
     assert kept == body
 
 
-async def test_what_airflow_adds_where_everybody_is_an_admin_hides_no_credentials(client, directory):
+async def test_the_header_that_airflow_adds_with_all_admins_hides_no_credentials(client, directory):
     directory["zuora"] = {"callout_username": "zuora", "callout_password": "hush"}
     sent = list(basic("zuora", "hush").items())
 
@@ -82,7 +84,7 @@ async def test_what_airflow_adds_where_everybody_is_an_admin_hides_no_credential
     assert (await post(client, headers=[("Authorization", "Bearer airflow"), *sent])).status_code == 401
 
 
-async def test_a_body_in_pieces_without_a_length(client, journal):
+async def test_a_chunked_body_without_a_length_is_accepted(client, journal):
     async def pieces():
         for start in range(0, len(BODY), 7):
             yield BODY[start : start + 7]
@@ -95,14 +97,14 @@ async def test_a_body_in_pieces_without_a_length(client, journal):
 
 
 @pytest.mark.parametrize("spelled", ["team/zuora", "team%2Fzuora"])
-async def test_an_id_with_a_slash(client, directory, journal, spelled):
+async def test_a_connection_id_with_a_slash_is_found(client, directory, journal, spelled):
     directory["team/zuora"] = directory["zuora"]
 
     assert (await post(client, path=f"/callouts/{spelled}")).status_code == 200
     assert journal.calls[0]["conn_id"] == "team/zuora"
 
 
-# ---- not proven ----
+# ---- not authenticated ----
 
 
 @pytest.mark.parametrize(
@@ -117,7 +119,7 @@ async def test_an_id_with_a_slash(client, directory, journal, spelled):
     ],
     ids=["wrong secret", "another body's", "another connection's", "missing", "not what is configured", "not ASCII"],
 )
-async def test_what_is_not_proven_is_answered_401_and_not_recorded(client, directory, journal, headers, said):
+async def test_an_unauthenticated_callout_is_answered_401_and_not_stored(client, directory, journal, headers, said):
     directory["another"] = {"callout_hmac_secret": "s3cret-of-another"}
 
     reply = await post(client, headers=headers)
@@ -151,7 +153,7 @@ async def test_zuora_asks_without_credentials_is_challenged_and_asks_with_them(c
     assert (first.status_code, first.headers["www-authenticate"]) == (401, 'Basic realm="mediation"')
     assert second.status_code == 200
     assert len(journal.entries) == 1
-    assert said(logging.INFO) == []  # it is how Zuora always begins
+    assert said(logging.INFO) == []  # Zuora always starts this way
 
 
 async def test_all_that_is_configured_is_required(client, directory, said):
@@ -171,13 +173,13 @@ async def test_all_that_is_configured_is_required(client, directory, said):
     assert (await post(client, headers={**proofs[0], **proofs[1], **proofs[2]})).status_code == 200
 
 
-# ---- nobody to take it ----
+# ---- no connection that accepts it ----
 
 
 @pytest.mark.parametrize(
     "path", ["/callouts/nobody", "/callouts/without", "/callouts/", "/callouts/" + "x" * 251, "/callouts/a%00b"]
 )
-async def test_one_answer_for_every_connection_that_takes_none(client, directory, journal, path):
+async def test_all_connections_without_callouts_give_the_same_answer(client, directory, journal, path):
     directory["without"] = {"data_center": "PROD_EU"}
 
     reply = await post(client, path=path)
@@ -187,26 +189,106 @@ async def test_one_answer_for_every_connection_that_takes_none(client, directory
 
 
 @pytest.mark.parametrize("path", ["/", "", "/callouts", "/docs", "/openapi.json", "/redoc", "/callout/zuora"])
-async def test_no_other_path_says_anything(client, path):
+async def test_no_other_path_exists(client, path):
     reply = await client.get(path)
 
     assert (reply.status_code, reply.json()) == (404, {"success": False, "error": "not found"})
 
 
-@pytest.mark.parametrize("method", ["GET", "HEAD", "PUT", "PATCH", "DELETE", "OPTIONS"])
-async def test_another_method_is_answered_405(client, journal, method):
-    reply = await client.request(method, PATH, content=BODY, headers=signature(BODY))
+@pytest.mark.parametrize("method", ["GET", "HEAD", "DELETE", "OPTIONS"])
+async def test_a_method_without_a_body_is_answered_405_counted_and_logged(app, client, journal, method, said):
+    for path in (PATH, PATH, "/callouts/nobody"):
+        reply = await client.request(method, path, headers=signature(b""))
 
-    assert (reply.status_code, reply.headers["allow"]) == (405, "POST")
-    if method != "HEAD":
-        assert reply.json() == {"success": False, "error": "method not allowed"}
+        assert (reply.status_code, reply.headers["allow"]) == (405, "POST, PUT, PATCH")
+        if method != "HEAD":
+            assert reply.json() == {"success": False, "error": "method not allowed"}
     assert journal.entries == []
+    assert app._built().state.refused == {("zuora", 405): 2}
+    assert len(app._built().state.misaddressed) == 1
+    assert said()[0].endswith(f"connection 'zuora': its method is {method}: choose POST in the callout template")
 
 
-# ---- what does not come as it should ----
+@pytest.mark.parametrize("method", ["PUT", "PATCH"])
+async def test_a_proven_callout_counts_by_each_method_with_a_body(client, journal, method):
+    assert (await client.request(method, PATH, content=BODY, headers=signature(BODY))).status_code == 200
+    assert (await client.request(method, PATH, content=BODY, headers={})).status_code == 401
+    assert [entry.session_id for entry in journal.entries] == ["R-00005468"]
 
 
-async def test_a_body_that_says_it_is_too_large_is_not_read(client, journal):
+@pytest.mark.parametrize(
+    "path",
+    [
+        "/callouts/zuora/",
+        "/callouts//zuora",
+        "http://airflow//callouts/zuora",
+        "http://airflow//callouts///zuora//",
+        "/callouts/zuora%20",
+        "/callouts/%20zuora%0A",
+        "/callouts/%C2%A0zuora%E2%80%8B/",
+    ],
+)
+async def test_a_pasted_address_reaches_its_connection(client, journal, path):
+    assert (await post(client, path=path)).status_code == 200
+    assert journal.calls[0]["conn_id"] == "zuora"
+    assert (await post(client, path=path, headers={})).status_code == 401
+
+
+async def test_an_address_without_end_delays_no_other_request_and_is_logged_in_part(app, client, said):
+    began = time.process_time()
+    replies = [
+        await client.request(method, "/callouts/a" + between * 16_000 + "b")
+        for method in ("POST", "GET")
+        for between in ("%20", "/", "/%20")
+    ]
+
+    assert time.process_time() - began < 1
+    assert [reply.status_code for reply in replies] == [404, 404, 404, 405, 405, 405]
+    assert max(map(len, said())) < 400
+    # What the log keeps for a minute is no longer than what it writes.
+    assert max(len(conn_id) for _, conn_id, _ in app._built().state.throttled_log._recent._values) <= 251
+
+
+async def test_a_slash_within_an_id_stays(client, directory, journal):
+    directory["team/zuora"] = directory["zuora"]
+
+    assert (await post(client, path="/callouts//team//zuora/")).status_code == 200
+    assert journal.calls[0]["conn_id"] == "team/zuora"
+
+
+async def test_merge_fields_in_the_address_are_read(client, directory, journal):
+    directory["zuora"] = {"callout_token": "t0ken"}
+
+    path = f"{PATH}?meterId=2470&sessionId=R-9&status=FAILED&previousStatus=&key=hush"
+    assert (await post(client, b"", path=path, headers={"X-Mediation-Token": "t0ken"})).status_code == 200
+
+    [entry] = journal.entries
+    assert (entry.session_id, entry.transition.status, "key" in entry.body) == ("R-9", "FAILED", False)
+
+
+async def test_refused_callouts_are_counted_until_one_is_accepted(app, client, directory):
+    directory["without"] = {}
+    for path, headers in (
+        (PATH, {}),
+        (PATH, signature(b"")),
+        ("/callouts/without", {}),
+        ("/callouts/nobody", {}),
+        ("/callouts/nothing", {}),
+    ):
+        await post(client, path=path, headers=headers)
+    await client.get(PATH)
+    assert app._built().state.refused == {("zuora", 401): 2, ("without", 404): 1, ("zuora", 405): 1}
+    assert len(app._built().state.misaddressed) == 2
+
+    assert (await post(client)).status_code == 200
+    assert app._built().state.refused == {("without", 404): 1}
+    assert len(app._built().state.misaddressed) == 2
+
+
+# ---- invalid bodies ----
+
+
+async def test_a_body_announced_as_too_large_is_not_read(client, journal):
     async def endless():
         pytest.fail("read")
         yield b""
@@ -232,7 +314,7 @@ async def test_a_body_that_turns_out_too_large_is_read_no_further(client, journa
     assert sent <= callouts.BODY_LIMIT + 65536
 
 
-async def test_the_largest_body_is_taken(client, journal):
+async def test_the_largest_body_is_accepted(client, journal):
     body = json.dumps({**CHANGE, "filler": "x" * (callouts.BODY_LIMIT - len(BODY) - 14)}).encode()
     assert len(body) == callouts.BODY_LIMIT
 
@@ -240,7 +322,7 @@ async def test_the_largest_body_is_taken(client, journal):
     assert journal.entries[0].session_id == "R-00005468"
 
 
-async def test_a_sender_that_is_too_slow(client, journal, monkeypatch):
+async def test_a_sender_that_is_too_slow_is_answered_408(client, journal, monkeypatch):
     monkeypatch.setattr(callouts, "BODY_SECONDS", 0.01)
 
     async def dripping():
@@ -253,7 +335,7 @@ async def test_a_sender_that_is_too_slow(client, journal, monkeypatch):
     assert journal.entries == []
 
 
-async def test_a_sender_that_goes_away_has_told_nothing(app, journal, said):
+async def test_a_sender_that_disconnects_stores_nothing(app, journal, said):
     received = iter(
         [{"type": "http.request", "body": BODY, "more_body": True}, {"type": "http.disconnect"}],
     )
@@ -272,7 +354,7 @@ async def test_a_sender_that_goes_away_has_told_nothing(app, journal, said):
     assert said(logging.ERROR) == []
 
 
-# ---- trouble here ----
+# ---- errors here ----
 
 
 async def test_a_secrets_backend_that_is_down_is_answered_503(client, directory, journal, said):
@@ -284,12 +366,12 @@ async def test_a_secrets_backend_that_is_down_is_answered_503(client, directory,
     assert "VaultBackend raised ConnectionError" in said()[0]
 
 
-async def test_settings_that_are_wrong_are_answered_503_and_the_log_says_which(client, directory, said):
+async def test_wrong_settings_are_answered_503_and_logged(client, directory, said):
     directory["zuora"] = {"callout_hmac_secret": "s", "callout_hmac_algorithm": "MD5"}
 
     reply = await post(client)
 
-    assert (reply.status_code, reply.json()["error"]) == (503, "the receiver is set up wrongly")
+    assert (reply.status_code, reply.json()["error"]) == (503, "the receiver is misconfigured")
     assert "callout_hmac_algorithm MD5 is too weak" in said(logging.ERROR)[0]
 
 
@@ -297,7 +379,7 @@ async def test_settings_that_are_wrong_are_answered_503_and_the_log_says_which(c
     "trouble",
     [JournalUnavailable("database is locked"), JournalMissing("run `airflow mediation db migrate`")],
 )
-async def test_a_journal_in_trouble_is_answered_503(client, journal, said, trouble):
+async def test_a_journal_error_is_answered_503(client, journal, said, trouble):
     journal.trouble = trouble
 
     reply = await post(client)
@@ -306,13 +388,13 @@ async def test_a_journal_in_trouble_is_answered_503(client, journal, said, troub
     assert str(trouble) in said(logging.ERROR)[0]
 
 
-async def test_what_nobody_foresaw_is_answered_503_without_a_word_of_it(client, journal, caplog):
+async def test_an_unexpected_error_is_answered_503_without_its_message(client, journal, caplog):
     journal.trouble = RuntimeError("the database's password is hush")
 
     reply = await post(client)
 
     assert (reply.status_code, reply.json()["error"]) == (503, "temporarily unavailable")
-    assert "hush" in caplog.text  # for who runs the server
+    assert "hush" in caplog.text  # for the operator of the server
 
 
 async def test_a_write_that_hangs_is_answered_in_time_and_goes_on(client, journal, monkeypatch):
@@ -326,13 +408,13 @@ async def test_a_write_that_hangs_is_answered_in_time_and_goes_on(client, journa
     await until(lambda: journal.entries)
 
 
-async def test_a_write_that_fails_when_nobody_waits_any_more_makes_no_noise(client, journal, monkeypatch, caplog):
+async def test_a_write_that_fails_after_its_answer_logs_no_asyncio_error(client, journal, monkeypatch, caplog):
     monkeypatch.setattr(callouts, "ANSWER_SECONDS", 0.05)
     monkeypatch.setattr(recorder, "SHORTEST", 0.0)
     journal.gate.clear()
     assert (await post(client)).status_code == 503
 
-    journal.trouble = JournalUnavailable  # the class: an error that we kept would keep the future
+    journal.trouble = JournalUnavailable  # the class: an error object that we kept would keep the future
     journal.gate.set()
     await until(lambda: journal.written)
     assert (await post(client)).status_code == 503
@@ -341,7 +423,7 @@ async def test_a_write_that_fails_when_nobody_waits_any_more_makes_no_noise(clie
     assert [record for record in caplog.records if record.name == "asyncio"] == []
 
 
-async def test_a_caller_that_goes_away_does_not_undo_what_it_told(client, journal):
+async def test_a_caller_that_disconnects_does_not_cancel_its_write(client, journal):
     journal.gate.clear()
     asking = asyncio.create_task(post(client))
     await until(lambda: journal.writing == 1)
@@ -352,7 +434,7 @@ async def test_a_caller_that_goes_away_does_not_undo_what_it_told(client, journa
     await until(lambda: journal.entries)
 
 
-async def test_writes_wait_for_their_turn_and_hold_up_nobody_else(client, journal):
+async def test_writes_wait_for_their_turn_and_delay_no_other_request(client, journal):
     journal.gate.clear()
     asking = [asyncio.create_task(post(client)) for _ in range(20)]
     await until(lambda: journal.writing == recorder.THREADS)
@@ -381,7 +463,7 @@ async def test_a_refusal_is_logged_once_a_minute_for_each_connection_and_reason(
     ]
 
 
-async def test_invented_ids_fill_no_log(client, said):
+async def test_invented_ids_do_not_fill_the_log(client, said):
     for number in range(300):
         await post(client, path=f"/callouts/invented-{number}")
     await post(client, path="/callouts/" + "x" * 5000)
@@ -406,7 +488,7 @@ async def test_the_log_holds_nothing_of_the_request_and_no_secret(client, direct
 # ---- the handshake ----
 
 
-async def test_the_handshake_tells_who_is_here(client):
+async def test_the_handshake_identifies_the_server(client):
     from airflow_mediation_provider import __version__
 
     reply = await client.get("/handshake")

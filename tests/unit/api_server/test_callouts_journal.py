@@ -1,4 +1,4 @@
-"""Callouts and the real journal, on SQLite and PostgreSQL: what is answered 200 is there."""
+"""Callouts and the real journal, on SQLite and PostgreSQL: a callout answered 200 is stored."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ import httpx
 import pytest
 from sqlalchemy import select
 
-from airflow_mediation_provider.api_server import LazyApp, callouts, recorder
+from airflow_mediation_provider.api_server import LazyApp, callouts
+from airflow_mediation_provider.api_server import journal as recorder
 from airflow_mediation_provider.api_server.app import create_app
 from airflow_mediation_provider.api_server.connections import Connections
 from airflow_mediation_provider.journal.tables import SessionRow, TransitionRow
@@ -39,7 +40,7 @@ async def post(client, notification_id="n-1"):
     return await client.post(PATH, content=BODY, headers=headers)
 
 
-async def test_what_is_answered_200_is_there(client, airflow_database):
+async def test_a_callout_answered_200_is_stored(client, airflow_database):
     assert (await post(client)).status_code == 200
 
     [row] = rows(TransitionRow)
@@ -53,13 +54,13 @@ async def test_what_is_answered_200_is_there(client, airflow_database):
     assert (session.status, session.terminal, session.revision) == ("COMPLETED", True, 1)
 
 
-async def test_sent_again_it_is_the_same_callout(client, airflow_database):
+async def test_a_callout_that_is_sent_again_is_a_duplicate(client, airflow_database):
     assert [(await post(client)).status_code for _ in range(3)] == [200, 200, 200]
 
     assert len(rows(TransitionRow)) == 1
 
 
-async def test_an_old_one_replayed_under_a_new_id_moves_nothing(client, airflow_database):
+async def test_an_old_callout_replayed_under_a_new_id_changes_nothing(client, airflow_database):
     await post(client)
     [before] = rows(SessionRow)
 
@@ -74,14 +75,14 @@ async def test_an_old_one_replayed_under_a_new_id_moves_nothing(client, airflow_
     )
 
 
-async def test_many_at_once_are_all_there(client, airflow_database):
+async def test_all_of_many_concurrent_callouts_are_stored(client, airflow_database):
     replies = await asyncio.gather(*(post(client, f"n-{number}") for number in range(40)))
 
     assert {reply.status_code for reply in replies} == {200}
     assert len(rows(TransitionRow)) == 40
 
 
-async def test_missing_tables_are_answered_503_and_the_log_says_what_to_run(client, airflow_on, empty_database, said):
+async def test_missing_tables_are_answered_503_and_the_log_names_the_command(client, airflow_on, empty_database, said):
     airflow_on(empty_database)
 
     reply = await post(client)

@@ -1,4 +1,4 @@
-"""Counts of calls, from a signed report to the journal: beside the answer, and not lost where the database is busy."""
+"""API usage, from a signed report to the journal: written in the background, and not lost while the database fails."""
 
 from __future__ import annotations
 
@@ -14,14 +14,13 @@ from airflow import settings
 from sqlalchemy.orm import Session
 
 from airflow_mediation_provider.api_server.app import create_app
-from airflow_mediation_provider.api_server.calls import CallsKeeper
 from airflow_mediation_provider.api_server.connections import Connections, MediationConnection
 from airflow_mediation_provider.api_server.feed import feed_of
-from airflow_mediation_provider.hooks.calls import forget_all, note, unreported
-from airflow_mediation_provider.journal.calls import budget
+from airflow_mediation_provider.api_server.internal import ApiUsageBuffer
+from airflow_mediation_provider.hooks.api_usage import count_request, forget_all, unreported
+from airflow_mediation_provider.journal.task_reports import budget
 from airflow_mediation_provider.journal.transaction import JournalUnavailable
-from airflow_mediation_provider.protocol.calls import HourlyCalls, Left
-from airflow_mediation_provider.protocol.feed import (
+from airflow_mediation_provider.protocol.wire import (
     FEED_PATH,
     OBSERVATIONS_PATH,
     FeedRequest,
@@ -29,6 +28,7 @@ from airflow_mediation_provider.protocol.feed import (
     observations_to_bytes,
     signed_headers,
 )
+from airflow_mediation_provider.protocol.zuora.api_usage import HourlyUsage, RemainingQuota
 from tests.unit.api_server.signed import until
 
 if TYPE_CHECKING:
@@ -36,12 +36,12 @@ if TYPE_CHECKING:
 
 SECRET = "client-secret"
 NOW = datetime.now(UTC)
-SAID = Left(limits="5000, 5000;w=3600", remaining=4321, reset_at=NOW, told_at=NOW)
-REPORT = (HourlyCalls(hour=NOW, calls=3, limited=1, left=SAID),)
+SAID = RemainingQuota(limits="5000, 5000;w=3600", remaining=4321, reset_at=NOW, told_at=NOW)
+REPORT = (HourlyUsage(hour=NOW, calls=3, limited=1, left=SAID),)
 
 
-def calls(number: int) -> tuple[HourlyCalls, ...]:
-    return (HourlyCalls(hour=NOW, calls=number),)
+def calls(number: int) -> tuple[HourlyUsage, ...]:
+    return (HourlyUsage(hour=NOW, calls=number),)
 
 
 @pytest.fixture(autouse=True)
@@ -52,7 +52,7 @@ def none_yet() -> Iterator[None]:
 
 
 class Journal:
-    """Takes the place of ``record_calls``: keeps what it is told, or is away."""
+    """Stands in for ``record_calls``: keeps its arguments, or fails."""
 
     def __init__(self) -> None:
         self.kept: list[tuple[str, int]] = []
@@ -61,7 +61,7 @@ class Journal:
         self.open = threading.Event()
         self.open.set()
 
-    def record(self, *, conn_id: str, calls: tuple[HourlyCalls, ...]) -> None:
+    def record(self, *, conn_id: str, calls: tuple[HourlyUsage, ...]) -> None:
         self.tries += 1
         self.open.wait(10)
         if self.away:
@@ -70,10 +70,10 @@ class Journal:
 
 
 class TestTheKeeper:
-    async def test_holds_nobody_up_and_adds_up_what_comes_while_it_writes(self) -> None:
+    async def test_delays_no_request_and_adds_up_reports_while_it_writes(self) -> None:
         journal = Journal()
         journal.open.clear()
-        keeper = CallsKeeper(journal.record)
+        keeper = ApiUsageBuffer(journal.record)
         keeper.keep("zuora", calls(1))
         await until(lambda: journal.tries == 1)
         for _ in range(100):
@@ -86,14 +86,14 @@ class TestTheKeeper:
         await until(lambda: len(journal.kept) == 3)
         assert sorted(journal.kept) == [("other", 100), ("zuora", 1), ("zuora", 200)]
 
-    async def test_what_the_database_does_not_take_is_kept_for_later_and_it_is_left_alone_meanwhile(
+    async def test_counts_that_cannot_be_written_are_kept_and_retried_after_a_pause(
         self, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
     ) -> None:
         journal = Journal()
         journal.away = True
-        keeper = CallsKeeper(journal.record)
+        keeper = ApiUsageBuffer(journal.record)
         keeper.keep("zuora", calls(1))
-        await until(lambda: "could not be kept yet: the database is locked" in caplog.text)
+        await until(lambda: "could not be stored yet: the database is locked" in caplog.text)
         for _ in range(10):
             keeper.keep("zuora", calls(2))
             await asyncio.sleep(0)
@@ -106,11 +106,11 @@ class TestTheKeeper:
         await until(lambda: bool(journal.kept))
         assert journal.kept == [("zuora", 25)]
 
-    async def test_takes_what_this_process_asked_itself_along(self) -> None:
+    async def test_includes_the_calls_of_this_process(self) -> None:
         journal = Journal()
-        keeper = CallsKeeper(journal.record)
-        note("zuora", None)
-        note("other", None)
+        keeper = ApiUsageBuffer(journal.record)
+        count_request("zuora", None)
+        count_request("other", None)
 
         keeper.keep("zuora")
 
@@ -118,9 +118,9 @@ class TestTheKeeper:
         assert journal.kept == [("zuora", 1)]
         assert (unreported("zuora"), len(unreported("other"))) == ((), 1)
 
-    async def test_without_anything_to_keep_writes_nothing(self) -> None:
+    async def test_writes_nothing_without_counts(self) -> None:
         journal = Journal()
-        keeper = CallsKeeper(journal.record)
+        keeper = ApiUsageBuffer(journal.record)
 
         keeper.keep("zuora")
 
@@ -150,7 +150,7 @@ class TestARequest:
         with Session(settings.get_engine()) as session:
             return budget(session, ["zuora"], datetime.now(UTC))[0]
 
-    async def test_of_both_kinds_carries_calls_into_the_journal(self, app: Any) -> None:
+    async def test_of_both_kinds_stores_its_calls(self, app: Any) -> None:
         assert await self.post(app, FEED_PATH, FeedRequest(calls=REPORT).to_bytes()) == 200
         assert await self.post(app, OBSERVATIONS_PATH, observations_to_bytes([], calls(4))) == 200
         await self.settled(app)
@@ -159,7 +159,7 @@ class TestARequest:
         assert (found.last_day, found.limited_last_day) == (7, 1)
         assert (found.limits, found.remaining) == (SAID.limits, SAID.remaining)
 
-    async def test_that_is_refused_or_fails_keeps_none_for_they_are_reported_again(
+    async def test_that_is_refused_or_fails_stores_no_calls_as_they_are_reported_again(
         self, app: Any, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         feed_of(app)
@@ -187,9 +187,9 @@ class TestARequest:
 
         assert await self.post(app, FEED_PATH, FeedRequest(calls=REPORT).to_bytes()) == 200
         await self.settled(app)
-        assert "could not be kept yet: away" in caplog.text
+        assert "could not be stored yet: away" in caplog.text
 
-    async def test_of_an_older_process_tells_of_none(self, app: Any) -> None:
+    async def test_of_an_older_process_has_no_calls(self, app: Any) -> None:
         assert await self.post(app, FEED_PATH, b'{"protocol": 1, "meters": {}}') == 200
         assert await self.post(app, OBSERVATIONS_PATH, b'{"protocol": 1, "entries": []}') == 200
         assert app.state.calls._writing is None

@@ -1,4 +1,4 @@
-"""The changes of sessions: none is missed and none told twice, whoever commits when and whichever process is asked."""
+"""The changes of sessions: none is missed and none sent twice, in any order of commits and with several processes."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from airflow_mediation_provider.api_server.changes import CURSOR_SECONDS, MOST_KEPT, Changes, Cursor
-from airflow_mediation_provider.journal import record as journal
-from airflow_mediation_provider.journal.queries import Change
-from airflow_mediation_provider.protocol.entry import Entry, EntryKind
-from airflow_mediation_provider.protocol.lifecycle import fold
+from airflow_mediation_provider.api_server.journal import CURSOR_SECONDS, MOST_KEPT, Changes, Cursor
+from airflow_mediation_provider.journal import writer as journal
+from airflow_mediation_provider.journal.queries import SessionChange
+from airflow_mediation_provider.protocol.sessions.journal_entry import EntryKind, JournalEntry
+from airflow_mediation_provider.protocol.sessions.lifecycle import fold
 from airflow_mediation_provider.protocol.transition import SessionTransition, Source
 from tests.unit.virtual import EPOCH, Clock, run
 
@@ -28,13 +28,13 @@ def told_of(session: str, status: str = "RUNNING") -> SessionTransition:
     )
 
 
-def entry(session: str, status: str = "RUNNING") -> Entry:
+def entry(session: str, status: str = "RUNNING") -> JournalEntry:
     told = told_of(session, status)
-    return Entry(kind=EntryKind.STATUS_CHANGE, observed_at=told.observed_at, source=told.source, transition=told)
+    return JournalEntry(kind=EntryKind.STATUS_CHANGE, observed_at=told.observed_at, source=told.source, transition=told)
 
 
 class AtOnce(Executor):
-    """Threads have no place in virtual time."""
+    """Threads cannot be used with virtual time."""
 
     def submit(self, call: Any, *arguments: Any) -> Future[Any]:  # type: ignore[override]
         future: Future[Any] = Future()
@@ -46,20 +46,20 @@ class AtOnce(Executor):
 
 
 class Database:
-    """Rows of sessions: the second at which each was written and from which on it is visible."""
+    """Rows of sessions: the second at which each was written, and from which on it is visible."""
 
     def __init__(self, clock: Clock) -> None:
         self.clock = clock
-        self.rows: dict[int, list[tuple[float, float, Change]]] = {}
+        self.rows: dict[int, list[tuple[float, float, SessionChange]]] = {}
         self.reads: list[float] = []
         self.down = False
 
     def write(self, row_id: int, *, visible_after: float = 0.0) -> None:
         versions = self.rows.setdefault(row_id, [])
-        change = Change(row_id, len(versions) + 1, "zuora", fold([told_of(f"R-{row_id}")]))
+        change = SessionChange(row_id, len(versions) + 1, "zuora", fold([told_of(f"R-{row_id}")]))
         versions.append((self.clock.seconds, self.clock.seconds + visible_after, change))
 
-    def read(self, since: datetime, known: Mapping[int, int]) -> list[Change]:
+    def read(self, since: datetime, known: Mapping[int, int]) -> list[SessionChange]:
         self.reads.append(self.clock.seconds)
         if self.down:
             raise RuntimeError("the database is down")
@@ -83,10 +83,10 @@ def journal_database(clock: Clock) -> Database:
 
 async def names(changes: Changes, cursor: Cursor, seconds: float = 0.0) -> tuple[list[str] | None, Cursor]:
     told = await changes.since(cursor, "zuora", ["1"], seconds=seconds)
-    return ([state.session_id for state in told[0]], told[1]) if told else (None, cursor)
+    return ([change.state.session_id for change in told[0]], told[1]) if told else (None, cursor)
 
 
-def test_each_version_is_told_once_however_long_it_stays_in_the_overlap(clock: Clock, journal_database: Database):
+def test_each_version_is_sent_once_also_if_it_stays_in_the_overlap(clock: Clock, journal_database: Database):
     async def main() -> None:
         changes = journal_database.changes()
         cursor = await changes.cursor()
@@ -101,7 +101,7 @@ def test_each_version_is_told_once_however_long_it_stays_in_the_overlap(clock: C
     run(main(), clock)
 
 
-def test_what_commits_late_is_told_when_it_is_there(clock: Clock, journal_database: Database):
+def test_a_late_commit_is_sent_when_it_is_visible(clock: Clock, journal_database: Database):
     async def main() -> None:
         changes = journal_database.changes()
         cursor = await changes.cursor()
@@ -119,8 +119,8 @@ def test_what_commits_late_is_told_when_it_is_there(clock: Clock, journal_databa
 
 
 @pytest.mark.parametrize("lag", [0.0, 10.0, 25.0])
-def test_two_processes_asked_in_turn_miss_nothing(clock: Clock, journal_database: Database, lag: float):
-    """A load balancer sends each request to another process, of which each reads only while it is asked."""
+def test_requests_to_two_processes_in_turn_miss_nothing(clock: Clock, journal_database: Database, lag: float):
+    """A load balancer sends each request to another process, and each process reads only while a request waits."""
 
     async def main() -> None:
         processes = [journal_database.changes(), journal_database.changes()]
@@ -144,15 +144,15 @@ def test_two_processes_asked_in_turn_miss_nothing(clock: Clock, journal_database
 
 
 @pytest.mark.parametrize("pause", [20.0, 31.0, 45.0, 3600.0])
-def test_after_a_pause_in_which_nobody_asked_nothing_is_missing(clock: Clock, journal_database: Database, pause: float):
-    """Either what changed meanwhile is told, or that only the whole state helps."""
+def test_after_a_pause_without_requests_no_change_is_missed(clock: Clock, journal_database: Database, pause: float):
+    """Either the changes meanwhile are sent, or a full reply is needed."""
 
     async def main() -> None:
         changes = journal_database.changes()
         cursor = await changes.cursor()
         await asyncio.sleep(1)
         journal_database.write(1)
-        await changes.cursor()  # somebody else's: the change is numbered, and not told to us
+        await changes.cursor()  # of another client: the change is numbered, and not sent to this one
         await asyncio.sleep(pause / 2)
         journal_database.write(2)
         await asyncio.sleep(pause / 2)
@@ -163,7 +163,7 @@ def test_after_a_pause_in_which_nobody_asked_nothing_is_missing(clock: Clock, jo
     run(main(), clock)
 
 
-def test_who_reads_the_whole_state_may_get_a_cursor_of_a_moment_ago(clock: Clock, journal_database: Database):
+def test_a_full_reply_may_have_a_cursor_of_a_moment_ago(clock: Clock, journal_database: Database):
     async def main() -> None:
         changes = journal_database.changes()
         first = await changes.cursor()
@@ -171,7 +171,7 @@ def test_who_reads_the_whole_state_may_get_a_cursor_of_a_moment_ago(clock: Clock
         await asyncio.sleep(CURSOR_SECONDS)
         assert await changes.cursor() == first
         assert len(journal_database.reads) == 1
-        found, after = await names(changes, first)  # told again, and nothing left out
+        found, after = await names(changes, first)  # sent again, and nothing left out
         assert (found, after.number) == (["R-0"], first.number + 1)
         await asyncio.sleep(CURSOR_SECONDS + 0.1)
         await changes.cursor()
@@ -180,7 +180,8 @@ def test_who_reads_the_whole_state_may_get_a_cursor_of_a_moment_ago(clock: Clock
     run(main(), clock)
 
 
-def test_a_cursor_from_before_what_is_kept_gets_the_whole_state(clock: Clock, journal_database: Database):
+@pytest.mark.full
+def test_a_cursor_from_before_the_kept_changes_gets_the_whole_state(clock: Clock, journal_database: Database):
     async def main() -> None:
         changes = journal_database.changes()
         first = await changes.cursor()
@@ -201,7 +202,7 @@ def test_a_cursor_from_before_what_is_kept_gets_the_whole_state(clock: Clock, jo
     run(main(), clock)
 
 
-def test_it_reads_only_while_somebody_waits(clock: Clock, journal_database: Database):
+def test_it_reads_only_while_a_request_waits(clock: Clock, journal_database: Database):
     async def main() -> None:
         changes = journal_database.changes()
         cursor = await changes.cursor()
@@ -214,7 +215,7 @@ def test_it_reads_only_while_somebody_waits(clock: Clock, journal_database: Data
     run(main(), clock)
 
 
-def test_a_crowd_shares_one_read_and_one_error(clock: Clock, journal_database: Database):
+def test_many_requests_share_one_read_and_one_error(clock: Clock, journal_database: Database):
     async def main() -> None:
         changes = journal_database.changes()
         journal_database.down = True
@@ -229,7 +230,7 @@ def test_a_crowd_shares_one_read_and_one_error(clock: Clock, journal_database: D
     run(main(), clock)
 
 
-def test_who_waits_outlives_an_outage_of_the_database(
+def test_a_waiting_request_outlives_an_outage_of_the_database(
     clock: Clock, journal_database: Database, caplog: pytest.LogCaptureFixture
 ):
     async def main() -> None:
@@ -245,10 +246,10 @@ def test_who_waits_outlives_an_outage_of_the_database(
 
     caplog.set_level("INFO")
     run(main(), clock)
-    said = [record.getMessage() for record in caplog.records if record.name.endswith("changes")]
+    said = [record.getMessage() for record in caplog.records if record.name.endswith("api_server.journal")]
     assert said == [
         "The changes of meter sessions cannot be read; trying again",
-        "The changes of meter sessions are read again",
+        "The changes of meter sessions can be read again",
     ]
 
 
@@ -268,7 +269,7 @@ def test_own_writes_are_read_at_once(clock: Clock, journal_database: Database):
     run(main(), clock)
 
 
-async def test_a_transaction_that_commits_later_than_one_that_began_after_it(
+async def test_a_transaction_that_commits_after_a_later_started_one_is_sent(
     airflow_on: Any, postgres_database: str, monkeypatch: pytest.MonkeyPatch
 ):
     airflow_on(postgres_database)
@@ -278,7 +279,7 @@ async def test_a_transaction_that_commits_later_than_one_that_began_after_it(
     emit = journal.emit
 
     def hold(*arguments: Any, **options: Any) -> Any:
-        """Written, and not committed."""
+        """Written, but not committed."""
         monkeypatch.setattr(journal, "emit", emit)
         options["session"].flush()
         written.set()
@@ -296,7 +297,7 @@ async def test_a_transaction_that_commits_later_than_one_that_began_after_it(
     assert (await names(changes, cursor, 5))[0] == ["R-slow"]
 
 
-async def test_each_version_of_a_real_session_is_told_once(airflow_database: str):
+async def test_each_version_of_a_real_session_is_sent_once(airflow_database: str):
     changes = Changes()
     cursor = await changes.cursor()
     for status in ("RUNNING", "COMPLETED"):
@@ -304,4 +305,4 @@ async def test_each_version_of_a_real_session_is_told_once(airflow_database: str
         told = await changes.since(cursor, "zuora", ["1"], seconds=5)
         assert told is not None
         states, cursor = told
-        assert [state.status for state in states] == [status]
+        assert [change.state.status for change in states] == [status]

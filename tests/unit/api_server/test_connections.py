@@ -1,4 +1,4 @@
-"""What strangers can make the secrets backends do, and what a backend in trouble does to us."""
+"""What unauthenticated clients can make the secrets backends do, and what a failing backend does to the API server."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def connections(backends, ticks):
     return Connections(backends, ticks)
 
 
-async def test_a_known_connection_is_asked_for_every_few_seconds(connections, backends, ticks):
+async def test_a_known_connection_is_looked_up_every_few_seconds(connections, backends, ticks):
     assert (await connections.get("zuora")).extra["callout_token"] == "old"
     backends.known["zuora"] = MediationConnection("zuora", extra={"callout_token": "new"})
     ticks.now += module.KNOWN_SECONDS - 0.1
@@ -72,7 +72,7 @@ async def test_a_known_connection_is_asked_for_every_few_seconds(connections, ba
     assert backends.asked == ["zuora"] * 2
 
 
-async def test_a_connection_in_use_is_looked_up_before_anybody_has_to_wait(connections, backends, ticks):
+async def test_a_connection_in_use_is_looked_up_before_a_request_has_to_wait(connections, backends, ticks):
     await connections.get("zuora")
     backends.hold.clear()
     ticks.now += module.AHEAD_SECONDS + 0.1
@@ -97,19 +97,19 @@ async def test_an_unknown_id_reaches_the_backends_once_within_minutes(connection
     assert await connections.get("invented")
 
 
-async def test_a_connection_that_is_deleted_is_used_no_more_and_unknown_at_the_look_after(connections, backends, ticks):
+async def test_a_deleted_connection_is_not_used_and_is_unknown_at_the_next_look_up(connections, backends, ticks):
     await connections.get("zuora")
     del backends.known["zuora"]
     ticks.now += module.KNOWN_SECONDS
 
-    with pytest.raises(LookupFailedError, match="is not now"):
+    with pytest.raises(LookupFailedError, match="does not now"):
         await connections.get("zuora")
     ticks.now += module.FAILED_SECONDS
     with pytest.raises(UnknownConnectionError):
         await connections.get("zuora")
 
 
-async def test_a_connection_that_is_deleted_and_made_anew_is_never_unknown(connections, backends, ticks):
+async def test_a_connection_that_is_deleted_and_created_again_is_never_unknown(connections, backends, ticks):
     await connections.get("zuora")
     made = backends.known.pop("zuora")
     ticks.now += module.KNOWN_SECONDS
@@ -122,7 +122,7 @@ async def test_a_connection_that_is_deleted_and_made_anew_is_never_unknown(conne
 
 
 @pytest.mark.parametrize("conn_id", ["", "a b", "a\n", "x" * 251, "%s", "a\0", "a'b", "{}", "\ufffd", "a?b"])
-async def test_what_airflow_allows_in_no_id_is_nobodys_without_asking(connections, backends, conn_id):
+async def test_an_id_that_airflow_does_not_allow_is_unknown_without_a_look_up(connections, backends, conn_id):
     with pytest.raises(UnknownConnectionError):
         await connections.get(conn_id)
 
@@ -130,13 +130,13 @@ async def test_what_airflow_allows_in_no_id_is_nobodys_without_asking(connection
 
 
 @pytest.mark.parametrize("conn_id", ["team/zuora", "a.b-c_d", "x" * 250, "zuora:eu", "a#(!)\\"])
-async def test_what_airflow_allows_is_looked_up(connections, backends, conn_id):
+async def test_an_id_that_airflow_allows_is_looked_up(connections, backends, conn_id):
     backends.known[conn_id] = MediationConnection(conn_id)
 
     assert (await connections.get(conn_id)).conn_id == conn_id
 
 
-async def test_many_who_ask_at_once_are_served_by_one_look_up(connections, backends):
+async def test_many_concurrent_requests_share_one_look_up(connections, backends):
     backends.hold.clear()
     asking = [asyncio.create_task(connections.get("zuora")) for _ in range(50)]
     await asyncio.sleep(0)
@@ -150,7 +150,7 @@ async def test_many_who_ask_at_once_are_served_by_one_look_up(connections, backe
     assert backends.asked == ["zuora"]
 
 
-async def test_a_failure_is_no_answer_and_is_not_repeated_at_once(connections, backends, ticks):
+async def test_a_failed_look_up_raises_and_is_not_repeated_at_once(connections, backends, ticks):
     backends.down = True
     for _ in range(3):
         with pytest.raises(LookupFailedError, match="vault"):
@@ -172,7 +172,7 @@ async def test_a_connection_in_use_outlives_a_short_outage_of_the_backends(conne
         await connections.get("zuora")
 
 
-async def test_a_look_up_that_hangs_ends_the_patience_alone(connections, backends, ticks, monkeypatch):
+async def test_a_look_up_that_hangs_goes_on_after_the_request_gave_up(connections, backends, ticks, monkeypatch):
     monkeypatch.setattr(module, "PATIENCE_SECONDS", 0.01)
     backends.hold.clear()
     with pytest.raises(LookupFailedError, match="too long"):
@@ -186,7 +186,7 @@ async def test_a_look_up_that_hangs_ends_the_patience_alone(connections, backend
     assert backends.asked == ["zuora"]
 
 
-async def test_invented_ids_without_end_cost_bounded_memory_and_look_ups(backends, ticks, monkeypatch):
+async def test_any_number_of_invented_ids_costs_bounded_memory_and_look_ups(backends, ticks, monkeypatch):
     monkeypatch.setattr(module, "UNKNOWN_LIMIT", 10)
     connections = Connections(backends, ticks)
     await connections.get("zuora")
@@ -195,7 +195,7 @@ async def test_invented_ids_without_end_cost_bounded_memory_and_look_ups(backend
             await connections.get(f"invented-{number}")
     ticks.now += module.KNOWN_SECONDS
 
-    for number in range(10, 100):  # not "unknown": that would be final for a callout
+    for number in range(10, 100):  # not "unknown": that would end the callout without another attempt
         with pytest.raises(LookupFailedError, match="too many"):
             await connections.get(f"invented-{number}")
     assert await connections.get("zuora")
@@ -206,7 +206,7 @@ async def test_invented_ids_without_end_cost_bounded_memory_and_look_ups(backend
         await connections.get("invented-99")
 
 
-async def test_invented_ids_that_hang_do_not_hold_up_a_connection_in_use(connections, backends, ticks):
+async def test_invented_ids_that_hang_do_not_delay_a_connection_in_use(connections, backends, ticks):
     await connections.get("zuora")
     ticks.now += module.KNOWN_SECONDS
     backends.hold.clear()
@@ -222,7 +222,7 @@ async def test_invented_ids_that_hang_do_not_hold_up_a_connection_in_use(connect
     )
 
 
-async def test_a_bug_in_a_look_up_is_a_failure_of_it(ticks, caplog):
+async def test_an_unexpected_error_in_a_look_up_is_a_failed_look_up(ticks, caplog):
     def find(_conn_id):
         raise RuntimeError("bug")
 
@@ -241,7 +241,7 @@ def test_a_connection_shows_no_secret():
 
 
 class Backend:
-    """A secrets backend: its answer by (team, id), or what it raises; `older` ones know no teams."""
+    """A secrets backend: its answer by (team, id), or the exception that it raises; `older` ones have no teams."""
 
     def __init__(self, answers=None, error=None):
         self.answers, self.error, self.asked = answers or {}, error, []
@@ -291,7 +291,7 @@ def test_the_environment_is_a_backend_like_any_other(monkeypatch):
     assert (found.client_secret, found.extra, found.team) == ("hush", {"callout_token": "t"}, None)
 
 
-def test_how_zuora_is_called_is_known_too_and_callouts_do_not_mind_where_it_is_not(backends_of_airflow):
+def test_the_settings_of_calls_are_read_too_and_callouts_do_not_need_them(backends_of_airflow):
     good = {"data_center": "SBX", "callout_token": "t"}
     backends_of_airflow(Backend({(None, "zuora"): connection(login="client", extra=json.dumps(good))}))
     found = find_connection("zuora")
@@ -307,13 +307,13 @@ def test_how_zuora_is_called_is_known_too_and_callouts_do_not_mind_where_it_is_n
         assert found.callouts.enabled
 
 
-def test_a_backend_that_fails_is_passed_over_as_airflow_does(backends_of_airflow):
+def test_a_failing_backend_is_skipped_as_airflow_does(backends_of_airflow):
     backends_of_airflow(Backend(error=ConnectionError()), OldBackend({(None, "zuora"): connection()}))
 
     assert find_connection("zuora").client_secret == "hush"
 
 
-def test_nobody_knows_it_only_if_everybody_could_be_asked(backends_of_airflow):
+def test_a_connection_is_unknown_only_if_no_backend_failed(backends_of_airflow):
     backends_of_airflow(Backend(), Backend())
     assert find_connection("zuora") is None
 
@@ -322,7 +322,7 @@ def test_nobody_knows_it_only_if_everybody_could_be_asked(backends_of_airflow):
         find_connection("zuora")
 
 
-def test_what_one_backend_denies_no_other_may_give(backends_of_airflow):
+def test_a_connection_that_one_backend_denies_comes_from_no_other(backends_of_airflow):
     from airflow.sdk.exceptions import AirflowSecretsBackendAccessDenied
 
     second = Backend({(None, "zuora"): connection()})
@@ -340,7 +340,7 @@ def test_another_type_of_connection_is_unknown(backends_of_airflow):
 
 
 @pytest.mark.parametrize("extra", ["{", "[1]"])
-def test_an_extra_that_cannot_be_read_is_trouble_and_not_an_empty_one(backends_of_airflow, extra):
+def test_an_invalid_extra_is_an_error_and_not_an_empty_one(backends_of_airflow, extra):
     found = connection(extra={})
     found._extra = extra
     backends_of_airflow(Backend({(None, "zuora"): found}))
@@ -349,7 +349,7 @@ def test_an_extra_that_cannot_be_read_is_trouble_and_not_an_empty_one(backends_o
         find_connection("zuora")
 
 
-def test_the_metastore_tells_whose_it_is_and_a_key_that_is_wrong_is_trouble(airflow_database, monkeypatch):
+def test_the_metastore_returns_the_team_and_a_wrong_key_is_an_error(airflow_database, monkeypatch):
     from airflow.models.crypto import get_fernet
     from airflow.utils.session import create_session
     from cryptography.fernet import Fernet
@@ -371,14 +371,14 @@ def test_the_metastore_tells_whose_it_is_and_a_key_that_is_wrong_is_trouble(airf
     get_fernet.cache_clear()
 
 
-def test_a_database_that_is_down_is_trouble(airflow_on, tmp_path):
+def test_a_database_that_is_down_is_an_error(airflow_on, tmp_path):
     airflow_on(f"sqlite:///{tmp_path / 'nothing' / 'airflow.db'}")
 
     with pytest.raises(LookupFailedError, match="MetastoreBackend raised OperationalError"):
         find_connection("zuora")
 
 
-def test_a_teams_connection_is_found_and_says_whose_it_is(backends_of_airflow, teams):
+def test_a_teams_connection_is_found_with_its_team(backends_of_airflow, teams):
     teams("blue", "red")
     backends_of_airflow(OldBackend(), Backend({("red", "zuora"): connection()}))
 
@@ -395,7 +395,7 @@ def test_a_connection_for_all_teams_comes_first(backends_of_airflow, teams):
     assert (found.team, found.client_secret) == (None, "all")
 
 
-def test_an_id_that_several_teams_have_is_nobodys_in_particular(backends_of_airflow, teams):
+def test_an_id_that_several_teams_have_is_an_error(backends_of_airflow, teams):
     teams("blue", "red")
     backends_of_airflow(Backend({("red", "zuora"): connection(), ("blue", "zuora"): connection()}))
 
@@ -403,7 +403,7 @@ def test_an_id_that_several_teams_have_is_nobodys_in_particular(backends_of_airf
         find_connection("zuora")
 
 
-def test_teams_that_cannot_be_read_are_trouble(backends_of_airflow, teams, monkeypatch):
+def test_teams_that_cannot_be_read_are_an_error(backends_of_airflow, teams, monkeypatch):
     teams()
     backends_of_airflow(Backend())
     monkeypatch.setattr("airflow.models.team.Team.get_all_team_names", lambda: 1 / 0)

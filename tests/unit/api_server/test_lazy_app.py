@@ -28,7 +28,7 @@ def hello_app() -> Starlette:
     return Starlette(routes=[Route("/hello", hello), Route("/broken", broken)])
 
 
-async def test_built_once_however_many_ask_at_once():
+async def test_built_once_for_concurrent_requests():
     built = []
 
     def build():
@@ -74,7 +74,7 @@ async def test_a_build_that_fails_is_answered_503_logged_once_and_tried_again(ca
     assert "no module named nothing" in caplog.text
 
 
-async def test_what_a_request_raises_stays_inside(caplog):
+async def test_an_exception_of_a_request_does_not_leave_the_app(caplog):
     async with client_of(LazyApp(lambda: Starlette(routes=[Route("/broken", broken)]))) as client:
         reply = await client.get("/broken")
 
@@ -83,7 +83,7 @@ async def test_what_a_request_raises_stays_inside(caplog):
     assert "the secret is 42" in caplog.text
 
 
-async def test_an_app_that_fails_before_it_answers_is_answered_for():
+async def test_a_request_that_fails_before_its_answer_is_answered_503():
     async def app(scope, receive, send):
         raise RuntimeError
 
@@ -119,7 +119,7 @@ async def test_lifespan_and_websockets_are_answered_without_building():
     assert sent == ["lifespan.startup.complete", "lifespan.shutdown.complete", "websocket.close"]
 
 
-def test_the_log_says_nothing_while_nothing_is_wrong(caplog):
+def test_nothing_is_logged_without_an_error(caplog):
     caplog.set_level(logging.DEBUG)
     LazyApp(hello_app)
 

@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from airflow_mediation_provider.api_server.recent import Recent
+from airflow_mediation_provider.api_server.http import TtlMap
 
 
 class Ticks:
@@ -10,9 +10,9 @@ class Ticks:
         return self.now
 
 
-def test_forgets_each_value_after_the_same_time():
+def test_each_value_expires_after_the_same_time():
     ticks = Ticks()
-    recent: Recent[int] = Recent(10, 100, ticks)
+    recent: TtlMap[int] = TtlMap(10, 100, ticks)
     recent.add("a", 1)
     ticks.now = 6
     recent.add("b", 2)
@@ -23,9 +23,9 @@ def test_forgets_each_value_after_the_same_time():
     assert recent.add("a", 3)
 
 
-def test_a_full_memory_takes_no_more_and_keeps_what_it_has():
+def test_a_full_map_accepts_no_more_and_keeps_its_values():
     ticks = Ticks()
-    recent: Recent[int] = Recent(10, 2, ticks)
+    recent: TtlMap[int] = TtlMap(10, 2, ticks)
 
     assert [recent.add(key, 0) for key in "abc"] == [True, True, False]
     assert recent.get("a") == 0

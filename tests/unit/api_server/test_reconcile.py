@@ -1,4 +1,4 @@
-"""What a worker asks the API server about the callout history, on SQLite and PostgreSQL."""
+"""A worker's requests to compare the callout history, on SQLite and PostgreSQL."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ from sqlalchemy import select
 
 from airflow_mediation_provider.api_server.app import create_app
 from airflow_mediation_provider.api_server.connections import Connections, MediationConnection
-from airflow_mediation_provider.journal.record import record
 from airflow_mediation_provider.journal.tables import SessionRow, TransitionRow
-from airflow_mediation_provider.protocol.callout import read_callout
-from airflow_mediation_provider.protocol.callout_settings import callout_settings
-from airflow_mediation_provider.protocol.feed import derive_key, signed_headers
-from airflow_mediation_provider.protocol.history import read_history
-from airflow_mediation_provider.protocol.reconcile import RECONCILE_PATH, ReconcileReply, ReconcileRequest
+from airflow_mediation_provider.journal.writer import record
+from airflow_mediation_provider.protocol.callouts.history import read_history
+from airflow_mediation_provider.protocol.callouts.parse import read_callout
+from airflow_mediation_provider.protocol.callouts.settings import callout_settings
+from airflow_mediation_provider.protocol.maintenance import RECONCILE_PATH, ReconcileReply, ReconcileRequest
+from airflow_mediation_provider.protocol.wire import derive_key, signed_headers
 
 if TYPE_CHECKING:
-    from airflow_mediation_provider.protocol.entry import Entry
+    from airflow_mediation_provider.protocol.sessions.journal_entry import JournalEntry
 
 SECRET = "client-secret"
 SETTINGS = callout_settings("zuora", {"callout_token": "t"})
@@ -40,8 +40,8 @@ def at(number: int) -> datetime:
     return NOW - timedelta(hours=10) + timedelta(minutes=number * 10)
 
 
-def history(session: str = "R-1") -> tuple[Entry, ...]:
-    """Return what Zuora's history tells of a session that goes in circles."""
+def history(session: str = "R-1") -> tuple[JournalEntry, ...]:
+    """Return the history of a session whose statuses form a cycle."""
     records = [
         {
             "attemptedNum": 1,
@@ -55,7 +55,7 @@ def history(session: str = "R-1") -> tuple[Entry, ...]:
 
 
 def came(*numbers: int, session: str = "R-1") -> None:
-    """Let some of its callouts have come."""
+    """Store some of its callouts."""
     entries = [
         read_callout(
             SETTINGS,
@@ -74,7 +74,7 @@ async def ask(airflow_database: str):
     async with httpx.AsyncClient(transport=httpx.ASGITransport(app=app), base_url="http://airflow") as client:
 
         async def post(body: Any, secret: str = SECRET) -> httpx.Response:
-            data = body if isinstance(body, bytes) else json.dumps(body.to_dict()).encode()
+            data = body if isinstance(body, bytes) else body.to_bytes()
             proof = {"path": RECONCILE_PATH, "conn_id": "zuora", "body": data, "timestamp": int(time.time())}
             return await client.post(RECONCILE_PATH, content=data, headers=signed_headers(derive_key(secret), **proof))
 
@@ -88,38 +88,38 @@ def session_row() -> tuple[str, bool, int]:
         return row.status, row.ambiguous, len(rows)
 
 
-async def test_what_is_missing_is_put_in_once(ask: Any) -> None:
+async def test_missing_changes_are_stored_once(ask: Any) -> None:
     came(0, 1, 2)
 
     for lost in (4, 0):
         reply = await ask(ReconcileRequest(entries=history()))
         assert reply.status_code == 200, reply.text
-        assert len(ReconcileReply.from_dict(reply.json()).missing) == lost
+        assert len(ReconcileReply.from_bytes(reply.content).missing) == lost
         assert session_row() == ("COMPLETED", False, 7)
 
 
-async def test_a_dry_run_only_tells(ask: Any) -> None:
+async def test_a_dry_run_stores_nothing(ask: Any) -> None:
     came(0, 1, 2)
 
-    reply = ReconcileReply.from_dict((await ask(ReconcileRequest(entries=history(), dry_run=True))).json())
+    reply = ReconcileReply.from_bytes((await ask(ReconcileRequest(entries=history(), dry_run=True))).content)
 
     assert len(reply.missing) == 4
     assert session_row() == ("PAUSED", False, 3)
 
 
-async def test_sessions_that_never_end(ask: Any) -> None:
+async def test_sessions_without_an_end_are_returned(ask: Any) -> None:
     came(0, 1, session="R-1")
     came(6, session="R-2")
 
     early = await ask(ReconcileRequest(open_before=at(0)))
     late = await ask(ReconcileRequest(open_before=at(5)))
 
-    assert ReconcileReply.from_dict(early.json()).open == ()
-    [state] = ReconcileReply.from_dict(late.json()).open
+    assert ReconcileReply.from_bytes(early.content).open == ()
+    [state] = ReconcileReply.from_bytes(late.content).open
     assert (state.session_id, state.status) == ("R-1", "RUNNING")
 
 
-async def test_strangers_and_nonsense(ask: Any) -> None:
+async def test_unauthenticated_and_invalid_requests_are_refused(ask: Any) -> None:
     assert (await ask(ReconcileRequest(), secret="another")).status_code == 401
     for nonsense in (b"", b"[]", b"{}", b'{"protocol": 1, "entries": [{}]}', b"[" * 100_000):
         reply = await ask(nonsense)
@@ -127,7 +127,7 @@ async def test_strangers_and_nonsense(ask: Any) -> None:
         assert reply.json()["success"] is False
 
 
-async def test_a_journal_that_is_away(ask: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_an_unavailable_journal_is_a_503(ask: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(settings, "NonScopedSession", None)
 
     reply = await ask(ReconcileRequest(entries=history()))

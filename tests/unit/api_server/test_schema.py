@@ -1,4 +1,4 @@
-"""Whatever is sent to the paths, proven or not, the answers are those of their OpenAPI description."""
+"""The answers to any request, authenticated or not, are those of the OpenAPI description."""
 
 from __future__ import annotations
 
@@ -13,21 +13,20 @@ from starlette.responses import JSONResponse
 
 from airflow_mediation_provider.api_server.app import create_app
 from airflow_mediation_provider.api_server.connections import Connections
-from airflow_mediation_provider.api_server.recorder import Recorder
-from airflow_mediation_provider.protocol.feed import FEED_PATH, OBSERVATIONS_PATH, derive_key, signed_headers
-from airflow_mediation_provider.protocol.pruning import PRUNE_PATH
-from airflow_mediation_provider.protocol.reconcile import RECONCILE_PATH
+from airflow_mediation_provider.api_server.journal import Recorder
+from airflow_mediation_provider.protocol.maintenance import HISTORY_PATH, PRUNE_PATH, RECONCILE_PATH
+from airflow_mediation_provider.protocol.wire import FEED_PATH, OBSERVATIONS_PATH, derive_key, signed_headers
 from tests.unit.api_server.conftest import Directory, Journal
 from tests.unit.api_server.signed import signature
 
-# The same requests at each run, and few of them: the description has hardly anything to vary.
-QUICK = settings(max_examples=40, derandomize=True, deadline=None, database=None)
+# The same requests in each run, and few of them: the description has hardly anything to vary.
+QUICK = settings(max_examples=2 * settings.default.max_examples // 5, derandomize=True, database=None)
 SECRET = {"callout_hmac_secret": "s3cret-of-zuora"}
-SIGNED = (FEED_PATH, OBSERVATIONS_PATH, PRUNE_PATH, RECONCILE_PATH)
+SIGNED = (FEED_PATH, OBSERVATIONS_PATH, HISTORY_PATH, PRUNE_PATH, RECONCILE_PATH)
 
 
 class Proving:
-    """What every caller has to add: the id of a connection that is there, and the body's signature."""
+    """What every caller has to add: the id of an existing connection, and the body's signature."""
 
     def __init__(self, app) -> None:
         self.app = app
@@ -69,28 +68,28 @@ zuora = described(Recorder(), Proving)
 
 @pytest.fixture
 def journal_on_postgres(airflow_on, postgres_database):
-    """PostgreSQL is the stricter one in what it takes."""
+    """PostgreSQL is stricter in what it stores."""
     airflow_on(postgres_database)
 
 
 @strangers.parametrize()
 @QUICK
-def test_whatever_strangers_send(case):
+def test_unauthenticated_requests_get_documented_answers(case):
     case.call_and_validate()
 
 
 @zuora.parametrize()
 @QUICK
 @pytest.mark.usefixtures("journal_on_postgres")
-def test_whatever_is_proven_to_come_from_zuora_or_from_airflow(case):
+def test_authenticated_requests_get_documented_answers(case):
     if case.path.startswith("/callouts"):
         assert case.call_and_validate().status_code in (200, 405)
     else:
-        # Both ends of these messages are ours, so the description leaves out what is in them.
+        # Both ends of these messages are ours, so the description leaves out their content.
         reply = case.call_and_validate(excluded_checks=[positive_data_acceptance])
         assert reply.status_code in (200, 400, 405)
 
 
-def test_nothing_is_left_out():
-    paths = {"/handshake", "/callouts/{conn_id}", "/feed", "/observations", "/prune", "/reconcile"}
+def test_no_path_is_left_out():
+    paths = {"/handshake", "/callouts/{conn_id}", "/feed", "/observations", "/history", "/prune", "/reconcile"}
     assert set(create_app().openapi()["paths"]) == paths

@@ -36,7 +36,7 @@ def ended(api: Api) -> Api:
     return api
 
 
-def test_every_service_says_running_until_the_flip():
+def test_every_service_returns_running_until_the_flip():
     api = Api()
     assert api.flip_start == math.inf
 
@@ -48,7 +48,7 @@ def test_every_service_says_running_until_the_flip():
     assert json.loads(api.answer(METER, b"")[1])["data"] == {"runStatus": 5, "runStatusDescription": "RUNNING"}
 
 
-def test_every_service_says_ended_well_after_it():
+def test_every_service_returns_success_after_the_flip():
     api = ended(Api())
 
     assert json.loads(api.answer(DBT, b"")[1])["data"]["status"] == 10
@@ -86,7 +86,7 @@ def test_a_fault_takes_the_place_of_the_answer_and_is_counted(connection, fault,
 
 
 @pytest.mark.parametrize(("kind", "aborted"), [("hang", False), ("reset", True)])
-def test_hang_and_reset_answer_nothing(connection, kind, aborted):
+def test_hang_and_reset_send_no_answer(connection, kind, aborted):
     connection.api.fault = Fault(kind)
     connection.data_received(b"GET " + METER.encode() + b" HTTP/1.1\r\n\r\n")
 
@@ -94,7 +94,7 @@ def test_hang_and_reset_answer_nothing(connection, kind, aborted):
     assert connection.transport.aborted is aborted
 
 
-def test_a_refusal_spares_the_token_endpoint(connection):
+def test_a_refusal_does_not_affect_the_token_endpoint(connection):
     connection.api.fault = Fault("status", 401, spares_token=True)
     connection.data_received(b"POST /oauth/token HTTP/1.1\r\nContent-Length: 0\r\n\r\n")
 
@@ -111,7 +111,7 @@ def test_connections_are_counted_while_they_are_open(connection):
     assert (counters.opened, counters.open_now, counters.open_max) == (2, 1, 2)
 
 
-def test_the_busiest_stretch_is_found_wherever_it_lies():
+def test_the_busiest_span_is_found_at_any_position():
     api = Api()
     assert api.busiest(2.0) == 0
 

@@ -9,16 +9,15 @@ from airflow.models.asset import AssetEvent, AssetModel, DagScheduleAssetReferen
 from airflow.models.dagrun import DagRun
 from sqlalchemy import delete, func, select
 
-from airflow_mediation_provider.journal.consequences import Assets, sessions_of_run, started
-from airflow_mediation_provider.journal.filters import Filters
-from airflow_mediation_provider.journal.listing import list_sessions
-from airflow_mediation_provider.journal.record import record
+from airflow_mediation_provider.journal.session_list import Filters, list_sessions
 from airflow_mediation_provider.journal.tables import SessionRow, TransitionRow, WaitRow
-from airflow_mediation_provider.protocol.entry import Entry, EntryKind
+from airflow_mediation_provider.journal.triggered_runs import Assets, sessions_of_run, started
+from airflow_mediation_provider.journal.writer import record
+from airflow_mediation_provider.protocol.sessions.journal_entry import EntryKind, JournalEntry
 from benchmarks.busy_journal import BUSY, LIVE, LOST, METERS, PROD, SILENT, Plan, seed, seed_burst, session_of
 from benchmarks.journal_starts import dag_of, run_of
 
-# What is numbered or dated by whoever writes, and what asset events there were.
+# Columns with the writer's own numbers and times, and the counts of asset events.
 OWN = {"id", "created_at", "updated_at", "emitted", "revision", "body"}
 SESSIONS = 300
 
@@ -35,16 +34,18 @@ def changes_and_sessions() -> list[list[dict[str, Any]]]:
         ]
 
 
-def tell(plan: Plan) -> None:
+def record_reports(plan: Plan) -> None:
     for number in plan.numbers:
         entries = [
-            Entry(kind=EntryKind.STATUS_CHANGE, observed_at=told.observed_at, source=told.source, transition=told)
-            for told in plan.told(number)
+            JournalEntry(
+                kind=EntryKind.STATUS_CHANGE, observed_at=change.observed_at, source=change.source, transition=change
+            )
+            for change in plan.reports(number)
         ]
         record(entries, conn_id=plan.meter(number)[0])
 
 
-def test_the_rows_are_those_that_the_journals_writer_makes(airflow_database: str):
+def test_seeded_rows_equal_those_of_the_journals_writer(airflow_database: str):
     plan = seed(airflow_database, SESSIONS, 100)
     seeded = changes_and_sessions()
     with settings.NonScopedSession() as session:
@@ -52,11 +53,11 @@ def test_the_rows_are_those_that_the_journals_writer_makes(airflow_database: str
         for table in (SessionRow, TransitionRow, DagScheduleAssetReference, AssetModel):
             session.execute(delete(table))
         session.commit()
-    tell(plan)
+    record_reports(plan)
     assert seeded == changes_and_sessions()
 
 
-def test_what_sessions_started_and_who_waited_is_found(airflow_database: str):
+def test_triggered_runs_and_waits_of_seeded_sessions_are_found(airflow_database: str):
     plan = seed(airflow_database, SESSIONS, 100)
     with settings.NonScopedSession() as session:
         listed = list_sessions(session, Filters(conn_id=PROD, meter_id=BUSY), limit=50).sessions
@@ -70,7 +71,7 @@ def test_what_sessions_started_and_who_waited_is_found(airflow_database: str):
         assert sorted(waits) == awaited
 
 
-def test_a_burst_comes_on_top(airflow_database: str):
+def test_a_burst_adds_sessions_of_the_last_day(airflow_database: str):
     plan = seed(airflow_database, SESSIONS, 100)
     burst = seed_burst(airflow_database, plan, 100)
     with settings.NonScopedSession() as session:
@@ -87,19 +88,19 @@ def test_a_burst_comes_on_top(airflow_database: str):
 class TestPlan:
     plan = Plan(20_000, 2_000, datetime(2026, 3, 1, tzinfo=UTC))
 
-    def test_sessions_begin_in_order_and_the_last_ones_within_a_day(self):
+    def test_sessions_start_in_order_and_the_last_ones_within_a_day(self):
         began = [self.plan.began(number) for number in self.plan.numbers]
         assert began == sorted(set(began))
         day = self.plan.now - timedelta(days=1)
         assert sum(each >= day for each in began) == 2_000
 
-    def test_every_connection_and_status_is_there(self):
+    def test_every_connection_and_status_occurs(self):
         statuses = Counter(self.plan.walk(number)[1][-1] for number in self.plan.numbers)
         assert statuses.most_common(1)[0][0] == "COMPLETED"
         assert set(statuses) >= {"FAILED", "CANCELED", "TESTING_PASSED", "TESTING_FAILED", "RUNNING"}
         assert {self.plan.meter(number)[0] for number in self.plan.numbers} == set(METERS)
 
-    def test_those_that_go_on_are_the_newest_and_some_old_ones(self):
+    def test_live_sessions_are_the_newest_and_some_old_ones(self):
         going_on = [number for number in self.plan.numbers if self.plan.goes_on(number)]
         assert len(going_on) == LOST + LIVE
         assert going_on[0] == 0
@@ -111,12 +112,12 @@ class TestPlan:
         statuses = {self.plan.walk(number)[1][-1] for number in of_meter}
         assert statuses == {"COMPLETED", "FAILED", "RUNNING"}
 
-    def test_one_connection_is_silent(self):
+    def test_one_connection_has_only_old_sessions(self):
         assert self.plan.newest(SILENT) <= self.plan.sessions // 2
 
-    def test_the_newest_of_a_status(self):
+    def test_the_newest_session_in_a_status_is_found(self):
         number = self.plan.newest(PROD, BUSY, "FAILED")
-        assert self.plan.told(number)[-1].status == "FAILED"
+        assert self.plan.reports(number)[-1].status == "FAILED"
         assert self.plan.meter(number) == (PROD, BUSY)
         later = range(number + 1, self.plan.sessions)
         assert not any(self.plan.meter(n)[1] == BUSY and self.plan.walk(n)[1][-1] == "FAILED" for n in later)

@@ -42,21 +42,21 @@ def bad(index: int, at: float, text: str = "boom") -> End:
     return End(index, at, succeeded=False, text=text)
 
 
-def test_all_waits_that_end_after_the_fault_survived():
+def test_waits_that_end_after_the_fault_count_as_survived():
     found = survival("503", [good(0, 106.4), good(1, 107.0)], faulty=12)
 
     assert found.cell() == "survived; 6.0 rq, 1.0 s"
     assert found.broken_claims() == []
 
 
-def test_an_error_counts_as_death_and_a_wait_without_an_end_as_blind():
+def test_an_error_counts_as_died_and_a_wait_without_an_end_as_blind():
     found = survival("503", [bad(0, 100.5)], faulty=2)
 
     assert found.cell() == "died 1/2, blind 1/2; 1.0 rq"
     assert found.broken_claims() == ["503: 0 of 2 waits survived: ['boom']"]
 
 
-def test_success_before_the_remote_object_ended_is_no_survival():
+def test_success_before_the_remote_object_ended_does_not_count_as_survived():
     found = survival("HTML with 200", [good(0, 101.0), good(1, 107.0)], faulty=2)
 
     assert found.cell().startswith("FALSE SUCCESS 1/2")
@@ -82,7 +82,7 @@ def test_a_lasting_fault_must_end_every_wait_and_be_named():
 
     assert named.cell() == "ended with reason 2/2; 3.0 rq"
     assert named.broken_claims() == []
-    assert unnamed.broken_claims() == ["401, lasting: 1 of 2 waits ended", "401, lasting: no word of 401: failed"]
+    assert unnamed.broken_claims() == ["401, lasting: 1 of 2 waits ended", "401, lasting: no 401 in the reason: failed"]
 
 
 def test_a_hang_may_cost_thirty_seconds_and_the_pauses_around_it():

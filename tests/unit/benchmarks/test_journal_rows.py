@@ -6,13 +6,13 @@ from airflow import settings
 from sqlalchemy import select
 
 from airflow_mediation_provider.journal import queries
-from airflow_mediation_provider.journal.record import record
 from airflow_mediation_provider.journal.tables import SessionRow, TransitionRow
-from airflow_mediation_provider.protocol.entry import Entry, EntryKind
+from airflow_mediation_provider.journal.writer import record
+from airflow_mediation_provider.protocol.sessions.journal_entry import EntryKind, JournalEntry
 from benchmarks.feed_at_scale import questions
 from benchmarks.journal_rows import CONN_ID, LIVE, WALK, meter_of, seed, session_of
 
-# What is numbered or dated by whoever writes, and what asset events there were.
+# Columns with the writer's own numbers and times, and the counts of asset events.
 OWN = {"id", "conn_id", "created_at", "updated_at", "emitted", "revision", "body"}
 
 
@@ -26,16 +26,17 @@ def rows_of(conn_id: str, table: Any) -> list[dict[str, Any]]:
         return [values(row) for row in found]
 
 
-def test_the_rows_are_those_that_the_journals_writer_makes(airflow_database: str):
+def test_seeded_rows_equal_those_of_the_journals_writer(airflow_database: str):
     sessions = seed(airflow_database, 50)
     assert sessions == 10
     with settings.NonScopedSession() as session:
-        told = queries.transitions(
+        stored = queries.transitions(
             session, CONN_ID, [(meter_of(number), session_of(number)) for number in range(sessions)]
         )
-    assert len(told) == (10 - LIVE) * len(WALK) + LIVE * 2
+    assert len(stored) == (10 - LIVE) * len(WALK) + LIVE * 2
     entries = [
-        Entry(kind=EntryKind.STATUS_CHANGE, observed_at=t.observed_at, source=t.source, transition=t) for t in told
+        JournalEntry(kind=EntryKind.STATUS_CHANGE, observed_at=t.observed_at, source=t.source, transition=t)
+        for t in stored
     ]
     record(entries, conn_id="written")
     for table in (SessionRow, TransitionRow):
@@ -43,8 +44,8 @@ def test_the_rows_are_those_that_the_journals_writer_makes(airflow_database: str
         assert sorted(seeded, key=str) == sorted(written, key=str)
 
 
-def test_the_benchmarks_questions_have_answers(airflow_database: str):
+def test_the_benchmarks_queries_return_sessions(airflow_database: str):
     sessions = seed(airflow_database, 2500)
     with settings.NonScopedSession() as session:
-        found = {what: queries.answer(session, CONN_ID, meters) for what, meters in questions(sessions).items()}
+        found = {what: queries.known_sessions(session, CONN_ID, meters) for what, meters in questions(sessions).items()}
     assert [len(states) > 0 for states in found.values()] == [True, True, True]

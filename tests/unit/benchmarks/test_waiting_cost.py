@@ -37,7 +37,7 @@ def test_rates_are_of_the_steady_state_and_memory_is_on_top_of_the_empty_trigger
     assert cost.broken_claims() == []
 
 
-def test_every_claim_that_is_not_kept_is_named():
+def test_each_broken_claim_is_named():
     cost = cost_of(
         measurement(ends=ENDS[:3], rss_bytes=4 * 9 * 1024, lag_max=0.06),
         measurement(traced_bytes=4 * 8 * 1024),
@@ -51,5 +51,5 @@ def test_every_claim_that_is_not_kept_is_named():
         "5.0 open connections, at most 4 claimed",
         "9.0 KiB a wait (RSS), at most 8.0 claimed",
         "60.0 ms of event-loop lag, at most 50.0 claimed",
-        "1.0 waits whose end went unseen, at most 0 claimed",
+        "1.0 waits whose end was not detected, at most 0 claimed",
     ]

@@ -13,9 +13,9 @@ from starlette.responses import HTMLResponse, JSONResponse, PlainTextResponse, R
 
 from airflow_mediation_provider.api_server.app import create_app
 from airflow_mediation_provider.api_server.connections import Connections, MediationConnection
-from airflow_mediation_provider.commands.connection import callout_url
+from airflow_mediation_provider.commands import callout_url
 from airflow_mediation_provider.journal.tables import TransitionRow
-from airflow_mediation_provider.protocol.callout_settings import SECRET_FIELDS
+from airflow_mediation_provider.protocol.callouts.settings import SECRET_FIELDS
 from tests.unit.served import served
 
 if TYPE_CHECKING:
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 SECRETS = {name: f"hidden-{number}" for number, name in enumerate(sorted(SECRET_FIELDS))}
 EXTRA = {
     "hmac": {"callout_hmac_secret": "s", "callout_hmac_message": "{{Request.Headers.Date}}{{Request.Body}}"},
-    "hmac of a header of one's own": {
+    "hmac in a custom header": {
         "callout_hmac_secret": "s",
         "callout_hmac_message": "{{Request.Headers.X-Own}}{{Request.Body}}",
         "callout_hmac_encoding": "HEX",
@@ -59,7 +59,7 @@ def send(url: str) -> None:
 
 
 @pytest.mark.parametrize("extra", EXTRA.values(), ids=EXTRA)
-def test_the_way_through_is_proven(
+def test_the_test_callout_arrives_in_the_journal(
     extra: dict[str, Any], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     connect(monkeypatch, extra)
@@ -70,44 +70,44 @@ def test_the_way_through_is_proven(
     said = capsys.readouterr().out
     assert "401, as it must be" in said
     assert "It is in the journal, as a test" in said
-    assert "Of the way from Zuora this proves nothing" in said  # 127.0.0.1, on another port
-    assert "get through" not in said
+    assert "This does not check the way from Zuora" in said  # 127.0.0.1, on another port
+    assert "callouts arrive" not in said
     with settings.NonScopedSession() as session:
         [row] = session.scalars(select(TransitionRow)).all()
     assert (row.kind, row.status, row.meter_id) == ("test", None, "0")
     assert str(row.notification_id).startswith("test-")
 
 
-def test_another_airflows_endpoint_is_noticed() -> None:
+def test_the_endpoint_of_another_airflow_is_detected() -> None:
     class Elsewhere:
         def record(self, entries: Any, **_: Any) -> Any:
-            from airflow_mediation_provider.journal.record import Recorded
+            from airflow_mediation_provider.journal.writer import Recorded
 
             return Recorded(new=len(entries))
 
-    from airflow_mediation_provider.api_server.recorder import Recorder
+    from airflow_mediation_provider.api_server.journal import Recorder
 
     connections = Connections(lambda conn_id: MediationConnection(conn_id, None, "p", {"callout_token": "t"}))
     with (
         served(create_app(connections, Recorder(Elsewhere().record))) as url,
-        pytest.raises(SystemExit, match="another one"),
+        pytest.raises(SystemExit, match="another Airflow"),
     ):
         send(url)
 
 
-def test_other_secrets_at_the_api_server() -> None:
+def test_another_secret_at_the_api_server_is_detected() -> None:
     connections = Connections(lambda conn_id: MediationConnection(conn_id, None, "p", {"callout_token": "other"}))
     with served(create_app(connections)) as url, pytest.raises(SystemExit, match="401: the credentials are refused"):
         send(url)
 
 
-def test_a_connection_that_the_api_server_does_not_know() -> None:
+def test_a_connection_missing_at_the_api_server_is_detected() -> None:
     with served(create_app(Connections(lambda _: None))) as url, pytest.raises(SystemExit, match="404: the API server"):
         send(url)
 
 
 class Page:
-    """Whatever else may stand at the address."""
+    """Another page at the address."""
 
     def __init__(self, *replies: Response) -> None:
         self._replies = list(replies)
@@ -124,8 +124,8 @@ REFUSED = JSONResponse({"success": False, "error": "not authenticated"}, 401)
     ("page", "words"),
     [
         (Page(HTMLResponse("<html>")), "without credentials was answered 200"),
-        (Page(REFUSED, HTMLResponse("<html>")), "200, but another page's"),
-        (Page(REFUSED, JSONResponse({"success": False})), "200, but another page's"),
+        (Page(REFUSED, HTMLResponse("<html>")), "200, but not from this endpoint"),
+        (Page(REFUSED, JSONResponse({"success": False})), "200, but not from this endpoint"),
         (Page(RedirectResponse("https://elsewhere/")), "307, to https://elsewhere/: Zuora follows no redirect"),
         (Page(PlainTextResponse("", 404)), "404: nothing is at this address"),
         (Page(PlainTextResponse("", 405)), "405: Airflow answers, but not this provider"),
@@ -142,27 +142,27 @@ def test_each_wrong_answer_is_explained(page: ASGIApp, words: str) -> None:
         send(url)
 
 
-def test_a_challenge_that_gets_lost_on_its_way(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_lost_challenge_is_explained(monkeypatch: pytest.MonkeyPatch) -> None:
     connect(monkeypatch, EXTRA["basic"])
     with served(Page(REFUSED)) as url, pytest.raises(SystemExit, match="does not ask for Basic credentials"):
         send(url)
 
 
-def test_nobody_there() -> None:
+def test_a_refused_connection_is_explained() -> None:
     with pytest.raises(SystemExit, match=r"^Failed: no answer: Failed to establish a new connection: .*refused\.$"):
         send("http://127.0.0.1:9/mediation")
 
 
-def test_what_speaks_no_tls_is_not_called_a_wrong_certificate() -> None:
+def test_a_server_without_tls_is_not_reported_as_a_wrong_certificate() -> None:
     with (
         served(Page(REFUSED)) as url,
-        pytest.raises(SystemExit, match=r"^Failed: there is no TLS as it should be: (?!.*certificate)"),
+        pytest.raises(SystemExit, match=r"^Failed: the TLS connection failed: (?!.*certificate)"),
     ):
         send(url.replace("http://", "https://"))
 
 
 @pytest.mark.parametrize("name", ["send-test-callout", "callout-template"])
-def test_an_address_without_a_scheme(name: str) -> None:
+def test_an_address_without_a_scheme_is_refused(name: str) -> None:
     with pytest.raises(SystemExit, match=r"--url must be an address like https://.*, not 'airflow.example.com'"):
         airflow(name, "--conn-id", "zuora", "--url", "airflow.example.com")
 
@@ -174,19 +174,21 @@ def test_an_address_without_a_scheme(name: str) -> None:
         ({"callout_username": "x"}, "callout_password is not"),
     ],
 )
-def test_a_connection_that_accepts_none(extra: dict[str, Any], words: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_connection_that_accepts_no_callouts_is_refused(
+    extra: dict[str, Any], words: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     connect(monkeypatch, extra)
     with pytest.raises(SystemExit, match=words):
         send("http://127.0.0.1:9")
 
 
 @pytest.mark.parametrize("name", ["send-test-callout", "callout-template"])
-def test_no_such_connection(name: str) -> None:
-    with pytest.raises(SystemExit, match="There is no connection 'nobody' of type mediation"):
-        airflow(name, "--conn-id", "nobody")
+def test_a_missing_connection_is_refused(name: str) -> None:
+    with pytest.raises(SystemExit, match="There is no connection 'missing' of type mediation"):
+        airflow(name, "--conn-id", "missing")
 
 
-def test_the_template(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_template_is_printed(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     connect(monkeypatch, EXTRA["all"])
     monkeypatch.setenv("AIRFLOW__API__BASE_URL", "https://airflow.example.com:8443/prefix/")
 
@@ -194,12 +196,12 @@ def test_the_template(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFix
 
     said = capsys.readouterr().out
     assert "https://airflow.example.com:8443/prefix/mediation/callouts/zuora" in said
-    assert "https addresses on port 443 alone" in said
+    assert "only https addresses on port 443" in said
     assert "{{MeterSession.Status}}" in said
     assert "hidden" not in said
 
 
-def test_the_template_for_the_public_address(capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_template_for_a_public_address_has_no_note(capsys: pytest.CaptureFixture[str]) -> None:
     airflow("callout-template", "--conn-id", "zuora", "--url", "https://public.example.com/mediation/callouts/zuora")
 
     said = capsys.readouterr().out
@@ -216,5 +218,23 @@ def test_the_template_for_the_public_address(capsys: pytest.CaptureFixture[str])
         "https://public.example.com/mediation/callouts/a%20b",
     ],
 )
-def test_addresses(given: str) -> None:
+def test_the_callout_url_is_completed(given: str) -> None:
     assert callout_url("a b", given) == "https://public.example.com/mediation/callouts/a%20b"
+
+
+@pytest.mark.parametrize("end", ["/", "%20", " "])
+def test_the_very_address_that_was_given_is_proven(end: str, capsys: pytest.CaptureFixture[str]) -> None:
+    address = f"https://public.example.com/mediation/callouts/zuora{end}"
+    assert callout_url("zuora", address) == address
+    received = []
+    app = create_app()
+
+    async def listen(scope: Scope, receive: Receive, send: Send) -> None:
+        received.append(scope.get("path"))
+        await app(scope, receive, send)
+
+    with served(listen) as url:
+        airflow("send-test-callout", "--conn-id", "zuora", "--url", f"{url}/callouts/zuora{end}")
+
+    assert [path for path in received if path] == [f"/mediation/callouts/zuora{end.replace('%20', ' ')}"] * 2
+    assert "It is in the journal" in capsys.readouterr().out

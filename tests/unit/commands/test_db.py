@@ -34,8 +34,8 @@ def _empty(empty_database: str, airflow_on: Callable[[str], str]) -> None:
     airflow_on(empty_database)
 
 
-def test_the_tables_come_and_go_by_themselves(capsys: pytest.CaptureFixture[str]) -> None:
-    """Airflow's own need not be there."""
+def test_the_tables_are_migrated_and_removed_without_airflows(capsys: pytest.CaptureFixture[str]) -> None:
+    """Airflow's own tables need not exist."""
     airflow("migrate")
     assert tables() == {VERSION_TABLE, *Base.metadata.tables}
     airflow("migrate")
@@ -48,18 +48,18 @@ def test_the_tables_come_and_go_by_themselves(capsys: pytest.CaptureFixture[str]
     said = [line for line in capsys.readouterr().out.splitlines() if line.startswith("The journal's tables are")]
     assert said == [
         *[f"The journal's tables are at revision {HEAD}."] * 3,
-        f"The journal's tables are at revision {HEAD}, as this version needs them.",
-        "The journal's tables are at revision base (there are none).",
+        f"The journal's tables are at revision {HEAD}, as this version needs.",
+        "The journal's tables are at revision base (no tables).",
     ]
 
 
 def test_check_fails_and_names_the_command() -> None:
-    with pytest.raises(SystemExit, match=rf"base \(there are none\).*needs {HEAD}: run `airflow db migrate`"):
+    with pytest.raises(SystemExit, match=rf"base \(no tables\).*needs {HEAD}: run `airflow db migrate`"):
         airflow("check")
 
 
 @pytest.mark.parametrize("arguments", [("check",), ("migrate",), ("downgrade", "--to-revision", "base", "--yes")])
-def test_a_database_that_is_away_is_one_sentence(
+def test_an_unreachable_database_is_reported_in_one_sentence(
     arguments: tuple[str, ...], tmp_path: Path, airflow_on: Callable[[str], str]
 ) -> None:
     airflow_on(f"sqlite:///{tmp_path / 'nowhere' / 'airflow.db'}")
@@ -68,7 +68,7 @@ def test_a_database_that_is_away_is_one_sentence(
         airflow(*arguments)
 
 
-def test_a_downgrade_asks_first(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_downgrade_needs_a_confirmation(monkeypatch: pytest.MonkeyPatch) -> None:
     airflow("migrate")
     asked = []
     monkeypatch.setattr("builtins.input", lambda question: asked.append(question) or "n")
@@ -76,21 +76,21 @@ def test_a_downgrade_asks_first(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(SystemExit, match=r"Nothing was changed\."):
         airflow("downgrade", "--to-revision", "base")
 
-    assert asked == ["Going back to revision base deletes all that the journal knows. Proceed? (y/n) "]
+    assert asked == ["Going back to revision base deletes the whole journal. Proceed? (y/n) "]
     assert tables() == {VERSION_TABLE, *Base.metadata.tables}
 
 
-def test_a_downgrade_that_nobody_is_asked_about_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_downgrade_without_a_terminal_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     airflow("migrate")
     monkeypatch.setattr("sys.stdin", io.StringIO())
 
-    with pytest.raises(SystemExit, match=r"Nothing was changed: nobody is there to answer\. Add --yes"):
+    with pytest.raises(SystemExit, match=r"Nothing was changed: there is no terminal to confirm on\. Add --yes"):
         airflow("downgrade", "--to-revision", "base")
 
     assert tables() == {VERSION_TABLE, *Base.metadata.tables}
 
 
 @pytest.mark.parametrize("arguments", [("migrate",), ("downgrade", "--yes")])
-def test_an_unknown_revision_is_one_sentence(arguments: tuple[str, ...]) -> None:
+def test_an_unknown_revision_is_reported_in_one_sentence(arguments: tuple[str, ...]) -> None:
     with pytest.raises(SystemExit, match=r"Can't locate revision identified by '9999'\.$"):
         airflow(*arguments, "--to-revision", "9999")

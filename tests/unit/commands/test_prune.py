@@ -10,8 +10,8 @@ from airflow.cli.cli_parser import get_parser
 from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
-from airflow_mediation_provider.commands import prune as module
 from airflow_mediation_provider.journal.tables import Base, SessionRow
+from airflow_mediation_provider.tasks import maintenance as progress
 
 
 def airflow(*arguments: str) -> None:
@@ -42,19 +42,19 @@ def _two_old_sessions(sqlite_database: str, airflow_on: object) -> None:
     with Session(settings.get_engine()) as session:
         for conn_id, terminal in (("zuora", True), ("zuora", False), ("other", True)):
             name = {"conn_id": conn_id, "meter_id": "1001", "session_id": f"R-{terminal}"}
-            session.add(SessionRow(**name, **values, **flags, terminal=terminal))
+            session.add(SessionRow(**name, **values, **flags, terminal=terminal, best_ended=terminal))
         session.commit()
 
 
-def test_it_says_what_it_would_delete_and_then_does(
+def test_a_dry_run_prints_what_a_prune_then_deletes(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, "_SECONDS_BETWEEN_LINES", 0)
+    monkeypatch.setattr(progress, "_SECONDS_BETWEEN_LINES", 0)
 
     airflow("--older-than", "30", "--dry-run")
 
     said = capsys.readouterr().out
-    assert ": 2 sessions that ended, and 1 that did not and stay." in said
+    assert ": 2 ended sessions, and 1 without an end, which stay." in said
     assert "2 of 2 sessions ..." in said
     counts = "2 sessions with 0 changes of status, 0 other records, 0 waits."
     assert f"Would delete {counts}" in said
@@ -66,20 +66,20 @@ def test_it_says_what_it_would_delete_and_then_does(
     assert sessions() == 1
 
 
-def test_one_connection_alone(capsys: pytest.CaptureFixture[str]) -> None:
+def test_one_connection_is_pruned(capsys: pytest.CaptureFixture[str]) -> None:
     airflow("--older-than", "30", "--conn-id", "other")
 
-    assert "of connection other: 1 sessions that ended, and 0" in capsys.readouterr().out
+    assert "of connection other: 1 ended sessions, and 0" in capsys.readouterr().out
     assert sessions() == 2
 
 
-def test_what_zuora_may_send_again_is_not_deleted() -> None:
+def test_sessions_that_zuora_may_send_again_are_not_deleted() -> None:
     with pytest.raises(SystemExit, match=r"^7 days are too few.*last days\.$"):
         airflow("--older-than", "7")
     assert sessions() == 3
 
 
-def test_without_tables_it_names_the_command() -> None:
+def test_without_tables_the_error_names_the_command() -> None:
     Base.metadata.drop_all(settings.get_engine())
     with pytest.raises(SystemExit, match="run `airflow db migrate`"):
         airflow("--older-than", "30")

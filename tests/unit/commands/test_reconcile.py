@@ -11,11 +11,11 @@ from airflow import settings
 from airflow.cli.cli_parser import get_parser
 from sqlalchemy import select
 
-from airflow_mediation_provider.commands.times import time_of
+from airflow_mediation_provider.commands import time_of
 from airflow_mediation_provider.hooks import tokens
-from airflow_mediation_provider.hooks.calls import forget_all
-from airflow_mediation_provider.journal.calls import budget
+from airflow_mediation_provider.hooks.api_usage import forget_all
 from airflow_mediation_provider.journal.tables import SessionRow
+from airflow_mediation_provider.journal.task_reports import budget
 from airflow_mediation_provider.simulator import CalloutConfig, Simulator, running_simulator
 
 if TYPE_CHECKING:
@@ -40,7 +40,7 @@ def session() -> str | None:
 
 @pytest.fixture
 def sim(sqlite_database: str, airflow_on: Callable[[str], str], monkeypatch: pytest.MonkeyPatch) -> Iterator[Simulator]:
-    """A tenant of which no callout arrived."""
+    """A tenant whose callouts all got lost."""
     airflow_on(sqlite_database)
     tokens.forget_all()
     with running_simulator(time_scale=0.001) as simulator:
@@ -59,7 +59,7 @@ def sim(sqlite_database: str, airflow_on: Callable[[str], str], monkeypatch: pyt
 
 
 @pytest.mark.usefixtures("sim")
-def test_what_it_puts_in_is_counted_as_learned_from_the_history(statsd: StatsdServer) -> None:
+def test_added_changes_are_counted_as_from_the_history(statsd: StatsdServer) -> None:
     airflow("--dry-run")
     assert statsd.counted() == {}
     airflow()
@@ -70,7 +70,7 @@ def test_what_it_puts_in_is_counted_as_learned_from_the_history(statsd: StatsdSe
 
 
 @pytest.mark.usefixtures("sim")
-def test_it_says_what_is_missing_then_puts_it_in_then_finds_nothing(capsys: pytest.CaptureFixture[str]) -> None:
+def test_missing_changes_are_listed_then_added_then_none_is_left(capsys: pytest.CaptureFixture[str]) -> None:
     airflow("--dry-run")
     said = capsys.readouterr().out
     assert "Missing: session R-00005468 of meter 1001: RUNNING -> COMPLETED at " in said
@@ -78,7 +78,7 @@ def test_it_says_what_is_missing_then_puts_it_in_then_finds_nothing(capsys: pyte
     assert session() is None
 
     airflow()
-    assert "Put in: session R-00005468" in capsys.readouterr().out
+    assert "Added: session R-00005468" in capsys.readouterr().out
     assert session() == "COMPLETED"
 
     airflow("--since", "2h")
@@ -86,7 +86,7 @@ def test_it_says_what_is_missing_then_puts_it_in_then_finds_nothing(capsys: pyte
 
 
 @pytest.mark.usefixtures("sim")
-def test_for_a_program(capsys: pytest.CaptureFixture[str]) -> None:
+def test_with_json_the_result_goes_to_stdout_and_progress_to_stderr(capsys: pytest.CaptureFixture[str]) -> None:
     airflow("--json", "--open-hours", "0")
 
     said = capsys.readouterr()
@@ -94,7 +94,7 @@ def test_for_a_program(capsys: pytest.CaptureFixture[str]) -> None:
     assert "Reading the callout history" in said.err
 
 
-def test_its_calls_are_counted_whether_or_not_it_succeeds(sim: Simulator) -> None:
+def test_the_calls_of_a_pass_are_counted_also_if_it_fails(sim: Simulator) -> None:
     forget_all()
     airflow("--dry-run")
     sim.fault("status", status=403, path="notification-history")
@@ -113,23 +113,25 @@ def test_its_calls_are_counted_whether_or_not_it_succeeds(sim: Simulator) -> Non
     [
         (("--since", "yesterday"), "--since must be a time like"),
         (("--until", "2020-01-01"), "--until must be after --since"),
-        (("--conn-id", "nobody"), "There is no connection 'nobody'"),
+        (("--conn-id", "missing"), "There is no connection 'missing'"),
     ],
 )
-def test_what_is_wrong_is_one_sentence(arguments: tuple[str, ...], words: str) -> None:
+def test_an_invalid_argument_is_reported_in_one_sentence(arguments: tuple[str, ...], words: str) -> None:
     with pytest.raises(SystemExit, match=words):
         airflow(*arguments)
 
 
 @pytest.mark.usefixtures("sim")
-def test_without_tables(empty_sqlite_database: str, airflow_on: Callable[[str], str]) -> None:
+def test_without_tables_the_error_names_the_command(
+    empty_sqlite_database: str, airflow_on: Callable[[str], str]
+) -> None:
     airflow_on(empty_sqlite_database)
 
     with pytest.raises(SystemExit, match="run `airflow db migrate`"):
         airflow()
 
 
-def test_zuora_refuses(sim: Simulator) -> None:
+def test_a_refusal_of_zuora_is_reported(sim: Simulator) -> None:
     sim.fault("status", status=403, path="notification-history")
 
     with pytest.raises(SystemExit, match="callout history"):
@@ -148,24 +150,24 @@ def test_zuora_refuses(sim: Simulator) -> None:
         ("2026-03-31", timedelta(hours=12)),
     ],
 )
-def test_times(text: str, ago: timedelta) -> None:
+def test_a_time_is_read(text: str, ago: timedelta) -> None:
     assert time_of("--since", text, NOW) == NOW - ago
 
 
 @pytest.mark.parametrize("text", ["", "h", "-1h", "1w", "soon", "2026-13-01"])
-def test_what_is_no_time(text: str) -> None:
+def test_an_invalid_time_is_refused(text: str) -> None:
     with pytest.raises(SystemExit, match="--since must be a time"):
         time_of("--since", text, NOW)
 
 
 @pytest.mark.parametrize("text", ["999999d", "0001-01-01T00:00+14:00", "9999-12-31T23:59-14:00"])
-def test_a_time_beyond_the_calendar(text: str) -> None:
-    with pytest.raises(SystemExit, match=r"--since .* is further away than the calendar goes"):
+def test_a_time_beyond_the_calendar_is_refused(text: str) -> None:
+    with pytest.raises(SystemExit, match=r"--since .* is beyond the range of the calendar"):
         time_of("--since", text, NOW)
 
 
 @pytest.mark.parametrize("hours", ["nan", "inf", "-1", "1e300", "six"])
-def test_hours_that_are_none(hours: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_invalid_hours_are_refused(hours: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         airflow(f"--open-hours={hours}")
     assert f"--open-hours: it must be a number of hours from 0 to 100,000, not '{hours}'" in capsys.readouterr().err

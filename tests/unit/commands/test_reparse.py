@@ -1,4 +1,4 @@
-"""`airflow mediation reparse`: what could not be read counts once it can be, and once only."""
+"""`airflow mediation reparse`: an unparsed callout counts once it can be parsed, and only once."""
 
 from __future__ import annotations
 
@@ -14,23 +14,24 @@ from airflow.cli.cli_parser import get_parser
 from airflow.models.asset import AssetEvent, AssetModel
 from sqlalchemy import select, text
 
-from airflow_mediation_provider.commands import reparse as module
-from airflow_mediation_provider.journal import record as writer
-from airflow_mediation_provider.journal import reparse as journal
-from airflow_mediation_provider.journal.emission import EmissionError
-from airflow_mediation_provider.journal.record import record, rewrite
+from airflow_mediation_provider.commands import maintenance as module
+from airflow_mediation_provider.journal import writer
+from airflow_mediation_provider.journal import writer as journal
+from airflow_mediation_provider.journal.asset_events import EmissionError
 from airflow_mediation_provider.journal.tables import SessionRow, TransitionRow
-from airflow_mediation_provider.protocol import callout
-from airflow_mediation_provider.protocol.asset_uri import asset_uri
-from airflow_mediation_provider.protocol.callout import read_callout
-from airflow_mediation_provider.protocol.callout_settings import callout_settings
+from airflow_mediation_provider.journal.writer import record, rewrite
+from airflow_mediation_provider.protocol.callouts import fields as callout
+from airflow_mediation_provider.protocol.callouts.parse import read_callout
+from airflow_mediation_provider.protocol.callouts.settings import callout_settings
+from airflow_mediation_provider.protocol.sessions.asset_uri import asset_uri
+from airflow_mediation_provider.tasks import maintenance as progress
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
 SETTINGS = callout_settings("zuora", {})
 CAME = datetime.now(UTC).replace(microsecond=0) - timedelta(hours=1)
-# A spelling that nobody knew when these came.
+# A spelling that no version could parse when these callouts were received.
 BODY = json.dumps({"meterId": "2470", "sessionId": "R-1", "Zustand": "COMPLETED"}).encode()
 BINARY = b"\xff\x00"
 
@@ -81,32 +82,33 @@ def _journal(database: str, airflow_on: Callable[[str], str], monkeypatch: pytes
 @pytest.fixture
 def learned(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(callout._ALIASES, "zustand", "status")
+    monkeypatch.setattr(callout, "_ENDS", callout._ENDS | {"zustand"})
 
 
-def test_nothing_new_is_known(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_callout_that_still_cannot_be_parsed_is_listed(capsys: pytest.CaptureFixture[str]) -> None:
     airflow()
 
-    assert "still not readable: it holds no status" in capsys.readouterr().out
+    assert "still cannot be parsed: it holds no status" in capsys.readouterr().out
     assert rows() == [("unparsed", "n-1"), ("unparsed", "n-2")]
 
 
 @pytest.mark.usefixtures("learned")
-def test_what_can_be_read_counts_once(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_callout_that_can_be_parsed_counts_once(capsys: pytest.CaptureFixture[str]) -> None:
     came = created()
 
     airflow("--dry-run")
-    assert "Can read 1 of 2." in capsys.readouterr().out
+    assert "Can parse 1 of 2." in capsys.readouterr().out
     assert session_row() is None
     assert announced() == []
 
     airflow()
     said = capsys.readouterr().out
     assert "session R-1 is COMPLETED" in said
-    assert "Read 1 of 2." in said
+    assert "Parsed 1 of 2." in said
     assert session_row() == ("COMPLETED", CAME)
 
     airflow()
-    assert "Read 0 of 1." in capsys.readouterr().out
+    assert "Parsed 0 of 1." in capsys.readouterr().out
     take(BODY, "n-1")
     assert rows() == [("status_change", "n-1"), ("unparsed", "n-2")]
     assert created() == came
@@ -114,7 +116,7 @@ def test_what_can_be_read_counts_once(capsys: pytest.CaptureFixture[str]) -> Non
 
 
 @pytest.mark.usefixtures("learned")
-def test_an_error_on_the_way_leaves_all_as_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_error_leaves_the_journal_unchanged(monkeypatch: pytest.MonkeyPatch) -> None:
 
     def fail(*_: Any, **__: Any) -> None:
         raise EmissionError("the asset manager gave up")
@@ -132,7 +134,7 @@ def test_an_error_on_the_way_leaves_all_as_it_was(monkeypatch: pytest.MonkeyPatc
 
 
 @pytest.mark.usefixtures("learned")
-def test_two_at_once_tell_it_once() -> None:
+def test_two_concurrent_commands_count_a_callout_once() -> None:
     together = threading.Barrier(2)
 
     def both(rows: Any, **options: Any) -> Any:
@@ -149,7 +151,7 @@ def test_two_at_once_tell_it_once() -> None:
 
 
 @pytest.mark.usefixtures("learned")
-def test_what_was_known_meanwhile_is_no_news() -> None:
+def test_a_change_that_was_received_since_is_not_counted_again() -> None:
     body = json.dumps({"meterId": "2470", "sessionId": "R-1", "status": "COMPLETED", "previousStatus": "RUNNING"})
     take(body.encode(), "n-3")
 
@@ -159,29 +161,31 @@ def test_what_was_known_meanwhile_is_no_news() -> None:
     assert announced() == [("R-1", "n-3")]
 
 
-def test_many_that_cannot_be_read_are_not_all_listed(
+def test_a_long_list_of_unparsed_callouts_is_cut(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(module, "_MOST_LINES", 1)
-    monkeypatch.setattr(module, "_SECONDS_BETWEEN_LINES", 0)
+    monkeypatch.setattr(progress, "_SECONDS_BETWEEN_LINES", 0)
     monkeypatch.setattr(journal, "_BATCH", 1)
 
     airflow()
 
     said = capsys.readouterr().out
-    assert said.count("still not readable") == 1
-    assert "2 cannot be read ..." in said
+    assert said.count("still cannot be parsed") == 1
+    assert "2 cannot be parsed ..." in said
 
 
-def test_nothing_to_read(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_connection_without_unparsed_callouts(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("AIRFLOW_CONN_OTHER", json.dumps({"conn_type": "mediation"}))
 
     airflow("--conn-id", "other")
 
-    assert "holds no callout of connection other" in capsys.readouterr().out
+    assert "has no unparsed callouts of connection other" in capsys.readouterr().out
 
 
-def test_tables_that_are_missing() -> None:
+def test_without_tables_the_error_names_the_command() -> None:
     with settings.engine.begin() as connection:
         connection.execute(text("DROP TABLE mediation_transition"))
 

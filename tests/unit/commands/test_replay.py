@@ -1,4 +1,4 @@
-"""`airflow mediation replay`, as Airflow's own parser calls it: what it asks for, and what it says."""
+"""`airflow mediation replay`, as Airflow's own parser calls it: its query, and its output."""
 
 from __future__ import annotations
 
@@ -9,16 +9,18 @@ import pytest
 from airflow.cli.cli_parser import get_parser
 
 from airflow_mediation_provider.journal import replay as module
-from airflow_mediation_provider.journal.record import JournalMissing
 from airflow_mediation_provider.journal.replay import Missed, Replayed
+from airflow_mediation_provider.journal.writer import JournalMissing
 
 URI = "mediation://mediation_default/meters/1001/COMPLETED"
 AT = datetime(2026, 3, 31, 9, 17, 21, tzinfo=UTC)
 DAY = ["--since", "2026-03-31", "--until", "2026-04-01T00:00:00Z"]
+# Airflow logs each command in its database.
+pytestmark = pytest.mark.services
 
 
 class Journal:
-    """Stands for the journal's part, which has tests of its own."""
+    """Stands for the journal's part, which has its own tests."""
 
     def __init__(self) -> None:
         self.asked: list[dict[str, Any]] = []
@@ -44,7 +46,7 @@ def airflow(*arguments: str) -> None:
     args.func(args)
 
 
-def test_it_says_what_is_started(journal: Journal, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_started_runs_are_printed(journal: Journal, capsys: pytest.CaptureFixture[str]) -> None:
     journal.answer = [Replayed(dag_id="load", missed=(Missed(key="R-1", uri=URI, at=AT),), known=2)]
 
     airflow("--dag", "load", *DAY)
@@ -64,7 +66,7 @@ def test_it_says_what_is_started(journal: Journal, capsys: pytest.CaptureFixture
     ]
 
 
-def test_it_says_what_it_would_start(journal: Journal, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_dry_run_prints_the_missing_runs(journal: Journal, capsys: pytest.CaptureFixture[str]) -> None:
     journal.answer = [Replayed(dag_id="load", known=1)]
 
     airflow("--asset", URI, *DAY, "--dry-run")
@@ -73,7 +75,7 @@ def test_it_says_what_it_would_start(journal: Journal, capsys: pytest.CaptureFix
     assert capsys.readouterr().out.splitlines()[-1].endswith("; 1 have a run, 0 would get one.")
 
 
-def test_a_paused_dag_among_others_is_told_about(journal: Journal, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_paused_dag_among_others_is_listed(journal: Journal, capsys: pytest.CaptureFixture[str]) -> None:
     journal.answer = [Replayed(dag_id="asleep", refused="it is paused"), Replayed(dag_id="load")]
 
     airflow("--asset", URI, *DAY)
@@ -92,11 +94,11 @@ def test_a_paused_dag_alone_is_an_error(journal: Journal) -> None:
 @pytest.mark.parametrize(
     ("error", "said"),
     [
-        (ValueError("there is no DAG 'load'"), r"^There is no DAG 'load'\.$"),
+        (ValueError("there is no Dag 'load'"), r"^There is no Dag 'load'\.$"),
         (JournalMissing("run `airflow db migrate`"), r"^Run `airflow db migrate`\.$"),
     ],
 )
-def test_what_is_wrong_is_said_in_a_sentence(journal: Journal, error: Exception, said: str) -> None:
+def test_an_error_is_reported_in_one_sentence(journal: Journal, error: Exception, said: str) -> None:
     journal.answer = [error]
 
     with pytest.raises(SystemExit, match=said):
@@ -104,7 +106,7 @@ def test_what_is_wrong_is_said_in_a_sentence(journal: Journal, error: Exception,
 
 
 @pytest.mark.parametrize("which", [[], ["--dag", "load", "--asset", URI]])
-def test_one_of_both(journal: Journal, which: list[str]) -> None:
+def test_exactly_one_of_dag_and_asset_is_required(journal: Journal, which: list[str]) -> None:
     with pytest.raises(SystemExit, match="Give either --dag or --asset"):
         airflow(*which, *DAY)
     assert journal.asked == []

@@ -1,4 +1,4 @@
-"""What the demo takes for right and for wrong, without any Airflow."""
+"""Which results the demo accepts, and which it reports as wrong, without any Airflow."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ BATCH = {"dag_run_id": "b", "state": "success", "conf": {"session_id": "R-1"}}
 
 
 def stage(**changes: Any) -> Any:
-    """A stage on which all went as it must, but for the changes."""
+    """A stage with the expected results, except for the changes."""
     seen: dict[str, Any] = {
         "tasks": {"load": "success", "alert": "skipped"},
         "run": "success",
@@ -69,12 +69,12 @@ def problems(**changes: Any) -> list[str]:
     return played.results[0].problems
 
 
-def test_all_as_it_must_be() -> None:
+def test_expected_results_are_no_problems() -> None:
     assert problems() == []
 
 
 @pytest.mark.parametrize(
-    ("changes", "told"),
+    ("changes", "reported"),
     [
         ({"tasks": {"load": "skipped", "alert": "success"}}, "task load"),
         ({"tasks": {"load": "success", "alert": "success"}}, "task alert"),
@@ -90,13 +90,13 @@ def test_all_as_it_must_be() -> None:
         ({"kinds": [("SAMPLE", 3), ("ERROR", 2)]}, "the usage of session R-1"),
     ],
 )
-def test_whatever_is_wrong_is_told(changes: dict[str, Any], told: str) -> None:
-    assert any(problem.startswith(told) for problem in problems(**changes))
+def test_each_unexpected_result_is_reported(changes: dict[str, Any], reported: str) -> None:
+    assert any(problem.startswith(reported) for problem in problems(**changes))
 
 
-def test_a_run_that_a_callout_starts_is_that_of_the_session() -> None:
+def test_a_run_that_a_callout_starts_is_matched_with_its_session() -> None:
     runs = [{"dag_run_id": "old", "partition_key": "R-0"}, {"dag_run_id": "new", "partition_key": "R-1"}]
-    # Five meters run at first; and the session has begun before it ends.
+    # Five meters run at first, and the session has started before it ends.
     seen = stage(
         room=[None, "R-1"],
         runs=[runs[:1], runs[:1], runs],
@@ -112,7 +112,7 @@ def test_a_run_that_a_callout_starts_is_that_of_the_session() -> None:
 
 
 @pytest.mark.parametrize(("changes", "code"), [({}, 0), ({"run": "failed"}, 1)])
-def test_the_exit_code_says_whether_all_is_as_it_must_be(
+def test_the_exit_code_is_1_if_a_result_is_unexpected(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
     tmp_path: Path,

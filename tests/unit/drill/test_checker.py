@@ -1,4 +1,4 @@
-"""The checker must be able to fail: each promise is broken on purpose, and found to be broken."""
+"""The checker must be able to fail: each promise is broken on purpose, and the checker must find it."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ SESSIONS = {
 
 
 def history(*, ids: bool = True) -> History:
-    """Return what a drill records where all is well.
+    """Return the record of a drill without violations.
 
-    :param ids: whether the changes of the session that pauses are told with notification ids
+    :param ids: whether the changes of the session that pauses are reported with notification ids
     """
     made = History(
         consumers=[
@@ -72,7 +72,7 @@ def change(part: Part, index: int, **fields: Any) -> None:
 
 
 @pytest.mark.parametrize("ids", [True, False])
-def test_where_all_is_well_nothing_is_found_and_everything_was_looked_at(ids: bool) -> None:
+def test_a_right_history_has_no_violations_and_everything_is_counted(ids: bool) -> None:
     results = check(history(ids=ids), Bounds(ambiguous=1))
     assert [violation for result in results for violation in result.violations] == []
     assert [result.count for result in results] == [12, 12, 12, 4, 0 if ids else 1, 3, 3, 4]
@@ -82,7 +82,7 @@ def lose_a_row(broken: History) -> None:
     del broken.rows[1]
 
 
-def keep_one_of_two_without_an_id(broken: History) -> None:
+def store_one_of_two_without_an_id(broken: History) -> None:
     change(broken.attempts, 3, notification_id=None)
     broken.attempts.append(broken.attempts[3])
     change(broken.rows, 1, notification_id=None)
@@ -97,31 +97,31 @@ def give_up_one_of_two_rounds(broken: History) -> None:
     change(broken.attempts, 11, code=503, outcome="failed")
 
 
-def tell_what_never_was(broken: History) -> None:
+def store_a_change_that_never_happened(broken: History) -> None:
     broken.rows.append(Row("status_change", "n-99", "101", "R-1", "RUNNING", "FAILED"))
 
 
-def keep_it_twice(broken: History) -> None:
+def store_a_row_twice(broken: History) -> None:
     broken.rows.append(broken.rows[0])
 
 
-def not_read_it(broken: History) -> None:
+def leave_a_row_unparsed(broken: History) -> None:
     broken.rows.append(Row("unparsed", "n-99", None, None, None, None))
 
 
-def be_late(broken: History) -> None:
+def show_an_earlier_status(broken: History) -> None:
     change(broken.states, 0, status="RUNNING", terminal=False)
 
 
-def miscount(broken: History) -> None:
+def show_the_wrong_round(broken: History) -> None:
     change(broken.states, 1, status="RUNNING")
 
 
-def forget(broken: History) -> None:
+def lose_a_state(broken: History) -> None:
     del broken.states[0]
 
 
-def see_a_conflict(broken: History) -> None:
+def flag_a_conflict(broken: History) -> None:
     change(broken.states, 2, conflict=True)
 
 
@@ -129,11 +129,11 @@ def mistake_the_run_type(broken: History) -> None:
     change(broken.states, 3, run_type="NORMAL")
 
 
-def not_see_the_end(broken: History) -> None:
+def miss_the_end(broken: History) -> None:
     change(broken.states, 0, terminal=False)
 
 
-def doubt(broken: History) -> None:
+def flag_as_ambiguous(broken: History) -> None:
     change(broken.states, 0, ambiguous=True)
 
 
@@ -141,15 +141,15 @@ def invent_a_session(broken: History) -> None:
     broken.states.append(State("101", "R-9", "NORMAL", "RUNNING", False, False, False))
 
 
-def tell_the_asset_twice(broken: History) -> None:
+def repeat_an_event(broken: History) -> None:
     broken.events.append(broken.events[0])
 
 
-def not_tell_the_asset(broken: History) -> None:
+def omit_an_event(broken: History) -> None:
     del broken.events[0]
 
 
-def tell_the_asset_of_a_stranger(broken: History) -> None:
+def add_an_event_of_an_unknown_session(broken: History) -> None:
     broken.events.append(AssetEvent("101", "COMPLETED", "R-9"))
 
 
@@ -157,89 +157,89 @@ def run_twice(broken: History) -> None:
     broken.runs.append(broken.runs[0])
 
 
-def not_run(broken: History) -> None:
+def omit_a_run(broken: History) -> None:
     del broken.runs[1]
 
 
-def run_for_a_stranger(broken: History) -> None:
+def run_without_a_session(broken: History) -> None:
     broken.runs.append(Run("completed", None, "success"))
 
 
-def not_end(broken: History) -> None:
+def leave_a_run_queued(broken: History) -> None:
     change(broken.runs, 0, state="queued")
 
 
-def wait_on(broken: History) -> None:
-    change(broken.waits, 0, outcome="waiting", told=None, certain=None)
+def go_on_waiting(broken: History) -> None:
+    change(broken.waits, 0, outcome="waiting", end_status=None, certain=None)
 
 
-def end_by_what_never_was(broken: History) -> None:
-    change(broken.waits, 0, outcome="failed", told="FAILED")
+def fail_by_a_status_never_reached(broken: History) -> None:
+    change(broken.waits, 0, outcome="failed", end_status="FAILED")
 
 
-def meet_what_never_was(broken: History) -> None:
-    change(broken.waits, 1, outcome="met", told="COMPLETED", certain=True)
+def meet_by_a_status_never_reached(broken: History) -> None:
+    change(broken.waits, 1, outcome="met", end_status="COMPLETED", certain=True)
 
 
-def mistake_the_status_before(broken: History) -> None:
+def ignore_the_previous_status(broken: History) -> None:
     change(broken.waits, 3, previous=("FAILED",))
 
 
-def break_down(broken: History) -> None:
+def end_with_an_error(broken: History) -> None:
     change(broken.waits, 0, outcome="error")
 
 
-def be_unsure(broken: History) -> None:
+def end_uncertain(broken: History) -> None:
     change(broken.waits, 0, certain=False)
 
 
 @pytest.mark.parametrize(
-    ("spoil", "kind", "said"),
+    ("spoil", "kind", "expected"),
     [
         (lose_a_row, "lost", "n-2 was answered 200"),
-        (keep_one_of_two_without_an_id, "lost", "2 without an id were answered 200, 1 are kept"),
+        (store_one_of_two_without_an_id, "lost", "2 without an id were answered 200, 1 are kept"),
         (never_deliver, "missing", "RUNNING -> COMPLETED: Zuora gave up"),
         (give_up_one_of_two_rounds, "missing", "RUNNING -> PAUSED: Zuora gave up"),
-        (tell_what_never_was, "invented", "RUNNING -> FAILED never was"),
-        (keep_it_twice, "doubled", "n-1"),
-        (not_read_it, "invented", "unparsed"),
-        (be_late, "state", "is RUNNING, in truth COMPLETED"),
-        (miscount, "state", "is RUNNING, in truth PAUSED"),
-        (forget, "state", "is not known"),
-        (see_a_conflict, "state", "conflict"),
+        (store_a_change_that_never_happened, "invented", "RUNNING -> FAILED never was"),
+        (store_a_row_twice, "doubled", "n-1"),
+        (leave_a_row_unparsed, "invented", "unparsed"),
+        (show_an_earlier_status, "state", "is RUNNING, in truth COMPLETED"),
+        (show_the_wrong_round, "state", "is RUNNING, in truth PAUSED"),
+        (lose_a_state, "state", "is not known"),
+        (flag_a_conflict, "state", "conflict"),
         (mistake_the_run_type, "state", "is NORMAL, not DEBUG"),
-        (not_see_the_end, "state", "terminal=False"),
-        (doubt, "ambiguous", "its reports tell that it is COMPLETED"),
+        (miss_the_end, "state", "terminal=False"),
+        (flag_as_ambiguous, "ambiguous", "its reports show that it is COMPLETED"),
         (invent_a_session, "invented", "never was"),
-        (tell_the_asset_twice, "event", "2 events of COMPLETED, it came there 1 times"),
-        (not_tell_the_asset, "event", "no event says so"),
-        (tell_the_asset_of_a_stranger, "event", "it came there 0 times"),
+        (repeat_an_event, "event", "2 events of COMPLETED, reached 1 times"),
+        (omit_an_event, "event", "without an event for it"),
+        (add_an_event_of_an_unknown_session, "event", "reached 0 times"),
         (run_twice, "run", "ran 2 times for R-1"),
-        (not_run, "run", "did not run for R-1"),
-        (run_for_a_stranger, "run", "ran 1 times for None"),
-        (not_end, "run", "is queued for R-1"),
-        (wait_on, "wait", "still waits, though the session is COMPLETED"),
-        (end_by_what_never_was, "wait", "failed by FAILED"),
-        (meet_what_never_was, "wait", "was met by COMPLETED"),
-        (mistake_the_status_before, "wait", "was met by RUNNING"),
-        (break_down, "wait", "ended with error"),
-        (be_unsure, "wait", "not certain, though nothing was lost"),
+        (omit_a_run, "run", "did not run for R-1"),
+        (run_without_a_session, "run", "ran 1 times for None"),
+        (leave_a_run_queued, "run", "is queued for R-1"),
+        (go_on_waiting, "wait", "still waits, though the session is COMPLETED"),
+        (fail_by_a_status_never_reached, "wait", "failed by FAILED"),
+        (meet_by_a_status_never_reached, "wait", "was met by COMPLETED"),
+        (ignore_the_previous_status, "wait", "was met by RUNNING"),
+        (end_with_an_error, "wait", "ended with error"),
+        (end_uncertain, "wait", "not certain, though nothing was lost"),
     ],
 )
-def test_a_broken_promise_is_found(spoil: Any, kind: str, said: str) -> None:
+def test_each_broken_promise_is_found(spoil: Any, kind: str, expected: str) -> None:
     broken = history()
     spoil(broken)
     violations = found(broken, Bounds(ambiguous=1))
-    assert any(each.startswith(f"{kind}: ") and said in each for each in violations), violations
+    assert any(each.startswith(f"{kind}: ") and expected in each for each in violations), violations
 
 
-def test_a_wait_may_be_unsure_of_a_session_that_ended_twice() -> None:
+def test_a_wait_for_a_session_that_ended_twice_may_be_uncertain() -> None:
     unsure = history()
     change(unsure.waits, 2, certain=False)
     assert found(unsure) == []
 
 
-def test_the_first_session_of_a_meter_is_the_first_that_could_be_known() -> None:
+def test_the_first_session_of_a_meter_is_the_first_one_reported_in_time() -> None:
     mistaken = history()
     change(mistaken.waits, 0, named="R-2", ended_at=1000.0)
     (violation,) = found(mistaken)
@@ -251,11 +251,11 @@ def test_the_first_session_of_a_meter_is_the_first_that_could_be_known() -> None
     assert found(unlucky) == []
 
 
-def test_more_ambiguous_sessions_than_allowed_are_found() -> None:
+def test_too_many_ambiguous_sessions_are_a_violation() -> None:
     assert found(history(ids=False)) == ["ambiguous: all: 1 sessions are flagged, 0 are allowed"]
 
 
-def test_where_much_was_lost_only_what_arrived_counts() -> None:
+def test_with_losses_only_callouts_that_arrived_count() -> None:
     lossy = history()
     never_deliver(lossy)
     change(lossy.states, 0, status="RUNNING", terminal=False)
@@ -265,9 +265,9 @@ def test_where_much_was_lost_only_what_arrived_counts() -> None:
     assert found(lossy, Bounds(lossy=True)) == []
 
 
-def test_where_much_was_lost_a_wait_may_be_wrong_only_beside_another_session_and_unsure() -> None:
+def test_with_losses_only_an_uncertain_wait_beside_another_session_may_be_wrong() -> None:
     lossy = history()
-    change(lossy.waits, 0, outcome="failed", told="FAILED", certain=False, alone=False)
+    change(lossy.waits, 0, outcome="failed", end_status="FAILED", certain=False, alone=False)
     assert found(lossy, Bounds(lossy=True)) == []
     change(lossy.waits, 0, alone=True)
     assert len(found(lossy, Bounds(lossy=True))) == 1
@@ -275,22 +275,22 @@ def test_where_much_was_lost_a_wait_may_be_wrong_only_beside_another_session_and
     assert len(found(lossy, Bounds(lossy=True))) == 1
 
 
-def test_where_much_was_lost_a_wait_goes_on_only_beside_another_session() -> None:
+def test_with_losses_only_a_wait_beside_another_session_may_go_on() -> None:
     lossy = history()
-    be_late(lossy)
-    wait_on(lossy)
+    show_an_earlier_status(lossy)
+    go_on_waiting(lossy)
     assert len(found(lossy, Bounds(lossy=True))) == 2  # the state, too
     change(lossy.waits, 0, alone=False)
     assert [each for each in found(lossy, Bounds(lossy=True)) if each.startswith("wait")] == []
 
 
-def test_a_loop_told_under_several_ids_is_no_violation_where_nobody_can_know() -> None:
+def test_an_undetermined_loop_under_several_ids_is_no_violation() -> None:
     doubled = history()
     index = next(i for i, a in enumerate(doubled.attempts) if doubled.changes[a.change - 1].session_id == "R-2") + 4
     again = replace(doubled.attempts[index], notification_id="n-again", code=200)
     doubled.attempts.append(again)
     doubled.rows.append(replace(doubled.rows[again.change - 1], notification_id="n-again"))
-    miscount(doubled)
+    show_the_wrong_round(doubled)
     assert found(doubled) == []
 
 

@@ -1,6 +1,8 @@
-"""What a drill reads of the simulator's log is what the checker holds against the database."""
+"""The records that a drill reads from the simulator's log have the form that the checker compares with the database."""
 
 from __future__ import annotations
+
+import pytest
 
 from airflow_mediation_provider.simulator import CalloutConfig, running_simulator
 from tests.drill.checker import Bounds, every_change_is_known
@@ -9,7 +11,8 @@ from tests.drill.observe import _event, read_log
 from tests.unit.simulator.receiver import running_receiver
 
 
-def test_the_simulators_log_tells_changes_and_attempts() -> None:
+@pytest.mark.services
+def test_changes_and_attempts_are_read_from_the_simulators_log() -> None:
     with running_receiver() as receiver, running_simulator(clock="manual") as sim:
         receiver.answers(503, 200)
         sim.callouts(CalloutConfig(url=receiver.url, copies=2, copy_ids=("other",)))
@@ -32,5 +35,5 @@ def test_the_simulators_log_tells_changes_and_attempts() -> None:
     assert len(every_change_is_known(History(changes, attempts), Bounds()).violations) == 1
 
 
-def test_an_assets_address_tells_meter_and_status() -> None:
+def test_meter_and_status_are_read_from_an_assets_address() -> None:
     assert _event("mediation://drill/meters/101/COMPLETED", "R-1") == AssetEvent("101", "COMPLETED", "R-1")

@@ -1,4 +1,4 @@
-"""A stand-in for Zuora that answers as it is told, and both hooks behind one face."""
+"""A stand-in for Zuora with scripted answers, and both hooks behind one interface."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 
 from airflow_mediation_provider.hooks import mediation, tokens
-from airflow_mediation_provider.protocol import exchange
+from airflow_mediation_provider.protocol.zuora import flow as exchange
 
 CLIENT_SECRET = "client-secret-that-must-stay-one"
 TOKEN = "access-token-that-must-stay-one"
@@ -25,7 +25,7 @@ TOKEN = "access-token-that-must-stay-one"
 
 @dataclass
 class Answer:
-    """What to answer: ``how`` is plain, reset, hang (no byte), stall (half a body) or drip (a header, byte by byte)."""
+    """An answer; ``how`` is plain, reset, hang (no byte), stall (half a body) or drip (a header, byte by byte)."""
 
     body: Any = None
     status: int = 200
@@ -44,13 +44,14 @@ class Seen:
 
 
 class FakeZuora:
-    """Answers by path; a list is answered in turn, its last entry for ever."""
+    """Answers by path; a list is used in turn, its last entry forever."""
 
     def __init__(self) -> None:
         self.seen: list[Seen] = []
         self.connections = 0
         self.tokens = Counter()
         self.expires_in: Any = 3599
+        self.token_seconds = 0.0  # how long Zuora takes to issue a token
         self.answers: dict[str, list[Answer]] = {}
         self.token_answers: list[Answer] = []
         self.valid = True
@@ -104,9 +105,8 @@ class FakeZuora:
                 if self.token_answers:
                     return self.token_answers.pop(0)
                 self.tokens["issued"] += 1
-                return Answer(
-                    {"access_token": f"{TOKEN}-{self.tokens['issued']}", "expires_in": self.expires_in}, after=0.05
-                )
+                issued = {"access_token": f"{TOKEN}-{self.tokens['issued']}", "expires_in": self.expires_in}
+                return Answer(issued, after=self.token_seconds)
             if not self.valid or seen.headers.get("authorization") != f"Bearer {TOKEN}-{self.tokens['issued']}":
                 return Answer({"message": "Authentication error"}, 401)
             answers = self.answers.get(seen.path, [Answer({"success": True, "data": {"runStatus": 5}})])
@@ -116,7 +116,7 @@ class FakeZuora:
         if answer.after:
             time.sleep(answer.after)
         if answer.how == "reset":
-            # With nothing left to linger for, closing sends a reset instead of a proper end.
+            # Without lingering, a close sends a reset instead of a proper end.
             handler.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
             handler.connection.close()
             handler.close_connection = True
@@ -150,7 +150,7 @@ class FakeZuora:
 
 
 @pytest.fixture
-def zuora():
+def zuora(services):
     server = FakeZuora()
     yield server
     server.close()
@@ -158,7 +158,7 @@ def zuora():
 
 @pytest.fixture(autouse=True)
 def fresh(monkeypatch):
-    """No token of another test; no waiting between attempts; no proxy of the machine."""
+    """No token of another test; no waits between attempts; no proxy of this machine."""
     tokens.forget_all()
     monkeypatch.setattr(exchange, "FIRST_BACKOFF", 0.0)
     for name in ("http_proxy", "https_proxy", "all_proxy", "HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY"):
@@ -186,7 +186,7 @@ def connect(monkeypatch, zuora):
     return define
 
 
-# They yield, over as many pages as are looked at.
+# They yield entries, over as many pages as are read.
 PAGED = ("audit_trail_entries", "callout_history")
 
 
@@ -220,7 +220,7 @@ def ask(request, connect):
 
 @pytest.fixture
 def slept(monkeypatch):
-    """Collect the seconds that either hook sleeps, and sleep none of them."""
+    """Collect the seconds that either hook would sleep, without sleeping."""
     seconds: list[float] = []
     really = asyncio.sleep
 

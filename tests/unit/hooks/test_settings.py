@@ -1,4 +1,4 @@
-"""The connection: what its fields mean, and one clear sentence for whatever is wrong with them."""
+"""The connection: the meaning of its fields, and one clear sentence for each error in them."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ import json
 import pytest
 from airflow.sdk import Connection
 
-from airflow_mediation_provider.hooks.settings import settings_of
-from airflow_mediation_provider.protocol.data_centers import DataCenter
-from airflow_mediation_provider.protocol.errors import MisconfigurationError
+from airflow_mediation_provider.hooks.settings import log_cautions, settings_of
+from airflow_mediation_provider.protocol.zuora.errors import MisconfigurationError
+from airflow_mediation_provider.protocol.zuora.requests import DataCenter
 
 
 def settings(extra=None, **fields):
@@ -19,14 +19,14 @@ def settings(extra=None, **fields):
 
 
 @pytest.mark.parametrize("center", DataCenter)
-def test_data_centers(center):
+def test_a_data_center_has_a_rest_url_and_a_label(center):
     found = settings({"data_center": center.name})
 
     assert found.base_url == center.rest_url
     assert found.base_url.startswith("https://rest.")
 
 
-def test_an_unknown_name_in_the_extra_is_pointed_out_without_its_value(caplog):
+def test_an_unknown_name_in_the_extra_is_logged_without_its_value(caplog):
     settings({"data_center": "PROD", "entity": "e-secret"})
 
     [record] = caplog.records
@@ -35,7 +35,7 @@ def test_an_unknown_name_in_the_extra_is_pointed_out_without_its_value(caplog):
     assert "e-secret" not in record.getMessage()
 
 
-def test_documented_addresses():
+def test_the_addresses_are_those_that_zuora_documents():
     assert DataCenter.PROD.rest_url == "https://rest.zuora.com"
     assert DataCenter.SBX_NA.rest_url == "https://rest.sandbox.na.zuora.com"
     assert DataCenter.CSBX_EU.ui_url == "https://test.eu.zuora.com"
@@ -59,7 +59,7 @@ def test_the_host_overrides_the_data_center(fields, url):
     assert settings({"data_center": "PROD"}, **fields).base_url == url
 
 
-def test_names_of_data_centers_in_any_case():
+def test_the_name_of_a_data_center_may_be_in_any_case():
     assert settings({"data_center": " sbx-na "}).base_url == DataCenter.SBX_NA.rest_url
 
 
@@ -70,13 +70,15 @@ def test_names_of_data_centers_in_any_case():
         ({"data_center": "MOON"}, {}, "data_center must be one of CSBX, .*not 'MOON'"),
         ({"data_center": "PROD"}, {"login": None}, "client ID .login. is missing"),
         ({"data_center": "PROD"}, {"password": ""}, "client secret .password. is missing"),
+        ({"data_center": "PROD"}, {"login": " id"}, "client ID .login. begins or ends with a blank or a newline"),
+        ({"data_center": "PROD"}, {"password": "hush\n"}, "client secret .password. begins or ends with a blank"),
         ("not json", {}, "extra is not a JSON object"),
         ("[1]", {}, "extra is not a JSON object"),
-        ({}, {"host": "ftp://x"}, "host must be a REST base URL like https://rest.zuora.com, not 'ftp://x'"),
-        ({}, {"host": "https://"}, "host must be a REST base URL"),
-        ({}, {"host": "https://a:hush@x"}, "host must be a REST base URL"),
-        ({}, {"host": "https://x:port"}, "host must be a REST base URL"),
-        ({}, {"host": "https://x?y=1"}, "host must be a REST base URL"),
+        ({}, {"host": "ftp://x"}, "host 'ftp://x' is not a REST base URL like https://rest.zuora.com"),
+        ({}, {"host": "https://"}, "is not a REST base URL"),
+        ({}, {"host": "https://a:hush@x"}, "is not a REST base URL"),
+        ({}, {"host": "https://x:port"}, "is not a REST base URL"),
+        ({}, {"host": "https://x?y=1"}, "is not a REST base URL"),
         ({}, {"host": "https://rest.zuora.com/v1"}, "without /v1"),
         ({"data_center": "PROD", "entity_id": "a\nb"}, {}, "entity_id must be one line"),
         ({"data_center": "PROD", "org_ids": "ü"}, {}, "org_ids must be one line of plain ASCII"),
@@ -86,9 +88,9 @@ def test_names_of_data_centers_in_any_case():
         (
             {"data_center": "PROD", "proxies": {"https": "http://me:hush@proxy:31z8"}},
             {},
-            "proxies.'https'. is no address",
+            "proxies.'https'. is not an address",
         ),
-        ({"data_center": "PROD", "proxy": "me:hush@"}, {}, "proxies.'http'. is no address"),
+        ({"data_center": "PROD", "proxy": "me:hush@"}, {}, "proxies.'http'. is not an address"),
         (
             {"data_center": "SBX", "ui_link_template": "https://x/{meter}"},
             {},
@@ -96,12 +98,15 @@ def test_names_of_data_centers_in_any_case():
         ),
         ({"data_center": "SBX", "ui_link_template": "https://x/{meter_id.real}"}, {}, "unknown field"),
         ({"data_center": "SBX", "ui_link_template": "https://x/{}"}, {}, "unknown field"),
-        ({"data_center": "SBX", "ui_link_template": "https://x/{meter_id"}, {}, "is no template"),
-        ({"data_center": "SBX", "ui_link_template": "https://x/{meter_id:{x}}"}, {}, "is no template"),
+        ({"data_center": "SBX", "ui_link_template": "https://x/{meter_id"}, {}, "is not a valid template"),
+        ({"data_center": "SBX", "ui_link_template": "https://x/{meter_id:{x}}"}, {}, "is not a valid template"),
         ({"data_center": "PROD", "ui_link_template": "{ui_base}/x"}, {}, "documents no UI address"),
+        ({"data_center": "SBX", "ui_link_template": "zuora.example/{meter_id}"}, {}, "no address: begin it with https"),
+        ({"data_center": "SBX", "ui_link_template": "javascript:{meter_id}"}, {}, "is no address"),
+        ({"data_center": "SBX", "ui_link_template": "https:///{meter_id}"}, {}, "is no address"),
     ],
 )
-def test_one_sentence_for_what_is_wrong(extra, fields, says):
+def test_an_error_in_the_connection_is_one_sentence(extra, fields, says):
     with pytest.raises(MisconfigurationError, match=says) as caught:
         settings(extra, **fields)
 
@@ -112,17 +117,25 @@ def test_one_sentence_for_what_is_wrong(extra, fields, says):
     assert "hush" not in sentence
 
 
-def test_session_url():
+@pytest.mark.parametrize("conn_type", ["http", "", None])
+def test_a_connection_of_another_type_is_refused(conn_type):
+    other = Connection(conn_id="zuora", conn_type=conn_type, host="rest.zuora.com", login="id", password="secret")
+
+    with pytest.raises(MisconfigurationError, match="make a connection of type 'mediation'"):
+        settings_of("zuora", other)
+
+
+def test_the_session_url_fills_the_template():
     made = settings({"data_center": "SBX", "ui_link_template": "{ui_base}/m/{meter_id}#{session_id}-{run_id}"})
 
     assert made.session_url("1", "R-1", "7") == "https://apisandbox.zuora.com/m/1#R-1-7"
-    assert made.session_url("1", "R-1", None) is None  # a link to a place that is not known is none
+    assert made.session_url("1", "R-1", None) is None  # no link without the run id that it needs
     assert settings({"data_center": "SBX"}).session_url("1", "R-1", "7") is None
     own = settings({"data_center": "PROD", "ui_link_template": "https://ours/{session_id}"})
     assert own.session_url("1", "R/1", None) == "https://ours/R%2F1"
 
 
-def test_http_options():
+def test_the_options_of_http_connections_are_read():
     http = settings(
         {
             "data_center": "PROD",
@@ -144,11 +157,11 @@ def test_http_options():
 @pytest.mark.parametrize(
     ("value", "verify"), [(None, True), (False, False), ("false", False), ("True", True), ("/ca", "/ca")]
 )
-def test_verify(value, verify):
+def test_verify_is_a_flag_or_a_path(value, verify):
     assert settings({"data_center": "PROD", "verify": value}).http.verify is verify or verify == "/ca"
 
 
-def test_a_request_takes_30_seconds_at_most():
+def test_the_time_limit_of_a_request_is_at_most_30_seconds():
     assert settings({"data_center": "PROD"}).http.timeout == 30
     assert settings({"data_center": "PROD", "timeout": 300}).http.timeout == 30
 
@@ -157,3 +170,63 @@ def test_no_repr_shows_a_secret():
     found = settings({"data_center": "PROD", "proxy": "http://u:hush@proxy"})
 
     assert "hush" not in repr([found, found.peer()])
+
+
+SAFE = {"password": "hush-hush-hush-hush"}
+
+
+@pytest.mark.parametrize(
+    ("fields", "extra", "caution"),
+    [
+        ({"host": "http://zuora.example", **SAFE}, {}, "are sent to zuora.example without TLS: use https"),
+        ({"host": "http://203.0.113.7", **SAFE}, {"verify": False}, None),
+        ({"host": "http://8.8.8.8", **SAFE}, {}, "are sent to 8.8.8.8 without TLS"),
+        ({"host": "http://127.0.0.1:8080", **SAFE}, {}, None),
+        ({"host": "http://[::1]:8080", **SAFE}, {}, None),
+        ({"host": "http://localhost:8080", **SAFE}, {}, None),
+        ({"host": "http://10.0.0.7", **SAFE}, {}, None),
+        ({"host": "http://simulator:8080", **SAFE}, {}, None),
+        ({"host": "https://zuora.example", **SAFE}, {}, None),
+        ({"host": "https://zuora.example", **SAFE}, {"verify": "false"}, "verify is false, so any server is trusted"),
+        ({"host": "https://zuora.example", "password": "x" * 15}, {}, "the client secret has fewer than 16 characters"),
+        ({"host": "https://zuora.example", **SAFE}, {"callout_token": "x" * 16}, None),
+        ({"host": "https://zuora.example", **SAFE}, {"callout_token": "x" * 15}, "callout_token has fewer than 16"),
+        (
+            {"host": "https://zuora.example", **SAFE},
+            {"callout_hmac_secret": 7},
+            "callout_hmac_secret has fewer than 16",
+        ),
+        (
+            {"host": "https://zuora.example", **SAFE},
+            {"callout_token": "x" * 16, "callout_previous_token": "y" * 16},
+            "callout_previous_token is still accepted",
+        ),
+        (
+            {"host": "https://zuora.example", **SAFE},
+            {"callout_hmac_message": "{{Request.Headers.Date}}{{Request.Body}}"},
+            "callout_hmac_message signs two parts without a text between them",
+        ),
+        (
+            {"host": "https://zuora.example", **SAFE},
+            {"callout_hmac_message": "{{Request.Headers.Date}}\n{{Request.Body}}"},
+            None,
+        ),
+    ],
+)
+def test_what_is_not_safe_is_named_without_its_value(fields, extra, caution):
+    cautions = settings(extra, **fields).cautions
+
+    assert len(cautions) == (caution is not None)
+    assert caution is None or caution in cautions[0]
+    assert not any(each in str(cautions) for each in ("xxx", "yyy", "hush"))
+
+
+def test_what_is_not_safe_is_logged_once(caplog):
+    log_cautions.cache_clear()
+    for _ in range(3):
+        log_cautions("zuora", settings({"data_center": "PROD"}).cautions)
+
+    [record] = caplog.records
+    assert record.getMessage() == (
+        "Connection 'zuora': the client secret has fewer than 16 characters: make a new one in Zuora."
+    )

@@ -1,4 +1,4 @@
-"""One token per tenant and process: fetched once, renewed in time, never bound to a loop or thread that is gone."""
+"""One token per tenant and process: fetched once, renewed in time, never bound to a loop or thread that has ended."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import pytest
 from airflow_mediation_provider.hooks import tokens
 from airflow_mediation_provider.hooks.mediation import MediationAsyncHook, MediationHook
 from airflow_mediation_provider.hooks.tokens import LONGEST_FLIGHT, TenantTokens, tokens_of
-from airflow_mediation_provider.protocol.errors import MisconfigurationError, TransientError
+from airflow_mediation_provider.protocol.zuora.errors import MisconfigurationError, TransientError
 
 from .conftest import Answer
 
@@ -37,7 +37,7 @@ def landed(store, text="t", life=3600.0):
 
 class TestOneTenant:
     @pytest.mark.parametrize(("life", "renewed_after"), [(3600, 3480), (600, 540), (10, 9)])
-    def test_renewed_before_its_end(self, life, renewed_after):
+    def test_a_token_is_renewed_before_its_end(self, life, renewed_after):
         clock = Clock()
         store = TenantTokens(clock)
         landed(store, life=life)
@@ -47,7 +47,7 @@ class TestOneTenant:
         clock.now += 0.2
         assert store.claim().carry_out is not None
 
-    def test_its_life_counts_from_the_request_not_from_the_reply(self):
+    def test_the_life_of_a_token_counts_from_the_request(self):
         clock = Clock()
         store = TenantTokens(clock)
         flight = store.claim().carry_out
@@ -57,7 +57,7 @@ class TestOneTenant:
         clock.now += 61
         assert store.claim().token is None
 
-    def test_others_wait_for_the_first(self):
+    def test_others_wait_for_the_fetch_in_progress(self):
         store = TenantTokens()
         flight = store.claim().carry_out
 
@@ -66,7 +66,7 @@ class TestOneTenant:
         assert store.claim().token == "t"
         assert flight.error is None
 
-    def test_a_failed_fetch_tells_who_waited_and_lets_the_next_try(self):
+    def test_a_failed_fetch_raises_in_its_waiters_and_the_next_one_tries(self):
         store = TenantTokens()
         flight = store.claim().carry_out
         error = TransientError("busy")
@@ -83,15 +83,15 @@ class TestOneTenant:
         lost = store.claim().carry_out
         clock.now += LONGEST_FLIGHT
 
-        lost.wait()  # does not wait any more
+        lost.wait()  # returns at once
         second = store.claim().carry_out
         assert second is not None
-        lost.fail(None)  # late: takes nothing away from the second
+        lost.fail(None)  # late: does not end the second
         assert store.claim().wait_for is second
-        lost.land("late but good", 3600)
-        assert store.claim().token == "late but good"
+        lost.land("late but valid", 3600)
+        assert store.claim().token == "late but valid"
 
-    def test_only_the_very_token_is_discarded(self):
+    def test_only_the_given_token_is_discarded(self):
         store = TenantTokens()
         landed(store, "new")
 
@@ -100,7 +100,7 @@ class TestOneTenant:
         store.discard("new")
         assert store.claim().token is None
 
-    def test_no_repr_shows_it(self):
+    def test_no_repr_shows_the_token(self):
         store = TenantTokens()
         landed(store, "hush")
 
@@ -108,7 +108,7 @@ class TestOneTenant:
 
 
 class TestTenants:
-    def test_by_address_client_and_secret(self):
+    def test_a_tenant_is_address_client_and_secret(self):
         one = tokens_of("u", "c", "s")
 
         assert tokens_of("u", "c", "s") is one
@@ -123,7 +123,8 @@ class TestTenants:
         assert "hush" not in repr(tokens._tenants)
 
     @pytest.mark.filterwarnings("ignore:This process:DeprecationWarning")
-    def test_a_forked_process_has_its_own(self):
+    @pytest.mark.services
+    def test_a_forked_process_has_its_own_tokens(self):
         flight = tokens_of("u", "c", "s").claim().carry_out
         read, write = os.pipe()
         with tokens._tenants_lock:  # held by a thread of the parent at the worst moment
@@ -140,7 +141,12 @@ class TestTenants:
 
 
 class TestSingleFlight:
-    def test_fifty_threads(self, zuora, connect):
+    @pytest.fixture(autouse=True)
+    def _issued_slowly(self, zuora):
+        """All callers ask before there is a token."""
+        zuora.token_seconds = 0.05
+
+    def test_fifty_threads_share_one_fetch(self, zuora, connect):
         barrier = threading.Barrier(50)
 
         def ask(_):
@@ -153,7 +159,7 @@ class TestSingleFlight:
 
         assert zuora.tokens["issued"] == 1
 
-    async def test_fifty_coroutines(self, zuora, connect):
+    async def test_fifty_coroutines_share_one_fetch(self, zuora, connect):
         hooks = [MediationAsyncHook("mediation_test") for _ in range(50)]
 
         assert await asyncio.gather(*(hook.run_status(5) for hook in hooks)) == ["RUNNING"] * 50
@@ -161,7 +167,7 @@ class TestSingleFlight:
         assert zuora.tokens["issued"] == 1
         await asyncio.gather(*(hook.close() for hook in hooks))
 
-    def test_threads_and_loops_together(self, zuora, connect):
+    def test_threads_and_loops_share_one_fetch(self, zuora, connect):
         def in_a_loop():
             async def ask():
                 async with MediationAsyncHook("mediation_test") as hook:
@@ -179,10 +185,10 @@ class TestSingleFlight:
 
         assert zuora.tokens["issued"] == 1
 
-    def test_renewed_once_for_all_on_401(self, zuora, connect):
+    def test_a_401_renews_the_token_once_for_all(self, zuora, connect):
         with MediationHook("mediation_test") as hook:
             hook.run_status(5)
-        zuora.tokens["issued"] += 1  # what was issued before is no longer good
+        zuora.tokens["issued"] += 1  # earlier tokens are no longer valid
 
         with ThreadPoolExecutor(20) as pool:
             hooks = [MediationHook("mediation_test") for _ in range(20)]
@@ -190,7 +196,7 @@ class TestSingleFlight:
 
         assert zuora.paths().count("/oauth/token") == 2
 
-    def test_one_fault_for_all(self, zuora, connect):
+    def test_an_error_of_the_fetch_is_raised_in_all_waiters(self, zuora, connect):
         zuora.token_answers = [Answer(status=503, after=0.3)]
 
         def ask(_):
@@ -204,7 +210,7 @@ class TestSingleFlight:
 
         assert zuora.paths() == ["/oauth/token"]
 
-    def test_a_cancelled_fetch_is_carried_on_by_another(self, zuora, connect):
+    def test_another_waiter_takes_over_a_cancelled_fetch(self, zuora, connect):
         async def both():
             first, second = MediationAsyncHook("mediation_test"), MediationAsyncHook("mediation_test")
             zuora.token_answers = [Answer({"access_token": "never arrives"}, after=0.5)]
@@ -220,7 +226,7 @@ class TestSingleFlight:
 
         assert asyncio.run(both()) == "RUNNING"
 
-    def test_a_cancelled_wait_disturbs_nobody(self, zuora, connect):
+    def test_a_cancelled_wait_does_not_affect_the_others(self, zuora, connect):
         async def three():
             hooks = [MediationAsyncHook("mediation_test") for _ in range(3)]
             tasks = [asyncio.create_task(hook.run_status(5)) for hook in hooks]
@@ -235,7 +241,7 @@ class TestSingleFlight:
         assert isinstance(second, asyncio.CancelledError)
         assert zuora.tokens["issued"] == 1
 
-    def test_a_loop_that_died_while_fetching(self, zuora, connect):
+    def test_the_fetch_of_an_ended_loop_is_taken_over(self, zuora, connect):
         zuora.token_answers = [Answer({"access_token": "never arrives"}, after=0.5)]
         loop = asyncio.new_event_loop()
         hook = MediationAsyncHook("mediation_test")
@@ -252,7 +258,7 @@ class TestSingleFlight:
         with MediationHook("mediation_test") as another:
             assert another.run_status(5) == "RUNNING"
 
-    def test_wrong_credentials_for_all(self, zuora, connect):
+    def test_refused_credentials_are_raised_in_all_waiters(self, zuora, connect):
         zuora.token_answers = [Answer({"error": "invalid_client"}, 401, after=0.3)]
 
         def ask(_):
@@ -263,3 +269,19 @@ class TestSingleFlight:
             list(pool.map(ask, range(10)))
 
         assert zuora.paths() == ["/oauth/token"]
+
+
+@pytest.mark.parametrize("in_a_loop", [False, True])
+def test_airflows_logs_never_show_a_token(in_a_loop):
+    from airflow.sdk._shared.secrets_masker import redact
+
+    token = f"token-{in_a_loop}-9f2c"
+    flight = TenantTokens().claim().carry_out
+
+    async def land():
+        flight.land(token, 3600.0)
+        await asyncio.get_running_loop().shutdown_default_executor()
+
+    asyncio.run(land()) if in_a_loop else flight.land(token, 3600.0)
+
+    assert redact(f"Bearer {token}") == "Bearer ***"

@@ -1,4 +1,4 @@
-"""Both hooks against the simulator: what it answers by Zuora's documentation is what they understand."""
+"""Both hooks against the simulator: they read the answers that it gives by Zuora's documentation."""
 
 from __future__ import annotations
 
@@ -9,8 +9,12 @@ from itertools import pairwise
 import pytest
 
 from airflow_mediation_provider.hooks.mediation import MediationHook
-from airflow_mediation_provider.protocol.callout_settings import callout_settings
-from airflow_mediation_provider.protocol.errors import (
+from airflow_mediation_provider.protocol.callouts.history import read_history
+from airflow_mediation_provider.protocol.callouts.settings import callout_settings
+from airflow_mediation_provider.protocol.maintenance import missing
+from airflow_mediation_provider.protocol.sessions.lifecycle import fold
+from airflow_mediation_provider.protocol.status import RunType
+from airflow_mediation_provider.protocol.zuora.errors import (
     CapacityError,
     DuplicateKeyError,
     MisconfigurationError,
@@ -18,10 +22,6 @@ from airflow_mediation_provider.protocol.errors import (
     StopInProgressError,
     TransientError,
 )
-from airflow_mediation_provider.protocol.history import read_history
-from airflow_mediation_provider.protocol.lifecycle import fold
-from airflow_mediation_provider.protocol.reconcile import missing
-from airflow_mediation_provider.protocol.status import RunType
 from airflow_mediation_provider.simulator import CalloutConfig, running_simulator
 from airflow_mediation_provider.simulator.config import MeterConfig, RunPlan, SimulatorConfig
 
@@ -37,7 +37,7 @@ def meters():
 
 
 @pytest.fixture
-def simulator(monkeypatch):
+def simulator(services, monkeypatch):
     with running_simulator(SimulatorConfig(meters=meters(), clock="manual")) as running:
         define(monkeypatch, running.url)
         yield running
@@ -59,7 +59,7 @@ def ask(request, simulator):
     return Asker(request.param)
 
 
-def test_run_status_summary_and_entries(ask, simulator):
+def test_a_run_its_status_summary_and_entries(ask, simulator):
     assert ask("run_status", 101) == "NEVER_RUN"
     run = ask(
         "run_meter",
@@ -85,14 +85,14 @@ def test_run_status_summary_and_entries(ask, simulator):
     assert len(errors) == 4  # over two pages
 
 
-def test_debug(ask):
+def test_a_debug_run(ask):
     run = ask("debug_meter", 101, source_options=[{"testData": [{}]}])
 
     assert (run.run_type, run.status) == (RunType.DEBUG, "TESTING")
 
 
 @pytest.mark.parametrize("shape", SHAPES)
-def test_a_lost_reply_and_the_key(ask, simulator, shape):
+def test_a_lost_reply_is_repeated_with_a_key(ask, simulator, shape):
     simulator.configure(error_shape=shape)
     simulator.fault("lost_reply", path="^/meters/run/", count=1)
 
@@ -102,7 +102,7 @@ def test_a_lost_reply_and_the_key(ask, simulator, shape):
     assert len(simulator.sessions("101")) == 1
 
 
-def test_a_lost_reply_without_a_key(ask, simulator):
+def test_a_lost_reply_without_a_key_is_uncertain(ask, simulator):
     simulator.fault("lost_reply", path="^/meters/run/", count=1)
 
     with pytest.raises(TransientError, match="may have been started"):
@@ -112,7 +112,7 @@ def test_a_lost_reply_without_a_key(ask, simulator):
 
 
 @pytest.mark.parametrize("shape", SHAPES)
-def test_refusals_in_every_shape(ask, simulator, shape):
+def test_refusals_are_read_in_every_shape(ask, simulator, shape):
     simulator.configure(error_shape=shape)
     for meter in range(101, 106):
         simulator.start_session(str(meter))
@@ -127,7 +127,7 @@ def test_refusals_in_every_shape(ask, simulator, shape):
         ask("run_meter", 106, "0.0.2", unique_key="k")
 
 
-def test_stop(ask, simulator):
+def test_a_stop(ask, simulator):
     simulator.start_session("900")
     ask("stop_meter", 900)
 
@@ -137,7 +137,7 @@ def test_stop(ask, simulator):
 
 
 @pytest.mark.parametrize("kind", ["reset", "html", "badjson", "expire_tokens"])
-def test_faults_pass(ask, simulator, kind):
+def test_a_temporary_fault_is_retried(ask, simulator, kind):
     simulator.start_session("101")
     ask("run_status", 101)
     simulator.fault(kind, path="runStatus", count=1)
@@ -145,7 +145,7 @@ def test_faults_pass(ask, simulator, kind):
     assert ask("run_status", 101) in ("INITIALIZING", "RUNNING")
 
 
-def test_rate_limit(ask, simulator, slept):
+def test_a_rate_limit_sets_the_pause(ask, simulator, slept):
     simulator.configure(rate_limit=1, rate_limit_window=60.0)
     ask("run_status", 101)
 
@@ -157,7 +157,7 @@ def test_rate_limit(ask, simulator, slept):
     assert slept[0] >= 50
 
 
-def test_export(ask, simulator):
+def test_an_export(ask, simulator):
     run = ask("run_meter", 101, unique_key="k")
     simulator.advance(4000)
     span = {"query_from": run.started_at - timedelta(days=1), "query_to": datetime.now(UTC) + timedelta(days=2)}
@@ -176,14 +176,14 @@ def test_export(ask, simulator):
 @pytest.mark.parametrize(
     ("setting", "fields", "works", "says"),
     [
-        ({}, {}, True, "Not proven"),
+        ({}, {}, True, "Not tested"),
         ({"mediation_enabled": False}, {}, False, "not enabled"),
         ({"permissions": ()}, {}, False, "permission"),
         ({"permissions": (), "permission_status": 403}, {}, False, "permission is missing"),
         ({}, {"password": "wrong"}, False, "does not accept the client id and secret"),
     ],
 )
-def test_connection_test(simulator, monkeypatch, shape, setting, fields, works, says):
+def test_the_connection_test_explains_its_result(simulator, monkeypatch, shape, setting, fields, works, says):
     simulator.configure(error_shape=shape, **setting)
     define(monkeypatch, simulator.url, **fields)
 
@@ -194,7 +194,7 @@ def test_connection_test(simulator, monkeypatch, shape, setting, fields, works, 
 
 @pytest.mark.parametrize("context", ["full", "tags", "dotted"])
 @pytest.mark.parametrize("body", ["labels", '{"m": "{{Meter.Id}}", "when": "{{MeterSession.StartTime}}"}'])
-def test_the_callout_history_tells_of_every_change_that_was_lost(ask, simulator, context, body):
+def test_the_callout_history_contains_every_lost_change(ask, simulator, context, body):
     zone = "Asia/Tokyo"
     simulator.delivery(history_context=context, history_timezone=zone)
     simulator.callouts(
@@ -218,7 +218,7 @@ def test_the_callout_history_tells_of_every_change_that_was_lost(ask, simulator,
     assert fold(lost).status == "COMPLETED"
 
 
-def test_the_callout_history_takes_a_permission_of_its_own(ask, simulator):
+def test_the_callout_history_needs_its_own_permission(ask, simulator):
     simulator.configure(permissions=["View Meters", "Run Meters"])
     now = datetime.now(UTC)
 

@@ -1,4 +1,4 @@
-"""How SQLite answers what is asked of the journal: by which index, and whether it has to sort."""
+"""How SQLite runs the journal's queries: by which index, and whether it has to sort."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 @contextmanager
 def explained() -> Iterator[list[tuple[str, list[str]]]]:
-    """What SQLite does for each question that is asked of the journal meanwhile."""
+    """The plan of each query that SQLite runs meanwhile."""
     asked: list[tuple[str, Any]] = []
     plans: list[tuple[str, list[str]]] = []
 
@@ -35,7 +35,7 @@ def explained() -> Iterator[list[tuple[str, list[str]]]]:
 
 @contextmanager
 def worked() -> Iterator[list[int]]:
-    """How many instructions SQLite carries out meanwhile: one number, once it is over."""
+    """How many instructions SQLite runs meanwhile: one number, available at the end."""
     steps = itertools.count()
     total: list[int] = []
 
@@ -50,6 +50,6 @@ def worked() -> Iterator[list[int]]:
 
 
 def uses_an_index(plan: list[str]) -> bool:
-    """Whether every table is looked into by an index; the rows of a subquery are no table."""
+    """Whether every table is searched by an index; the rows of a subquery are no table."""
     of_tables = [step for step in plan if step.startswith(("SCAN ", "SEARCH ")) and "mediation_" in step]
     return bool(of_tables) and all(("USING" in step and "INDEX" in step) or "PRIMARY KEY" in step for step in of_tables)

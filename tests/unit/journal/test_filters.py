@@ -1,4 +1,4 @@
-"""Places and filters of the list: a search for what is rare ends early, and together the searches miss nothing."""
+"""Places and filters of the list: a search for a rare value ends early, and together the searches miss nothing."""
 
 from __future__ import annotations
 
@@ -9,9 +9,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from airflow_mediation_provider.journal import filters as module
-from airflow_mediation_provider.journal.filters import Filters, Place
-from airflow_mediation_provider.journal.listing import Listing, list_sessions
+from airflow_mediation_provider.journal import session_list as module
+from airflow_mediation_provider.journal.session_list import Filters, Keyset, Listing, list_sessions
 from airflow_mediation_provider.journal.transaction import read
 from tests.unit.journal.old_rows import NOW, keep, session_of
 from tests.unit.journal.plans import explained, worked
@@ -34,8 +33,8 @@ class TestPlace:
     @pytest.mark.parametrize(
         "instant", [NOW, NOW + timedelta(microseconds=1), datetime(2399, 12, 31, 23, 59, tzinfo=UTC)]
     )
-    def test_it_comes_back_out_of_an_address(self, instant: datetime) -> None:
-        assert Place.parse(str(Place(instant, 4711))) == Place(instant, 4711)
+    def test_a_place_survives_its_address(self, instant: datetime) -> None:
+        assert Keyset.parse(str(Keyset(instant, 4711))) == Keyset(instant, 4711)
 
     @pytest.mark.parametrize(
         "text",
@@ -56,12 +55,12 @@ class TestPlace:
             "1-" + "9" * 19,
         ],
     )
-    def test_what_is_none_is_refused(self, text: str) -> None:
-        with pytest.raises(ValueError, match="is no place in the list"):
-            Place.parse(text)
+    def test_a_text_that_is_no_place_is_refused(self, text: str) -> None:
+        with pytest.raises(ValueError, match="is not a place in the list"):
+            Keyset.parse(text)
 
 
-def listed(filters: Filters, limit: int = 50, **places: Place | None) -> Listing:
+def listed(filters: Filters, limit: int = 50, **places: Keyset | None) -> Listing:
     return read(lambda session: list_sessions(session, filters, limit=limit, **places))
 
 
@@ -69,14 +68,14 @@ def names(pages: list[Listing]) -> list[str]:
     return [each.session_id for page in pages for each in page.sessions]
 
 
-class TestLooks:
+class TestScans:
     @pytest.fixture(autouse=True)
     def _short_looks(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(module, "LOOKED_AT", 5)
+        monkeypatch.setattr(module, "SCANNED", 5)
 
     @pytest.fixture
     def sessions(self, airflow_database: str) -> list[dict[str, object]]:
-        """Of all sorts, some of them beginning at once; the newest first."""
+        """Of all kinds, some with the same start; the newest first."""
         del airflow_database
         drawn = random.Random(1)
         rows = [
@@ -109,7 +108,7 @@ class TestLooks:
             if all(row[name] == value for name, value in filters.values().items()) and begin <= row["at"] < end
         ]
 
-    def test_whatever_the_filters_each_session_is_shown_once_forth_and_back(
+    def test_each_session_is_shown_once_forth_and_back_with_any_filters(
         self, sessions: list[dict[str, object]]
     ) -> None:
         cut = 0
@@ -119,17 +118,17 @@ class TestLooks:
             forth = list(self.forth(filters, limit))
             assert names(forth) == self.fitting(filters, sessions), filters
             cut += sum(page.cut for page in forth)
-            # What the last page shows, the way back begins after.
+            # The way back starts after the last page.
             back = [*reversed(list(self.back(filters, limit, forth[-1]))), forth[-1]]
             assert names(back) == self.fitting(filters, sessions), filters
         assert cut > 20
 
-    def test_a_page_says_where_it_stopped_to_look_and_the_next_one_goes_on_there(self, airflow_database: str) -> None:
+    def test_a_cut_page_returns_where_it_stopped_and_the_next_one_continues_there(self, airflow_database: str) -> None:
         del airflow_database
         keep(*(session_of(f"R-{number}", NOW + number * MINUTE, run_type="DEBUG") for number in range(4)))
         keep(*(session_of(f"R-{number}", NOW + number * MINUTE) for number in range(4, 16)))
         completed_tests = Filters(status="COMPLETED", run_type="DEBUG")
-        # There are no more than five of the rarer sort, so they are all that there is to look at.
+        # There are only five of the rarer kind, so all of them are scanned.
         assert names([page := listed(completed_tests)]) == ["R-3", "R-2", "R-1", "R-0"]
         assert (page.newer, page.older, page.cut) == (None, None, False)
         keep(session_of("R-T", NOW - MINUTE, run_type="DEBUG", status="FAILED"))
@@ -139,7 +138,7 @@ class TestLooks:
         keep(*(session_of(f"R-F{number}", NOW - number * MINUTE, **failed) for number in range(2, 9)))
         first = listed(none)
         assert (first.sessions, first.newer, first.cut) == ((), None, True)
-        assert first.older == Place(NOW - 6 * MINUTE, 0)
+        assert first.older == Keyset(NOW - 6 * MINUTE, 0)
         last = listed(none, before=first.older)
         assert (last.sessions, last.newer, last.older, last.cut) == ((), first.older, None, False)
 
@@ -147,23 +146,23 @@ class TestLooks:
         del airflow_database
         keep(*(session_of(f"R-{number}", NOW + number * MINUTE) for number in range(16)))
         page = listed(Filters(status="COMPLETED", run_type="NORMAL"), limit=3)
-        assert (names([page]), page.cut, page.older) == (["R-15", "R-14", "R-13"], False, Place(NOW + 13 * MINUTE, 14))
+        assert (names([page]), page.cut, page.older) == (["R-15", "R-14", "R-13"], False, Keyset(NOW + 13 * MINUTE, 14))
 
 
 def test_the_rarest_filter_leads_to_the_sessions(
     airflow_on: Callable[[str], str], sqlite_database: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """SQLite takes any index that fits, and knows nothing of how many rows it leads to."""
+    """SQLite uses any index that fits, without statistics about how many rows it leads to."""
     airflow_on(sqlite_database)
-    monkeypatch.setattr(module, "LOOKED_AT", 2)
+    monkeypatch.setattr(module, "SCANNED", 2)
     for number in range(12):
         values = {"status": "FAILED" if number % 4 == 0 else "COMPLETED", "conn_id": f"c{number % 2}"}
         keep(session_of(f"R-{number}", NOW + number * MINUTE, meter_id=f"m{number}", **values))
     for filters, index in {
-        Filters(conn_id="c0", status="FAILED"): "status",
+        Filters(conn_id="c0", status="FAILED"): "best_status",
         Filters(conn_id="c1", status="COMPLETED"): "conn_id",
         Filters(status="COMPLETED", meter_id="m1"): "meter_id",
-        Filters(run_type="NORMAL", status="FAILED"): "status",
+        Filters(run_type="NORMAL", status="FAILED"): "best_status",
     }.items():
         with explained() as plans:
             assert listed(filters).sessions
@@ -174,13 +173,13 @@ def test_the_rarest_filter_leads_to_the_sessions(
 
 
 @pytest.mark.parametrize("back", [True, False])
-def test_a_search_in_wide_times_costs_what_is_looked_at_and_not_what_there_is(
+def test_a_search_in_a_wide_span_costs_only_the_scanned_rows(
     airflow_on: Callable[[str], str], sqlite_database: str, monkeypatch: pytest.MonkeyPatch, *, back: bool
 ) -> None:
     airflow_on(sqlite_database)
-    monkeypatch.setattr(module, "LOOKED_AT", 20)
+    monkeypatch.setattr(module, "SCANNED", 20)
     keep(*(session_of(f"R-{number}", NOW + number * MINUTE) for number in range(1000)))
-    place = {"before" if back else "after": Place(NOW + 500 * MINUTE, 0)}
+    place = {"before" if back else "after": Keyset(NOW + 500 * MINUTE, 0)}
 
     def cost(span: int) -> int:
         times = {"since": NOW + (500 - span) * MINUTE, "until": NOW + (500 + span) * MINUTE}

@@ -1,4 +1,4 @@
-"""The signs of trouble, each on and off: what is missed is held against what Airflow learned by itself."""
+"""The signs of problems, each on and off: missing callouts are found by comparison with run replies and polls."""
 
 from __future__ import annotations
 
@@ -7,8 +7,12 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from airflow import settings
+from airflow.models.trigger import Trigger
+from sqlalchemy.orm import Session
 
-from airflow_mediation_provider.journal.health import Signs, signs
+from airflow_mediation_provider.journal.health import ConnectionHealth, connection_health, newest_callouts, unreported
+from airflow_mediation_provider.journal.tables import ReporterRow
 from airflow_mediation_provider.journal.transaction import read
 from tests.unit.journal.old_rows import NOW, is_in, keep, session_of, told, wait_of
 from tests.unit.journal.plans import explained, uses_an_index
@@ -17,12 +21,12 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from datetime import datetime
 
-QUIET = Signs(
+QUIET = ConnectionHealth(
     conn_id="zuora",
     last_callout_at=None,
-    unread=0,
-    unheard=0,
-    unheard_ends=(),
+    unparsed=0,
+    without_callouts=0,
+    ends_without_callouts=(),
     silent=0,
     waiting=0,
     unseen=0,
@@ -30,7 +34,7 @@ QUIET = Signs(
 
 
 @pytest.fixture(autouse=True)
-def _journal(request: pytest.FixtureRequest) -> None:
+def _journal(services: None, request: pytest.FixtureRequest) -> None:
     """On SQLite; the tests of counts and times on PostgreSQL too."""
     if "airflow_database" not in request.fixturenames:
         airflow_on: Callable[[str], str] = request.getfixturevalue("airflow_on")
@@ -41,13 +45,17 @@ def ago(**span: float) -> datetime:
     return NOW - timedelta(**span)
 
 
-def seen(conn_id: str = "zuora") -> Signs:
-    return read(partial(signs, conn_id=conn_id, now=NOW))
+def seen(conn_id: str = "zuora") -> ConnectionHealth:
+    return read(partial(connection_health, conn_id=conn_id, now=NOW))
 
 
 def trouble() -> dict[str, Any]:
     found = seen()
-    return {name: getattr(found, name) for name in Signs.__slots__ if getattr(found, name) != getattr(QUIET, name)}
+    return {
+        name: getattr(found, name)
+        for name in ConnectionHealth.__slots__
+        if getattr(found, name) != getattr(QUIET, name)
+    }
 
 
 def run_reply(session_id: str, begun: datetime, **values: Any) -> Any:
@@ -59,7 +67,7 @@ def poll(at: datetime, status: str, before: str | None = "RUNNING", **values: An
 
 
 @pytest.mark.usefixtures("airflow_database")
-def test_a_quiet_connection_has_no_sign_and_those_of_others_are_not_its_own() -> None:
+def test_a_quiet_connection_has_no_sign_also_beside_connections_with_signs() -> None:
     assert seen() == QUIET
     others: dict[str, Any] = {"conn_id": "other"}
     keep(
@@ -73,19 +81,19 @@ def test_a_quiet_connection_has_no_sign_and_those_of_others_are_not_its_own() ->
         wait_of("v", seen_at=ago(minutes=9), **others),
     )
     assert seen() == QUIET
-    assert seen("other") == Signs(
+    assert seen("other") == ConnectionHealth(
         conn_id="other",
         last_callout_at=ago(minutes=1),
-        unread=1,
-        unheard=1,
-        unheard_ends=("1001",),
+        unparsed=1,
+        without_callouts=1,
+        ends_without_callouts=("1001",),
         silent=1,
         waiting=2,
         unseen=1,
     )
 
 
-def test_the_last_callout_is_one_that_could_be_read_and_came_within_a_week() -> None:
+def test_the_last_callout_is_a_parsed_one_of_the_last_week() -> None:
     keep(
         told("R-1", ago(days=8), notification_id="a"),
         told("R-1", ago(minutes=2), source="run", notification_id="b"),
@@ -96,32 +104,32 @@ def test_the_last_callout_is_one_that_could_be_read_and_came_within_a_week() -> 
     assert trouble() == {"last_callout_at": ago(days=6)}
 
 
-def test_callouts_of_a_day_that_nobody_could_read() -> None:
+def test_unparsed_callouts_of_a_day_are_counted() -> None:
     keep(told(None, ago(hours=25), kind="unparsed"))
     assert trouble() == {}
     keep(told(None, ago(hours=23), kind="unparsed"), told(None, ago(hours=1), kind="unparsed"))
-    assert trouble() == {"unread": 2}
+    assert trouble() == {"unparsed": 2}
 
 
-def test_a_session_that_airflow_started_and_no_callout_told_of() -> None:
+def test_a_session_that_airflow_started_without_a_callout_is_counted() -> None:
     keep(run_reply("R-1", ago(minutes=4)), run_reply("R-2", ago(hours=25), last_observed_at=ago(hours=1)))
-    assert trouble() == {}  # the one is too young, the other one is history
+    assert trouble() == {}  # the one is too young, the other one too old
     keep(run_reply("R-3", ago(minutes=6)))
-    assert trouble() == {"unheard": 1}
+    assert trouble() == {"without_callouts": 1}
 
 
-def test_a_callout_of_it_ends_that() -> None:
+def test_a_callout_of_the_started_session_ends_the_sign() -> None:
     keep(session_of("R-1", ago(minutes=6), status="RUNNING", terminal=False, source="callout"))
     assert trouble() == {}
 
 
 @pytest.mark.parametrize("status", ["COMPLETED", "FAILED", "CANCELED", "TESTING_PASSED", "TESTING_FAILED"])
-def test_an_end_that_only_a_poll_saw(status: str) -> None:
+def test_an_end_that_only_a_poll_showed_is_a_sign(status: str) -> None:
     keep(poll(ago(hours=2), "RUNNING", None), poll(ago(minutes=6), status))
-    assert trouble() == {"unheard_ends": ("1001",)}
+    assert trouble() == {"ends_without_callouts": ("1001",)}
 
 
-def test_a_poll_is_no_sign_while_the_callout_may_still_come_or_where_it_shows_no_end() -> None:
+def test_a_poll_is_no_sign_while_the_callout_may_still_arrive_or_without_an_end() -> None:
     keep(*(poll(ago(hours=26), "RUNNING", None, meter_id=meter) for meter in "123"))
     keep(
         poll(ago(minutes=4), "COMPLETED", meter_id="1"),
@@ -133,51 +141,51 @@ def test_a_poll_is_no_sign_while_the_callout_may_still_come_or_where_it_shows_no
     assert trouble() == {}
 
 
-def test_a_session_that_came_to_that_end_around_that_time_explains_the_poll() -> None:
+def test_a_session_that_reached_that_end_around_that_time_explains_the_poll() -> None:
     keep(
         poll(ago(minutes=6), "COMPLETED"),
         poll(ago(hours=1), "RUNNING", "COMPLETED"),
         session_of("R-1", ago(minutes=30), status="FAILED"),
     )
-    assert trouble() == {"unheard_ends": ("1001",)}
-    # The end that the poll before that showed is no other one's.
+    assert trouble() == {"ends_without_callouts": ("1001",)}
+    # The end that the poll before that showed does not count for another one.
     keep(session_of("R-2", ago(hours=3), status="COMPLETED", last_observed_at=ago(minutes=70)))
-    assert trouble() == {"unheard_ends": ("1001",)}
+    assert trouble() == {"ends_without_callouts": ("1001",)}
     keep(session_of("R-3", ago(hours=2), status="COMPLETED", last_observed_at=ago(minutes=50)))
     assert trouble() == {}
 
 
-def test_an_end_of_long_ago_that_a_poll_shows_only_now_was_told_at_its_time() -> None:
-    """Of a meter that runs once a week, the callout of the end comes before the poll that would have seen it."""
+def test_a_callout_before_the_poll_that_shows_its_end_counts() -> None:
+    """At a meter that runs once a week, the callout of the end arrives before the poll that would show it."""
     keep(
         poll(ago(days=7), "RUNNING", None),
         session_of("R-1", ago(days=7), status="COMPLETED", last_observed_at=ago(days=6.9)),
         poll(ago(minutes=30), "COMPLETED"),
     )
     assert trouble() == {}
-    # The next end is one of its own, whose callout is missed.
+    # The next end is a separate one, whose callout is missing.
     keep(poll(ago(minutes=20), "RUNNING", "COMPLETED"), poll(ago(minutes=10), "COMPLETED"))
-    assert trouble() == {"unheard_ends": ("1001",)}
+    assert trouble() == {"ends_without_callouts": ("1001",)}
 
 
-def test_where_nobody_knows_when_the_poll_before_was_an_end_says_nothing() -> None:
+def test_an_end_is_no_sign_if_the_poll_before_was_pruned() -> None:
     """It was pruned."""
     keep(poll(ago(minutes=6), "COMPLETED"))
     assert trouble() == {}
 
 
-def test_where_all_ends_are_lost_the_first_one_shows() -> None:
-    """However often the meter runs."""
+def test_the_first_end_is_a_sign_if_all_callouts_are_lost() -> None:
+    """Regardless of how often the meter runs."""
     for number in range(4):
         keep(session_of(f"R-{number}", ago(hours=10 - number), status="COMPLETED"))
         keep(poll(ago(hours=10 - number), "COMPLETED"), poll(ago(hours=9.5 - number), "RUNNING", "COMPLETED"))
     assert trouble() == {}
     keep(poll(ago(hours=6), "COMPLETED"))
-    assert trouble() == {"unheard_ends": ("1001",)}
+    assert trouble() == {"ends_without_callouts": ("1001",)}
 
 
-def test_of_each_meter_the_last_poll_of_an_end_counts() -> None:
-    """An earlier one that was missed is repaired by what repairs the last."""
+def test_only_the_last_poll_of_an_end_of_each_meter_counts() -> None:
+    """The repair of the last one also repairs an earlier one."""
     keep(*(poll(ago(hours=26), "RUNNING", None, meter_id=meter) for meter in ("1", "2", "10")))
     keep(
         poll(ago(hours=20), "FAILED", meter_id="1"),
@@ -186,10 +194,10 @@ def test_of_each_meter_the_last_poll_of_an_end_counts() -> None:
         poll(ago(minutes=20), "FAILED", meter_id="2"),
         poll(ago(minutes=7), "COMPLETED", meter_id="10"),
     )
-    assert trouble() == {"unheard_ends": ("10", "2")}
+    assert trouble() == {"ends_without_callouts": ("10", "2")}
 
 
-def test_a_session_that_goes_on_and_of_which_nothing_was_told_for_hours() -> None:
+def test_a_running_session_without_a_report_for_hours_is_silent() -> None:
     keep(
         session_of("R-1", ago(hours=5), status="RUNNING", terminal=False),
         session_of("R-2", ago(hours=9), status="COMPLETED"),
@@ -201,7 +209,7 @@ def test_a_session_that_goes_on_and_of_which_nothing_was_told_for_hours() -> Non
 
 
 @pytest.mark.usefixtures("airflow_database")
-def test_a_wait_is_seen_or_has_lost_its_process() -> None:
+def test_a_wait_without_reports_has_lost_its_process() -> None:
     keep(
         wait_of("w", seen_at=ago(minutes=2)),
         wait_of("x", seen_at=ago(minutes=3)),
@@ -209,7 +217,29 @@ def test_a_wait_is_seen_or_has_lost_its_process() -> None:
     )
     assert trouble() == {"waiting": 2}
     keep(wait_of("y", seen_at=ago(minutes=4)), wait_of("z", seen_at=ago(days=2)))
-    assert trouble() == {"waiting": 3, "unseen": 1}  # the last one was given up long ago
+    assert trouble() == {"waiting": 4, "unseen": 2}
+    # A triggerer that shuts down leaves its waits, and the tasks wait on.
+    keep(wait_of("left", seen_at=ago(minutes=4), outcome="left"))
+    assert trouble() == {"waiting": 5, "unseen": 3}
+
+
+@pytest.mark.usefixtures("airflow_database")
+def test_a_wait_is_reported_as_long_as_its_reporter_is() -> None:
+    keep(
+        ReporterRow(id="live", conn_id="zuora", seen_at=ago(minutes=1)),
+        ReporterRow(id="dead", conn_id="zuora", seen_at=ago(minutes=4)),
+        wait_of("w", seen_at=ago(days=2), reporter="live"),
+        wait_of("x", seen_at=ago(days=2), reporter="dead"),
+        wait_of("y", seen_at=ago(minutes=1), reporter="pruned"),
+    )
+    assert trouble() == {"waiting": 3, "unseen": 1}
+
+
+@pytest.mark.usefixtures("airflow_database")
+def test_a_wait_whose_task_is_gone_waits_no_more() -> None:
+    """`airflow tasks test` and `airflow db clean` delete it, and it is deleted with its run."""
+    keep(wait_of("w", seen_at=ago(minutes=1)), wait_of("x", seen_at=ago(minutes=9)), tasks=False)
+    assert trouble() == {}
 
 
 @pytest.mark.usefixtures("airflow_database")
@@ -234,52 +264,120 @@ def test_a_wait_of_a_triggerer_is_missed_as_long_as_its_task_is_deferred(
 
 
 @pytest.mark.parametrize(
-    ("state", "sign"), [("running", {"waiting": 1}), ("up_for_reschedule", {"waiting": 1}), ("failed", {})]
+    ("state", "sign"),
+    [
+        ("running", {"waiting": 1}),
+        ("up_for_reschedule", {"waiting": 1}),
+        ("failed", {}),
+        ("deferred", {"waiting": 1, "unseen": 1}),  # and no triggerer has taken it over
+    ],
 )
-def test_a_task_on_a_worker_reports_when_it_looks(state: str, sign: dict[str, Any]) -> None:
-    """And Airflow itself sees whether its process lives."""
+def test_a_task_on_a_worker_reports_with_each_poll(state: str, sign: dict[str, Any]) -> None:
+    """And Airflow itself detects when its process dies."""
     wait = wait_of("w", seen_at=ago(hours=1), mode="worker")
     is_in(state, wait)
     keep(wait)
     assert trouble() == sign
 
 
-def test_callouts_that_arrive_again_forgive_what_was_not_told() -> None:
+def deferred(task_id: str, *, since: datetime, conn_id: str = "zuora", state: str = "deferred", path: str = "") -> None:
+    """Create a task of Airflow with a trigger of ours."""
+    ours = "airflow_mediation_provider.triggers.meter_session.MeterSessionTrigger"
+    with Session(settings.get_engine()) as session:
+        trigger = Trigger(path or ours, {"mediation_conn_id": conn_id, "wait": {}}, created_date=since)
+        session.add(trigger)
+        session.commit()
+        is_in(state, wait_of(task_id, task_id=task_id), trigger_id=trigger.id)
+
+
+def unreported_tasks() -> dict[str, int]:
+    return dict(read(partial(unreported, now=NOW)))
+
+
+@pytest.mark.usefixtures("airflow_database")
+def test_deferred_tasks_that_no_process_reports_are_counted_by_connection() -> None:
+    deferred("a", since=ago(minutes=4))
+    deferred("b", since=ago(hours=4))
+    deferred("other", since=ago(minutes=4), conn_id="other")
+    deferred("young", since=ago(minutes=2))
+    deferred("resumed", since=ago(minutes=4), state="scheduled")
+    deferred("foreign", since=ago(minutes=4), path="airflow_mediation_provider.triggersXmeter_session.Other")
+    assert unreported_tasks() == {"zuora": 2, "other": 1}
+
+    # One whose reports ended is counted with the rows of the journal.
+    keep(wait_of("a", task_id="a", seen_at=ago(minutes=9)), wait_of("b", task_id="b", seen_at=NOW))
+    assert unreported_tasks() == {"other": 1}
+    assert trouble() == {"waiting": 2, "unseen": 1}
+
+
+def test_the_report_of_another_try_does_not_count() -> None:
+    deferred("a", since=ago(minutes=4))
+    keep(wait_of("a", task_id="a", try_number=0, seen_at=NOW))
+    assert unreported_tasks() == {"zuora": 1}
+
+
+def test_a_trigger_that_cannot_be_decrypted_hides_no_other_one() -> None:
+    deferred("a", since=ago(minutes=4))
+    deferred("b", since=ago(minutes=4))
+    with Session(settings.get_engine()) as session:
+        session.query(Trigger).order_by(Trigger.id).first().encrypted_kwargs = "gAAAA"
+        session.commit()
+    assert unreported_tasks() == {"zuora": 1}
+
+
+def test_a_callout_of_a_later_session_ends_the_sign_of_missing_callouts() -> None:
     keep(run_reply("R-1", ago(hours=3)), told("R-0", ago(days=2)))
-    assert trouble()["unheard"] == 1
+    assert trouble()["without_callouts"] == 1
     keep(session_of("R-2", ago(hours=2), meter_id="2"))
-    assert trouble()["unheard"] == 1  # of another meter
+    assert trouble()["without_callouts"] == 1  # of another meter
     keep(session_of("R-3", ago(hours=2)))
-    assert "unheard" not in trouble()
+    assert "without_callouts" not in trouble()
 
 
-def test_a_callout_that_came_before_the_run_reply_counts() -> None:
-    """The reply may be the last thing that was told of a session."""
+def test_a_callout_before_the_run_reply_counts() -> None:
+    """The reply may be the last report of a session."""
     keep(run_reply("R-1", ago(hours=1)), told("R-0", ago(days=2)))
-    assert trouble()["unheard"] == 1
+    assert trouble()["without_callouts"] == 1
     keep(told("R-1", ago(hours=1), source="history"))
-    assert "unheard" not in trouble()
+    assert "without_callouts" not in trouble()
 
 
-def test_what_ran_before_callouts_were_set_up_is_not_missed() -> None:
+def test_sessions_before_callouts_were_set_up_are_no_sign() -> None:
     keep(run_reply("R-1", ago(hours=3)))
-    assert trouble() == {"unheard": 1}
+    assert trouble() == {"without_callouts": 1}
     keep(told("R-2", ago(hours=2), meter_id="2"))
-    assert "unheard" not in trouble()
+    assert "without_callouts" not in trouble()
     keep(run_reply("R-3", ago(hours=1)))
-    assert trouble()["unheard"] == 1
+    assert trouble()["without_callouts"] == 1
 
 
 def test_counts_end_at_a_hundred() -> None:
     keep(*(told(None, ago(hours=1), kind="unparsed", notification_id=f"n{number}") for number in range(130)))
-    assert trouble() == {"unread": 100}
+    assert trouble() == {"unparsed": 100}
 
 
-def test_each_question_uses_an_index() -> None:
+@pytest.mark.usefixtures("airflow_database")
+def test_the_newest_callouts_have_their_bodies_and_the_newest_comes_first() -> None:
+    keep(
+        *(
+            told("R-1", ago(minutes=number), body={"number": number}, notification_id=f"n{number}")
+            for number in range(70)
+        ),
+        told("R-1", ago(minutes=-1), source="run"),
+        told("R-1", ago(minutes=-1), kind="periodic"),
+        told("R-1", ago(minutes=-1), conn_id="other"),
+    )
+    newest = read(partial(newest_callouts, conn_id="zuora"))
+    assert [each.body["number"] for each in newest] == list(range(59))
+    assert newest[0].received_at == ago(minutes=0)
+
+
+def test_each_query_uses_an_index() -> None:
     keep(poll(ago(days=7), "RUNNING", None), poll(ago(minutes=6), "COMPLETED"))
     with explained() as plans:
         seen()
-    assert len(plans) == 7
+        read(partial(newest_callouts, conn_id="zuora"))
+    assert len(plans) == 9
     assert [each for each in plans if not uses_an_index(each[1])] == []
     [looked_up] = [
         step
@@ -288,4 +386,6 @@ def test_each_question_uses_an_index() -> None:
         for step in plan
         if "mediation_" in step
     ]
-    assert "(terminal=? AND last_observed_at>?)" in looked_up  # any other one leads to all sessions of years
+    assert (
+        "(conn_id=? AND terminal=? AND last_observed_at>?)" in looked_up
+    )  # any other index leads to all sessions of years

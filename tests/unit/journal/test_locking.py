@@ -6,7 +6,7 @@ import time
 import pytest
 from sqlalchemy import make_url
 
-from airflow_mediation_provider.journal.locking import writers_turn
+from airflow_mediation_provider.journal.transaction import writers_turn
 
 
 def turn(url, seconds=0.02):
@@ -19,7 +19,7 @@ def url(tmp_path):
 
 
 @pytest.mark.parametrize("who", ["lock", "next"])
-def test_another_process_that_writes_or_is_next_comes_first(url, tmp_path, who):
+def test_another_process_that_writes_or_is_next_goes_first(url, tmp_path, who):
     with turn(url):
         pass
     with (tmp_path / f"airflow.db-mediation-{who}").open("ab") as other:
@@ -31,7 +31,7 @@ def test_another_process_that_writes_or_is_next_comes_first(url, tmp_path, who):
             pass
 
 
-def test_whoever_writes_lets_another_one_be_next(url, tmp_path):
+def test_a_writer_lets_another_process_be_next(url, tmp_path):
     with turn(url), (tmp_path / "airflow.db-mediation-next").open("ab") as other:
         fcntl.flock(other, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
@@ -49,7 +49,7 @@ def test_other_databases_need_no_turns(other):
         pass
 
 
-def test_a_turn_ends_with_whatever_its_holder_raises(url):
+def test_a_turn_ends_with_any_exception_of_its_holder(url):
     with pytest.raises(ZeroDivisionError), turn(url):
         1 / 0  # noqa: B018
     with turn(url):

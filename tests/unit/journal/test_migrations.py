@@ -1,9 +1,9 @@
-"""Tables made by the migrations: equal to the models, and Airflow's own commands for databases reach them."""
+"""Tables created by the migrations: equal to the models, and within reach of Airflow's own database commands."""
 
 from __future__ import annotations
 
-from datetime import UTC, datetime
-from typing import TYPE_CHECKING
+from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from airflow import settings
@@ -12,11 +12,22 @@ from airflow.utils.db_manager import RunDBManager
 from alembic.autogenerate import compare_metadata
 from alembic.ddl.impl import DefaultImpl
 from alembic.migration import MigrationContext
-from sqlalchemy import func, inspect, select
+from sqlalchemy import func, insert, inspect, select
 from sqlalchemy.orm import Session
 
 from airflow_mediation_provider.journal.manager import MediationDBManager
-from airflow_mediation_provider.journal.tables import VERSION_TABLE, Base, CallsRow, SessionRow, TransitionRow, WaitRow
+from airflow_mediation_provider.journal.tables import (
+    VERSION_TABLE,
+    Base,
+    CallsRow,
+    HistoryRow,
+    ListedRow,
+    ReporterRow,
+    SessionRow,
+    TransitionRow,
+    VerdictRow,
+    WaitRow,
+)
 from tests.journal_schema import schema, schema_of_models
 
 if TYPE_CHECKING:
@@ -37,64 +48,77 @@ def tables() -> set[str]:
     return {each for each in inspect(settings.get_engine()).get_table_names() if each.startswith("mediation_")}
 
 
+def rows() -> list[tuple[Table, dict[str, Any]]]:
+    """One row of each table, with a text in each text column; the columns of the first revision."""
+    return [
+        (
+            TransitionRow.__table__,
+            {
+                **SESSION,
+                "kind": "status_change",
+                "notification_id": "n1",
+                "meter_name": "Überwachung",
+                "run_type": "NORMAL",
+                "status": "COMPLETED",
+                "previous_status": "RUNNING",
+                "started_at": NOW,
+                "ended_at": NOW,
+                "observed_at": NOW,
+                "source": "callout",
+                "body": {"meterId": "1001", "extra": ["kept", None, 1.5]},
+                "created_at": NOW,
+            },
+        ),
+        (SessionRow.__table__, session_values()),
+        (WaitRow.__table__, wait_values("w1")),
+    ]
+
+
+def session_values(**values: Any) -> dict[str, Any]:
+    times = dict.fromkeys(("begun_at", "first_observed_at", "last_observed_at", "updated_at"), NOW)
+    flags = {"conflict": False, "ambiguous": False, "terminal": True}
+    told = {"run_type": "NORMAL", "status": "COMPLETED", "source": "callout", "transition": {}}
+    return {**SESSION, **times, **flags, **told, "emitted": {"COMPLETED": 1}, "revision": 1, **values}
+
+
+def wait_values(wait_id: str, **values: Any) -> dict[str, Any]:
+    return {**SESSION, **WAIT, "id": wait_id, "condition": {}, "mode": "worker"} | {
+        "created_at": NOW,
+        "seen_at": NOW,
+        **values,
+    }
+
+
+def put(*what: tuple[Table, dict[str, Any]]) -> None:
+    with settings.get_engine().begin() as connection:
+        for table, values in what:
+            connection.execute(insert(table).values(**values))
+
+
 def fill(*, calls: bool = True) -> None:
-    """One row in each table, and with a text in each field that takes one.
+    """One row in each table.
 
     :param calls: the table of the second revision as well
     """
-    with Session(settings.get_engine()) as session:
-        session.add(
-            TransitionRow(
-                **SESSION,
-                kind="status_change",
-                notification_id="n1",
-                meter_name="Überwachung",
-                run_type="NORMAL",
-                status="COMPLETED",
-                previous_status="RUNNING",
-                started_at=NOW,
-                ended_at=NOW,
-                observed_at=NOW,
-                source="callout",
-                body={"meterId": "1001", "extra": ["kept", None, 1.5]},
-                created_at=NOW,
-            )
-        )
-        session.add(
-            SessionRow(
-                **SESSION,
-                run_type="NORMAL",
-                status="COMPLETED",
-                begun_at=NOW,
-                first_observed_at=NOW,
-                last_observed_at=NOW,
-                conflict=False,
-                ambiguous=False,
-                terminal=True,
-                source="callout",
-                transition={},
-                emitted={"COMPLETED": 1},
-                revision=1,
-                updated_at=NOW,
-            )
-        )
-        session.add(WaitRow(**SESSION, **WAIT, id="w1", condition={}, mode="worker", created_at=NOW, seen_at=NOW))
-        if calls:
-            session.add(CallsRow(conn_id="zuora", hour=NOW, calls=1, limited=0))
-        session.commit()
+    put(*rows())
+    if calls:
+        put((CallsRow.__table__, {"conn_id": "zuora", "hour": NOW, "calls": 1, "limited": 0}))
 
 
 def counts() -> list[int]:
     with Session(settings.get_engine()) as session:
         rows = (TransitionRow, SessionRow, WaitRow, CallsRow)
-        return [session.scalar(select(func.count()).select_from(row)) or 0 for row in rows]
+        return [session.scalar(select(func.count()).select_from(row.__table__)) or 0 for row in rows]
 
 
 def first_tables() -> list[dict[str, object]]:
-    """All that the tables of the first revision hold."""
+    """All values of the rows of the first revision's tables, in the columns of that revision."""
     with settings.get_engine().connect() as connection:
-        tables = [row.__table__ for row in (TransitionRow, SessionRow, WaitRow)]
-        return [dict(row) for table in tables for row in connection.execute(select(table)).mappings()]
+        return [
+            dict(row)
+            for table, values in rows()
+            for row in connection.execute(select(*(table.c[name] for name in values))).mappings()
+        ]
 
 
 @pytest.fixture
@@ -128,7 +152,7 @@ def test_airflow_db_migrate_makes_the_tables() -> None:
 
 
 @pytest.mark.usefixtures("airflow_database")
-def test_what_is_written_is_read_again() -> None:
+def test_written_rows_are_read_unchanged() -> None:
     fill()
     with Session(settings.get_engine()) as session:
         row = session.scalars(select(TransitionRow)).one()
@@ -137,7 +161,7 @@ def test_what_is_written_is_read_again() -> None:
 
 
 @pytest.mark.usefixtures("airflow_database")
-def test_a_downgrade_removes_ours_alone_and_an_upgrade_brings_it_back() -> None:
+def test_a_downgrade_removes_only_our_tables_and_an_upgrade_creates_them_again() -> None:
     fill()
     before = set(inspect(settings.get_engine()).get_table_names())
 
@@ -175,12 +199,137 @@ def test_the_second_revision_leaves_the_rows_of_the_first_as_they_are() -> None:
 
     assert first_tables() == before
     assert counts() == [1, 1, 1, 0]
-    with Session(settings.get_engine()) as session:
-        session.add(CallsRow(conn_id="zuora", hour=NOW, calls=1, limited=0))
-        session.commit()
+    put((CallsRow.__table__, {"conn_id": "zuora", "hour": NOW, "calls": 1, "limited": 0}))
     manager().downgrade("0001")
     assert first_tables() == before
-    assert tables() == {VERSION_TABLE, *Base.metadata.tables} - {CallsRow.__tablename__}
+    assert tables() == {VERSION_TABLE, *Base.metadata.tables} - {
+        each.__tablename__ for each in (CallsRow, VerdictRow, HistoryRow, ReporterRow)
+    }
+
+
+LATER = NOW + timedelta(minutes=5)
+
+
+@pytest.mark.usefixtures("empty")
+def test_the_third_revision_makes_verdicts_of_unambiguous_ended_waits() -> None:
+    manager().upgradedb(to_revision="0002")
+    live = {"status": "RUNNING", "terminal": False, "source": "run"}
+    sessions = {
+        "only": live,
+        "failed": live,
+        "two": live,
+        "several": live,
+        "later": {**live, "last_observed_at": LATER + timedelta(minutes=1)},
+        "left": live,
+        "told": {"ended_at": NOW - timedelta(minutes=1)},
+        "doubtful": {"status": "FAILED", "conflict": True},
+    }
+    only = {"outcome": "MET", "condition": {"statuses": ["COMPLETED"], "fail_on": ["FAILED"]}}
+    waits = {
+        "only": only,
+        "failed": {**only, "outcome": "FAILED"},
+        "two": only,
+        "two more": {**only, "outcome": "FAILED", "ended_at": LATER + timedelta(minutes=1)},
+        "several": {**only, "condition": {"statuses": ["COMPLETED", "FAILED"]}},
+        "later": only,
+        "told": {**only, "outcome": "FAILED"},
+        "left": {**only, "outcome": "left"},
+        "no session": {**only, "session_id": None},
+        "unknown": only,
+        "odd": {**only, "session_id": "only", "condition": ["COMPLETED"]},
+        "not an end": {**only, "session_id": "several", "condition": {"statuses": ["RUNNING"]}},
+    }
+    put(
+        *((SessionRow.__table__, session_values(session_id=key, **values)) for key, values in sessions.items()),
+        *(
+            (
+                WaitRow.__table__,
+                wait_values(key, **{"session_id": key.removesuffix(" more"), "ended_at": LATER, **values}),
+            )
+            for key, values in waits.items()
+        ),
+    )
+
+    manager().upgradedb()
+
+    with Session(settings.get_engine()) as session:
+        best = {
+            row.session_id: (row.best_status, row.best_evidence, row.best_certain, row.best_ended_at, row.best_differs)
+            for row in session.scalars(select(ListedRow))
+        }
+        assert {row.session_id for row in session.scalars(select(ListedRow)) if row.best_ended} == {
+            each for each, values in best.items() if values[3]
+        }
+        running = ("RUNNING", "run", True, None, False)
+        assert best == {
+            "only": ("COMPLETED", "poll", False, LATER, False),
+            "failed": ("FAILED", "poll", False, LATER, False),
+            "two": ("FAILED", "poll", False, LATER + timedelta(minutes=1), True),
+            "several": running,
+            "later": running,
+            "left": running,
+            "told": ("COMPLETED", "callout", True, NOW - timedelta(minutes=1), False),
+            "doubtful": ("FAILED", "callout", False, NOW, False),
+        }
+        concluded = {row.ti_id: (row.wait_id, row.status, row.certain) for row in session.scalars(select(VerdictRow))}
+        assert concluded == {
+            "only": ("only", "COMPLETED", False),
+            "failed": ("failed", "FAILED", False),
+            "two": ("two", "COMPLETED", False),
+            "two more": ("two more", "FAILED", False),
+        }
+        # A wait that its process left goes on as long as Airflow's state of its task does.
+        assert list(session.scalars(select(WaitRow.id).where(WaitRow.ended_at.is_(None)))) == ["left"]
+        session.add(ListedRow(**session_values(session_id="from a task only")))
+        session.add(WaitRow(**wait_values("noted", mode="task", ended_at=NOW)))
+        session.commit()
+
+    manager().downgrade("0002")
+
+    with settings.get_engine().connect() as connection:
+        table = WaitRow.__table__
+        ended = connection.execute(select(table.c.id, table.c.ended_at)).all()
+        assert {id_ for id_, _ in ended} == set(waits)
+        assert {row.id: row.ended_at for row in ended}["left"] == NOW
+        left = connection.scalars(select(SessionRow.__table__.c.session_id)).all()
+        assert set(left) == set(sessions)
+
+
+@pytest.mark.usefixtures("empty")
+def test_the_fourth_revision_adds_a_table_and_a_downgrade_removes_it() -> None:
+    manager().upgradedb(to_revision="0003")
+    fill()
+    before = first_tables()
+
+    manager().upgradedb()
+    cursor = {"read_to": NOW.isoformat()}
+    reader = {"revision": 1, "cursor": cursor, "seconds": 60.0, "claimed_at": NOW, "open": True, "lasting": False}
+    put((HistoryRow.__table__, {"conn_id": "zuora", **reader}))
+    with Session(settings.get_engine()) as session:
+        row = session.scalars(select(HistoryRow)).one()
+        assert (row.cursor, row.seconds, row.claimed_at, row.read_at) == (cursor, 60.0, NOW, None)
+
+    manager().downgrade("0003")
+    assert first_tables() == before
+    assert HistoryRow.__tablename__ not in tables()
+
+
+@pytest.mark.usefixtures("empty")
+def test_the_fifth_revision_leaves_waits_without_a_reporter_and_a_downgrade_removes_it() -> None:
+    manager().upgradedb(to_revision="0004")
+    fill()
+    before = first_tables()
+
+    manager().upgradedb()
+    with Session(settings.get_engine()) as session:
+        assert session.scalars(select(WaitRow)).one().reporter is None
+        session.add(ReporterRow(id="r", conn_id="zuora", seen_at=NOW))
+        session.commit()
+    assert first_tables() == before
+
+    manager().downgrade("0004")
+    assert first_tables() == before
+    assert ReporterRow.__tablename__ not in tables()
 
 
 @pytest.mark.usefixtures("empty")
@@ -212,7 +361,7 @@ def test_airflow_db_reset_takes_the_journal_with_it() -> None:
 
 
 @pytest.mark.usefixtures("empty")
-def test_the_statements_can_be_looked_at_first(capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_statements_can_be_printed_instead_of_run(capsys: pytest.CaptureFixture[str]) -> None:
     manager().upgradedb(show_sql_only=True)
     assert "CREATE TABLE mediation_transition" in capsys.readouterr().out
     manager().downgrade("base", show_sql_only=True)

@@ -1,4 +1,4 @@
-"""What prune deletes, what it must not, and that it says before what it would do."""
+"""What prune deletes, what it must keep, and what a dry run counts."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from sqlalchemy.orm import Session
 
 from airflow_mediation_provider.journal import prune as module
 from airflow_mediation_provider.journal.prune import old_sessions, oldest_to_keep, prune
-from airflow_mediation_provider.journal.record import JournalMissing
-from airflow_mediation_provider.journal.tables import Base, CallsRow, SessionRow, TransitionRow, WaitRow
-from airflow_mediation_provider.protocol.condition import SessionCondition
-from airflow_mediation_provider.protocol.pruning import Pruned
+from airflow_mediation_provider.journal.tables import Base, CallsRow, ReporterRow, SessionRow, TransitionRow, WaitRow
+from airflow_mediation_provider.journal.writer import JournalMissing
+from airflow_mediation_provider.protocol.maintenance import Pruned
+from airflow_mediation_provider.protocol.waits.condition import SessionCondition
 from tests.unit.journal.old_rows import BEFORE, NEW, NOW, OLD, keep, session_of, told, wait_of
 
 
 def left() -> tuple[set[str], int, set[str]]:
-    """Sessions, rows of what was told, and waits."""
+    """Sessions, reports, and waits."""
     with Session(settings.get_engine()) as session:
         return (
             set(session.scalars(select(SessionRow.session_id))),
@@ -36,7 +36,7 @@ def run(**options: Any) -> Pruned:
 pytestmark = pytest.mark.usefixtures("airflow_database")
 
 
-def test_a_session_that_ended_goes_with_all_its_changes() -> None:
+def test_an_ended_session_is_deleted_with_all_its_changes() -> None:
     keep(session_of("R-1"), told("R-1"), told("R-1", status="COMPLETED"))
     keep(session_of("R-2", NEW), told("R-2", NEW), told("R-2", OLD))
 
@@ -44,29 +44,46 @@ def test_a_session_that_ended_goes_with_all_its_changes() -> None:
     assert left() == ({"R-2"}, 2, set())
 
 
-def test_one_that_did_not_end_stays_however_old() -> None:
+def test_a_session_without_an_end_stays_at_any_age() -> None:
     keep(session_of("R-1", terminal=False, status="RUNNING"), told("R-1"))
 
     assert run() == Pruned()
     assert old_sessions(BEFORE) == (0, 1)
 
 
-def test_one_that_something_was_told_of_since_stays_with_all_that_was_told() -> None:
-    """As the callout may come once more, and must be known then."""
+def test_the_best_known_status_of_an_end_written_by_an_older_api_server_is_corrected() -> None:
+    """It does not write the columns of the best known status, and no later report of the session arrives."""
+    for session_id, at in (("R-1", OLD), ("R-2", NEW)):
+        ended = session_of(session_id, at)
+        ended.best_status, ended.best_evidence, ended.best_ended = "RUNNING", "callout", False
+        keep(ended, told(session_id, at), told(session_id, at, status="COMPLETED", previous_status="RUNNING"))
+    bare = session_of("R-0", conn_id="other")
+    bare.best_ended = False
+    keep(bare)
+
+    assert run(dry_run=True) == Pruned()
+    assert run() == Pruned(sessions=1, changes=2)
+    with Session(settings.get_engine()) as session:
+        row = session.scalars(select(SessionRow).filter_by(conn_id="zuora")).one()
+    assert (row.session_id, row.best_status, row.best_ended, row.best_ended_at) == ("R-2", "COMPLETED", True, NEW)
+
+
+def test_a_session_with_a_recent_report_stays_with_all_its_changes() -> None:
+    """Zuora may send the callout once more, and it must be a duplicate then."""
     keep(session_of("R-1"), told("R-1"), told("R-1", OLD, created_at=NEW))
 
     assert run() == Pruned()
     assert left() == ({"R-1"}, 2, set())
 
 
-def test_a_wait_that_goes_on_keeps_the_session_that_it_names() -> None:
+def test_an_open_wait_keeps_the_session_that_it_names() -> None:
     keep(session_of("R-1"), session_of("R-2"), wait_of("w", session_id="R-1"))
 
     assert run() == Pruned(sessions=1, needed=1)
     assert left()[0] == {"R-1"}
 
 
-def test_a_wait_that_goes_on_keeps_the_sessions_that_it_may_bind() -> None:
+def test_an_open_wait_keeps_the_sessions_that_it_may_match() -> None:
     earlier = OLD - timedelta(days=10)
     keep(session_of("R-1", earlier), session_of("R-2"), session_of("R-3", meter_id="1002"))
     keep(session_of("R-4", conn_id="other"))
@@ -78,14 +95,14 @@ def test_a_wait_that_goes_on_keeps_the_sessions_that_it_may_bind() -> None:
 
 
 @pytest.mark.parametrize("condition", [{}, {"since": None}, {"since": "once upon a time"}, {"since": 5}])
-def test_a_wait_that_does_not_say_since_when_keeps_all_of_its_meter(condition: dict[str, Any]) -> None:
+def test_an_open_wait_without_since_keeps_all_sessions_of_its_meter(condition: dict[str, Any]) -> None:
     keep(session_of("R-1"), session_of("R-2", meter_id="1002"), wait_of("w", condition=condition))
 
     assert run() == Pruned(sessions=1, needed=1)
     assert left()[0] == {"R-1"}
 
 
-def test_waits_that_ended_or_were_heard_of_no_more_keep_nothing_and_go() -> None:
+def test_ended_and_unreported_waits_are_deleted_and_keep_no_session() -> None:
     keep(session_of("R-1"))
     keep(wait_of("ended", seen_at=OLD, ended_at=OLD), wait_of("lost", seen_at=OLD))
     keep(wait_of("ended lately", ended_at=NEW), wait_of("goes on", meter_id="1002"))
@@ -94,7 +111,17 @@ def test_waits_that_ended_or_were_heard_of_no_more_keep_nothing_and_go() -> None
     assert left()[2] == {"ended lately", "goes on"}
 
 
-def test_other_things_that_were_told_go_when_they_are_old() -> None:
+def test_a_wait_that_its_reporter_still_reports_is_open_however_old_its_row_is() -> None:
+    keep(ReporterRow(id="live", conn_id="zuora", seen_at=NEW), ReporterRow(id="dead", conn_id="zuora", seen_at=OLD))
+    keep(session_of("R-1"), session_of("R-2"))
+    keep(wait_of("w", seen_at=OLD, session_id="R-1", reporter="live"))
+    keep(wait_of("v", seen_at=OLD, session_id="R-2", reporter="dead", task_id="other"))
+
+    assert run() == Pruned(sessions=1, waits=1, others=1, needed=1)
+    assert (left()[0], left()[2]) == ({"R-1"}, {"w"})
+
+
+def test_other_old_reports_are_deleted() -> None:
     for kind in ("periodic", "event_store_query", "unparsed", "test"):
         keep(told("R-1", kind=kind), told("R-1", NEW, kind=kind))
 
@@ -102,7 +129,7 @@ def test_other_things_that_were_told_go_when_they_are_old() -> None:
     assert left()[1] == 4
 
 
-def test_the_last_poll_of_each_meter_stays_because_the_next_is_compared_with_it() -> None:
+def test_the_last_poll_of_each_meter_stays_for_comparison_with_the_next() -> None:
     for meter in ("1001", "1002"):
         for conn_id in ("zuora", "other"):
             place = {"kind": "poll", "meter_id": meter, "conn_id": conn_id}
@@ -129,8 +156,8 @@ def test_polls_that_drive_assets_are_compared_among_themselves() -> None:
         assert set(session.scalars(select(TransitionRow.notification_id))) == {"drive:1001:1", "poll:1001:1"}
 
 
-def test_counts_of_calls_go_hour_by_hour(monkeypatch: pytest.MonkeyPatch) -> None:
-    """In batches that end within an hour that several connections have."""
+def test_counts_of_calls_are_deleted_hour_by_hour(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In batches that end within an hour in which several connections have counts."""
     monkeypatch.setattr(module, "BATCH", 2)
     hours = [BEFORE + timedelta(hours=number) for number in range(-3, 2)]
     keep(*(CallsRow(conn_id=conn_id, hour=hour, calls=1, limited=0) for conn_id in "abc" for hour in hours))
@@ -154,8 +181,8 @@ def test_one_connection_can_be_pruned_alone() -> None:
     assert old_sessions(BEFORE, conn_id="other") == (0, 0)
 
 
-def test_a_dry_run_says_what_would_go_and_deletes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    """In batches smaller than what stays in between, so that what stays is passed over."""
+def test_a_dry_run_counts_what_would_be_deleted_and_deletes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In batches smaller than the rows that stay in between, so that those are passed over."""
     monkeypatch.setattr(module, "BATCH", 3)
     for number in range(20):
         since = NEW if number % 5 in (1, 2, 3, 4) else OLD
@@ -184,12 +211,12 @@ def test_each_batch_is_durable_by_itself(monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 @pytest.mark.parametrize("days", [0, -1, 13.99, float("nan")])
-def test_the_journal_keeps_what_zuora_may_send_again(days: float) -> None:
+def test_rows_that_zuora_may_send_again_cannot_be_pruned(days: float) -> None:
     with pytest.raises(ValueError, match="at least 14"):
         oldest_to_keep(days)
 
 
-def test_what_is_old_is_counted_in_days() -> None:
+def test_the_age_is_given_in_days() -> None:
     assert oldest_to_keep(14, now=NOW) == datetime(2026, 5, 18, tzinfo=UTC)
     assert oldest_to_keep(90, now=NOW) == BEFORE
     assert oldest_to_keep(float("inf"), now=NOW).year == oldest_to_keep(1e9, now=NOW).year == 1

@@ -1,4 +1,4 @@
-"""Callouts go on while prune runs, and what they tell of is whole afterwards."""
+"""Callouts are stored while prune runs, and their sessions are complete afterwards."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from sqlalchemy.orm import Session
 
 from airflow_mediation_provider.journal import prune as module
 from airflow_mediation_provider.journal.prune import prune
-from airflow_mediation_provider.journal.record import record
 from airflow_mediation_provider.journal.tables import SessionRow, TransitionRow
-from airflow_mediation_provider.protocol.entry import Entry, EntryKind
-from airflow_mediation_provider.protocol.pruning import Pruned
+from airflow_mediation_provider.journal.writer import record
+from airflow_mediation_provider.protocol.maintenance import Pruned
+from airflow_mediation_provider.protocol.sessions.journal_entry import EntryKind, JournalEntry
 from airflow_mediation_provider.protocol.transition import SessionTransition, Source
 from tests.unit.journal.old_rows import BEFORE, keep, session_of, told
 
@@ -26,15 +26,17 @@ if TYPE_CHECKING:
 SESSIONS = 60
 
 
-def late(number: int) -> Entry:
-    """Something that is told of an old session now."""
+def late(number: int) -> JournalEntry:
+    """A report of an old session that is received now."""
     now = datetime.now(UTC)
     named = {"meter_id": "1001", "session_id": f"R-{number}", "run_type": "NORMAL", "source": Source.CALLOUT}
     change = SessionTransition(**named, status="FAILED", previous_status="RUNNING", observed_at=now)
-    return Entry(kind=EntryKind.STATUS_CHANGE, observed_at=now, source=Source.CALLOUT, transition=change)
+    return JournalEntry(kind=EntryKind.STATUS_CHANGE, observed_at=now, source=Source.CALLOUT, transition=change)
 
 
-def test_what_a_writer_holds_is_left_alone(postgres_database: str, airflow_on: Callable[[str], str]) -> None:
+def test_a_session_that_a_writer_has_locked_is_not_deleted(
+    postgres_database: str, airflow_on: Callable[[str], str]
+) -> None:
     engine = create_engine(airflow_on(postgres_database))
     keep(session_of("R-1"), session_of("R-2"))
     with Session(engine) as writer:
@@ -59,7 +61,7 @@ def test_callouts_of_the_same_sessions_at_the_same_time(monkeypatch: pytest.Monk
     with Session(settings.get_engine()) as session:
         rows = {row.session_id: row for row in session.scalars(select(SessionRow))}
         changes = session.scalars(select(TransitionRow)).all()
-    assert len(rows) == SESSIONS, "each was told of again"
+    assert len(rows) == SESSIONS, "each was reported again"
     assert all(row.status == "FAILED" for row in rows.values())
     assert len(changes) == 2 * SESSIONS - pruned.changes
     assert pruned.changes == pruned.sessions, "each with its one change"

@@ -1,4 +1,4 @@
-"""Runs that a DAG missed: exactly those, once each, for that DAG alone; by Airflow's own scheduler."""
+"""Runs that a Dag missed: exactly those, once each, for that Dag alone; by Airflow's own scheduler."""
 
 from __future__ import annotations
 
@@ -9,15 +9,18 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from airflow import settings
-from airflow.models.asset import AssetEvent
+from airflow.models.asset import AssetEvent, AssetPartitionDagRun, PartitionedAssetKeyLog
+from airflow.models.dagrun import DagRun
 from airflow.sdk import Asset, PartitionedAssetTimetable, StartOfDayMapper
-from sqlalchemy import func, select
+from sqlalchemy import delete, func, select, text
 
-from airflow_mediation_provider.assets import on_meter_session
-from airflow_mediation_provider.journal.record import JournalMissing
+from airflow_mediation_provider.assets import ANY_METER, on_meter_session
 from airflow_mediation_provider.journal.replay import Replayed, replay
+from airflow_mediation_provider.journal.session_list import SessionKey
 from airflow_mediation_provider.journal.tables import Base
-from airflow_mediation_provider.protocol.asset_uri import asset_uri
+from airflow_mediation_provider.journal.writer import JournalMissing
+from airflow_mediation_provider.protocol.sessions.asset_uri import asset_uri
+from testkit.processes import wait_until
 from tests.unit.journal.scheduling import CONN, NOW, SINCE, Airflow, change, poll, tell
 
 if TYPE_CHECKING:
@@ -44,12 +47,16 @@ def again(dag_id: str | None = None, **options: Any) -> list[Replayed]:
     return list(replay(dag_id=dag_id, **{"since": SINCE, **options}))
 
 
+def of(session_id: str, *, meter: str = "1", conn: str = CONN) -> SessionKey:
+    return SessionKey(conn, meter, session_id)
+
+
 def keys(replayed: list[Replayed]) -> dict[str, list[str]]:
     return {each.dag_id: [missed.key for missed in each.missed] for each in replayed}
 
 
 class TestReplay:
-    def test_exactly_what_was_missed_and_twice_nothing_more(self, each_airflow: Airflow):
+    def test_exactly_the_missing_runs_are_started_and_none_by_a_second_replay(self, each_airflow: Airflow):
         each_airflow.know("load", on_meter_session("1", "COMPLETED"))
         each_airflow.know("other", on_meter_session("1", "COMPLETED"))
         tell(change("R-1", "COMPLETED"))
@@ -66,13 +73,13 @@ class TestReplay:
             ("R-4", COMPLETED, NOW + timedelta(seconds=4)),
         ]
         assert first.known == 1
-        # Not even before the scheduler has had its turn.
+        # Also before the scheduler has had its turn.
         assert keys(again("load")) == {"load": []}
         assert each_airflow.runs("load") == ["R-1", "R-2", "R-4"]
         assert keys(again("load")) == {"load": []}
         assert each_airflow.runs("other") == ["R-1", "R-2", "R-4"]
 
-    def test_the_run_is_told_what_it_would_have_been_told_then(self, airflow: Airflow):
+    def test_the_run_gets_the_same_session_as_it_would_have_got_then(self, airflow: Airflow):
         airflow.know("load", on_meter_session("1", "COMPLETED"), paused=True)
         tell(change("R-1", "COMPLETED"))
         airflow.pause("load", paused=False)
@@ -87,11 +94,11 @@ class TestReplay:
             "callout",
             True,
         )
-        # It is the event of that time: whoever counts events counts the session once.
+        # It is the event of that time: a count of events has the session once.
         with settings.NonScopedSession() as session:
             assert session.scalar(select(func.count()).select_from(AssetEvent)) == 1
 
-    def test_a_dag_that_was_not_there_yet(self, airflow: Airflow):
+    def test_runs_are_started_for_a_dag_that_did_not_exist_then(self, airflow: Airflow):
         tell(change("R-1", "COMPLETED"), change("R-2", "FAILED"))
         airflow.know("load", on_meter_session("1", "COMPLETED"))
 
@@ -100,7 +107,7 @@ class TestReplay:
         [[told]] = airflow.sessions_of("load")
         assert (told["session_id"], told["evidence"], told["certain"]) == ("R-1", "callout", True)
 
-    def test_only_of_the_time_asked_for(self, airflow: Airflow):
+    def test_only_sessions_in_the_requested_time_are_replayed(self, airflow: Airflow):
         tell(*(change(f"R-{hour}", "COMPLETED", at=hour * 3600) for hour in range(5)))
         airflow.know("load", on_meter_session("1", "COMPLETED"))
 
@@ -108,14 +115,14 @@ class TestReplay:
 
         assert keys(replayed) == {"load": ["R-1", "R-2"]}
 
-    def test_it_can_be_asked_without_doing_it(self, airflow: Airflow):
+    def test_a_dry_run_starts_nothing(self, airflow: Airflow):
         tell(change("R-1", "COMPLETED"))
         airflow.know("load", on_meter_session("1", "COMPLETED"))
 
         assert keys(again("load", dry_run=True)) == {"load": ["R-1"]}
         assert airflow.runs("load") == []
 
-    def test_more_than_one_transaction_takes(self, each_airflow: Airflow):
+    def test_more_runs_than_fit_one_transaction_are_started(self, each_airflow: Airflow):
         tell(*(change(f"R-{number:03}", "COMPLETED", at=number) for number in range(120)))
         each_airflow.know("load", on_meter_session("1", "COMPLETED"))
 
@@ -148,7 +155,7 @@ class TestReplay:
 
 
 class TestWhichSessions:
-    def test_one_that_ended_otherwise_in_the_end_is_not_started(self, airflow: Airflow):
+    def test_a_session_with_another_final_status_is_not_replayed(self, airflow: Airflow):
         airflow.know("load", on_meter_session("1", "COMPLETED"), paused=True)
         tell(change("R-1", "COMPLETED"))
         tell(change("R-1", "FAILED", at=1))
@@ -156,7 +163,7 @@ class TestWhichSessions:
 
         assert keys(again("load")) == {"load": []}
 
-    def test_one_that_was_re_opened_is_not_started(self, airflow: Airflow):
+    def test_a_re_opened_session_is_not_replayed(self, airflow: Airflow):
         airflow.know("load", on_meter_session("1", "COMPLETED"), paused=True)
         tell(change("R-1", "COMPLETED"))
         tell(change("R-1", "RUNNING", "COMPLETED", at=1))
@@ -164,7 +171,7 @@ class TestWhichSessions:
 
         assert keys(again("load")) == {"load": []}
 
-    def test_a_status_that_was_passed(self, airflow: Airflow):
+    def test_a_status_that_the_session_has_left_is_replayed(self, airflow: Airflow):
         airflow.know("announce", on_meter_session("1", "PAUSED"), paused=True)
         tell(change("R-1", "PAUSED"))
         tell(change("R-1", "RUNNING", "PAUSED", at=1))
@@ -173,7 +180,7 @@ class TestWhichSessions:
         assert keys(again("announce")) == {"announce": ["R-1"]}
         assert airflow.runs("announce") == ["R-1"]
 
-    def test_what_a_poll_told_of_nobody(self, airflow: Airflow):
+    def test_a_poll_that_names_no_session_is_replayed(self, airflow: Airflow):
         airflow.know("load", on_meter_session("1", "COMPLETED"), paused=True)
         for at, status in enumerate(["RUNNING", "COMPLETED"]):
             tell(poll(status, at - 10))
@@ -186,7 +193,7 @@ class TestWhichSessions:
         assert airflow.runs("load") == [missed.key]
         assert keys(again("load")) == {"load": []}
 
-    def test_what_a_poll_told_of_a_session_that_failed_in_truth(self, airflow: Airflow):
+    def test_a_poll_is_not_replayed_for_a_session_reported_as_failed(self, airflow: Airflow):
         airflow.know("load", on_meter_session("1", "COMPLETED"), paused=True)
         tell(change("R-1", "RUNNING", "INITIALIZING"))
         for at, status in enumerate(["RUNNING", "COMPLETED"]):
@@ -196,7 +203,7 @@ class TestWhichSessions:
 
         assert keys(again("load")) == {"load": []}
 
-    def test_either_of_two_is_one_run_of_a_session(self, airflow: Airflow):
+    def test_a_schedule_on_either_of_two_statuses_has_one_run_of_a_session(self, airflow: Airflow):
         either = on_meter_session("1", "COMPLETED") | on_meter_session("1", "FAILED")
         airflow.know("both", either, paused=True)
         tell(change("R-1", "COMPLETED"), change("R-2", "FAILED"))
@@ -206,23 +213,23 @@ class TestWhichSessions:
         assert keys(again("both")) == {"both": ["R-2", "R-1"]}
         assert airflow.runs("both") == ["R-1", "R-2"]
 
-    def test_of_one_session_alone(self, airflow: Airflow):
+    def test_one_session_alone_can_be_replayed(self, airflow: Airflow):
         airflow.know("load", on_meter_session("1", "COMPLETED"), paused=True)
         tell(change("R-1", "COMPLETED"), change("R-2", "COMPLETED", at=1), change("R-10", "COMPLETED", at=2))
         airflow.pause("load", paused=False)
 
-        assert keys(again("load", key="R-1", dry_run=True)) == {"load": ["R-1"]}
-        [replayed] = again("load", key="R-1")
+        assert keys(again("load", of=of("R-1"), dry_run=True)) == {"load": ["R-1"]}
+        [replayed] = again("load", of=of("R-1"))
         assert (keys([replayed]), replayed.known) == ({"load": ["R-1"]}, 0)
         assert airflow.runs("load") == ["R-1"]
-        [replayed] = again("load", key="R-1")
+        [replayed] = again("load", of=of("R-1"))
         assert (keys([replayed]), replayed.known) == ({"load": []}, 1)
-        [replayed] = again("load", key="R-3")
+        [replayed] = again("load", of=of("R-3"))
         assert (keys([replayed]), replayed.known) == ({"load": []}, 0)
 
 
 class TestWhichDags:
-    def test_all_on_an_asset(self, airflow: Airflow):
+    def test_all_dags_on_an_asset_are_replayed(self, airflow: Airflow):
         tell(change("R-1", "COMPLETED"))
         airflow.know("load", on_meter_session("1", "COMPLETED"))
         airflow.know("report", on_meter_session("1", "COMPLETED") | on_meter_session("1", "FAILED"))
@@ -243,14 +250,14 @@ class TestWhichDags:
     @pytest.mark.parametrize(
         ("schedule", "why"),
         [
-            (Asset(COMPLETED), "merges sessions"),
+            (Asset(COMPLETED), "start no run"),
             (
                 PartitionedAssetTimetable(assets=Asset(COMPLETED), default_partition_mapper=StartOfDayMapper()),
                 "other partition keys",
             ),
         ],
     )
-    def test_a_schedule_that_cannot_tell_is_left_alone(self, airflow: Airflow, schedule: Any, why: str):
+    def test_a_schedule_whose_missing_runs_cannot_be_found_is_refused(self, airflow: Airflow, schedule: Any, why: str):
         tell(change("R-1", "COMPLETED"))
         airflow.know("load", schedule)
 
@@ -258,23 +265,23 @@ class TestWhichDags:
 
         assert why in replayed.refused
 
-    def test_a_dag_whose_file_is_gone(self, airflow: Airflow):
+    def test_a_dag_whose_file_has_been_removed_is_refused(self, airflow: Airflow):
         airflow.know("load", on_meter_session("1", "COMPLETED"))
         airflow.alter("load", is_stale=True)
 
-        assert "gone" in again("load")[0].refused
+        assert "removed" in again("load")[0].refused
 
     @pytest.mark.parametrize(
         ("which", "wrong"),
         [
-            ({"dag_id": "nowhere"}, "there is no DAG 'nowhere'"),
-            ({"dag_id": "daily"}, "DAG 'daily' is not scheduled on sessions"),
-            ({"uri": FAILED}, f"no DAG is scheduled on {FAILED}"),
-            ({"uri": "mediation://eu/meters/1/DONE"}, "status must be one of"),
+            ({"dag_id": "nowhere"}, "there is no Dag 'nowhere'"),
+            ({"dag_id": "daily"}, "Dag 'daily' is not scheduled on sessions"),
+            ({"uri": FAILED}, f"no Dag is scheduled on {FAILED}"),
+            ({"uri": "mediation://eu/meters/1/DONE"}, "no Dag is scheduled on mediation://eu/meters/1/DONE"),
             ({"dag_id": "daily", "since": NOW, "until": SINCE}, "must be before until"),
         ],
     )
-    def test_the_error_says_what_is_wrong(self, airflow: Airflow, which: dict[str, Any], wrong: str):
+    def test_the_error_names_the_cause(self, airflow: Airflow, which: dict[str, Any], wrong: str):
         airflow.know("daily", "@daily")
 
         with pytest.raises(ValueError, match=wrong):
@@ -289,3 +296,121 @@ def test_without_the_tables_the_command_is_named(airflow: Airflow):
 
     with pytest.raises(JournalMissing, match="airflow db migrate"):
         again("load")
+
+
+class TestByEvents:
+    """What counts is the events that runs have, not the keys of runs."""
+
+    def test_an_arrival_after_the_run_of_an_earlier_one_is_missed(self, each_airflow: Airflow):
+        each_airflow.know("load", on_meter_session(ANY_METER, "COMPLETED"))
+        tell(change("R-1", "COMPLETED"))
+        each_airflow.schedule()
+        each_airflow.pause("load")
+        tell(change("R-1", "RUNNING", "COMPLETED", at=1))
+        tell(change("R-1", "COMPLETED", at=2))
+        each_airflow.pause("load", paused=False)
+
+        assert keys(again("load")) == {"load": ["R-1"]}
+        assert each_airflow.runs("load") == ["R-1", "R-1"]
+        [first, second] = each_airflow.sessions_of("load")
+        assert [each["observed_at"] for each in (*first, *second)] == [
+            (NOW + timedelta(seconds=seconds)).isoformat() for seconds in (0, 2)
+        ]
+        assert keys(again("load")) == {"load": []}
+
+    def test_a_pending_run_that_airflow_dropped_is_missed(self, each_airflow: Airflow):
+        """Airflow deletes the pending runs of a Dag whose schedule is changed, and the links to their events."""
+        each_airflow.know("load", on_meter_session("1", "RUNNING"))
+        tell(change("R-1", "RUNNING", "INITIALIZING"))
+        each_airflow.schedule()
+        tell(change("R-1", "PAUSED", at=1))
+        tell(change("R-1", "RUNNING", "PAUSED", at=2))
+        with settings.get_engine().begin() as connection:
+            connection.execute(delete(PartitionedAssetKeyLog))
+            connection.execute(delete(AssetPartitionDagRun))
+        assert each_airflow.runs("load") == ["R-1"]
+
+        assert keys(again("load")) == {"load": ["R-1"]}
+        assert each_airflow.runs("load") == ["R-1", "R-1"]
+        assert keys(again("load")) == {"load": []}
+
+    def test_a_run_for_the_session_of_another_tenant_or_meter_is_another(self, each_airflow: Airflow):
+        both = on_meter_session(ANY_METER, "COMPLETED") | on_meter_session(
+            ANY_METER, "COMPLETED", mediation_conn_id="eu"
+        )
+        each_airflow.know("load", both)
+        tell(change("R-1", "COMPLETED"))
+        each_airflow.schedule()
+        each_airflow.pause("load")
+        tell(change("R-1", "COMPLETED"), conn="eu")
+        tell(change("R-1", "COMPLETED", meter="2"))
+        each_airflow.pause("load", paused=False)
+
+        assert keys(again("load", of=of("R-1"))) == {"load": []}
+        [replayed] = again("load", of=of("R-1", conn="eu"))
+        assert [each.uri for each in replayed.missed] == [asset_uri("eu", ANY_METER, "COMPLETED")]
+        each_airflow.schedule()
+        assert keys(again("load")) == {"load": ["R-1"]}
+        each_airflow.schedule()
+        told = [(each["mediation_conn_id"], each["meter_id"]) for (each,) in each_airflow.sessions_of("load")]
+        assert sorted(told) == [("eu", "1"), (CONN, "1"), (CONN, "2")]
+
+    def test_a_run_that_a_user_made_with_the_sessions_key_is_none_for_the_session(self, airflow: Airflow):
+        tell(change("R-1", "COMPLETED"))
+        airflow.know("load", on_meter_session("1", "COMPLETED"))
+        with settings.NonScopedSession() as session:
+            run = {"run_id": "manual__1", "run_type": "manual", "partition_key": "R-1", "run_after": NOW}
+            session.add(DagRun(dag_id="load", **run))
+            session.commit()
+
+        assert keys(again("load")) == {"load": ["R-1"]}
+
+    def test_a_run_whose_events_were_deleted_counts(self, airflow: Airflow):
+        airflow.know("load", on_meter_session("1", "COMPLETED"))
+        tell(change("R-1", "COMPLETED"))
+        airflow.schedule()
+        with settings.get_engine().begin() as connection:
+            connection.execute(delete(AssetEvent))
+
+        assert keys(again("load")) == {"load": []}
+
+    def test_a_dag_that_moved_to_another_address_has_not_missed_what_it_ran_for(self, airflow: Airflow):
+        airflow.know("load", on_meter_session("1", "COMPLETED"))
+        tell(change("R-1", "COMPLETED"))
+        airflow.schedule()
+        airflow.know("load", on_meter_session(ANY_METER, "COMPLETED"))
+        tell(change("R-2", "COMPLETED", meter="2", at=1))
+        airflow.schedule()
+
+        assert keys(again("load")) == {"load": []}
+
+    def test_only_what_fits_the_filters_is_missed(self, airflow: Airflow):
+        tell(change("R-1", "FAILED"), change("R-2", "FAILED", "PAUSED"), change("R-3", "CANCELED", meter="2"))
+        tell(change("R-4", "CANCELED", "TESTING", debug=True, meter="3"), change("R-5", "FAILED", run_type="CANARY"))
+        airflow.know("failed", on_meter_session(ANY_METER, "FAILED", previous_statuses="RUNNING"))
+        airflow.know("tests", on_meter_session(ANY_METER, ["FAILED", "CANCELED"], run_type="DEBUG"))
+
+        assert keys(again("failed") + again("tests")) == {"failed": ["R-1"], "tests": ["R-4"]}
+        assert (airflow.runs("failed"), airflow.runs("tests")) == (["R-1"], ["R-4"])
+
+
+def test_an_arrival_while_the_scheduler_makes_the_run_is_not_lost(
+    postgres_database: str, airflow_on: Callable[[str], str]
+):
+    airflow_on(postgres_database)
+    airflow = Airflow()
+    airflow.know("load", on_meter_session("1", ["RUNNING", "COMPLETED"]))
+    tell(change("R-1", "RUNNING", "INITIALIZING"))
+    with ThreadPoolExecutor(1) as pool, settings.NonScopedSession() as scheduler:
+        airflow.schedule_in(scheduler)
+        callout = pool.submit(lambda: tell(change("R-1", "COMPLETED", at=1)))
+        blocked = text("SELECT count(*) FROM pg_locks WHERE NOT granted")
+        wait_until(lambda: callout.done() or scheduler.scalar(blocked), timeout=30, what="the callout to wait")
+        scheduler.commit()
+        callout.result()
+
+    assert airflow.runs("load") == ["R-1", "R-1"]
+    assert [[each["status"] for each in events] for events in airflow.sessions_of("load")] == [
+        ["RUNNING"],
+        ["COMPLETED"],
+    ]

@@ -1,4 +1,4 @@
-"""What was told of one session, what polls showed of its meter meanwhile, and the callouts that nobody could read."""
+"""The reports of one session, the polls of its meter meanwhile, and the unparsed callouts."""
 
 from __future__ import annotations
 
@@ -8,8 +8,15 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from airflow_mediation_provider.journal.listing import Listed, SessionKey, find_session
-from airflow_mediation_provider.journal.timeline import Told, Unread, timeline, unread_callouts
+from airflow_mediation_provider.journal.session_list import (
+    ListedSession,
+    SessionKey,
+    TimelineEntry,
+    UnparsedCallout,
+    find_session,
+    timeline,
+    unparsed_callouts,
+)
 from airflow_mediation_provider.journal.transaction import read
 from tests.unit.journal.old_rows import NOW, keep, session_of, told
 from tests.unit.journal.plans import explained, uses_an_index
@@ -23,13 +30,13 @@ def at(minutes: float) -> datetime:
     return NOW + timedelta(minutes=minutes)
 
 
-def the_session() -> Listed:
+def the_session() -> ListedSession:
     found = read(partial(find_session, key=SessionKey("zuora", "1001", "R-1")))
     assert found is not None
     return found
 
 
-def its_timeline() -> tuple[list[Told], bool]:
+def its_timeline() -> tuple[list[TimelineEntry], bool]:
     return read(partial(timeline, listed=the_session()))
 
 
@@ -38,7 +45,7 @@ def poll(minutes: float, status: str, **values: Any) -> Any:
 
 
 @pytest.mark.usefixtures("airflow_database")
-def test_the_last_comes_first_and_others_do_not_come_at_all() -> None:
+def test_the_latest_comes_first_and_other_sessions_are_not_shown() -> None:
     keep(
         session_of("R-1", at(0), last_observed_at=at(30), ended_at=at(30)),
         session_of("R-1", at(0), conn_id="other"),
@@ -73,13 +80,13 @@ def test_polls_of_the_meter_are_shown_from_its_start_until_shortly_after_its_end
     assert [each.status for each in found] == ["S40", "S20", "S0"]
 
 
-def test_while_it_goes_on_the_polls_go_on_as_well(airflow_on: Callable[[str], str], sqlite_database: str) -> None:
+def test_all_polls_are_shown_while_the_session_runs(airflow_on: Callable[[str], str], sqlite_database: str) -> None:
     airflow_on(sqlite_database)
     keep(session_of("R-1", at(0), status="RUNNING", terminal=False), poll(10_000, "PAUSED"))
     assert [each.status for each in its_timeline()[0]] == ["PAUSED"]
 
 
-def test_of_what_came_at_once_the_last_written_comes_first(
+def test_of_reports_of_the_same_time_the_last_written_comes_first(
     airflow_on: Callable[[str], str], sqlite_database: str
 ) -> None:
     airflow_on(sqlite_database)
@@ -87,7 +94,7 @@ def test_of_what_came_at_once_the_last_written_comes_first(
     assert [each.status for each in its_timeline()[0]] == ["S2", "S1", "S0"]
 
 
-def test_a_timeline_that_is_too_long_keeps_the_newest_and_says_so(
+def test_a_timeline_that_is_too_long_keeps_the_newest_and_is_marked_as_cut(
     airflow_on: Callable[[str], str], sqlite_database: str
 ) -> None:
     airflow_on(sqlite_database)
@@ -105,7 +112,7 @@ def test_a_timeline_that_is_too_long_keeps_the_newest_and_says_so(
 
 
 @pytest.mark.usefixtures("airflow_database")
-def test_unreadable_callouts_are_those_of_the_named_connections_the_last_first() -> None:
+def test_unparsed_callouts_are_those_of_the_named_connections_the_latest_first() -> None:
     keep(
         told(None, at(1), kind="unparsed", body={"text": "a", "error": "no session"}),
         told(None, at(3), kind="unparsed", body={"text": "b"}, conn_id="other"),
@@ -114,21 +121,21 @@ def test_unreadable_callouts_are_those_of_the_named_connections_the_last_first()
         told("R-1", at(5), body={"text": "e"}),
     )
 
-    def unread(*conn_ids: str) -> list[Unread]:
-        return read(partial(unread_callouts, conn_ids=list(conn_ids)))
+    def unread(*conn_ids: str) -> list[UnparsedCallout]:
+        return read(partial(unparsed_callouts, conn_ids=list(conn_ids)))
 
     assert [each.body["text"] for each in unread("zuora", "other")] == ["b", "c", "a"]
     assert [(each.conn_id, each.observed_at) for each in unread("zuora")] == [("zuora", at(2)), ("zuora", at(1))]
     assert unread() == []
 
 
-def test_each_question_uses_an_index(airflow_on: Callable[[str], str], sqlite_database: str) -> None:
+def test_each_query_uses_an_index(airflow_on: Callable[[str], str], sqlite_database: str) -> None:
     airflow_on(sqlite_database)
     keep(session_of("R-1", at(0)))
     listed = the_session()
     with explained() as plans:
         read(partial(timeline, listed=listed))
-        read(partial(unread_callouts, conn_ids=["zuora", "other"]))
+        read(partial(unparsed_callouts, conn_ids=["zuora", "other"]))
     assert len(plans) == 3
     assert [each for each in plans if not uses_an_index(each[1])] == []
     own, polls = [step for _, plan in plans[:2] for step in plan if step.startswith("SEARCH")]

@@ -1,4 +1,4 @@
-"""A task instance as Airflow shows it to an operator, a simulated Zuora, and one clock for both, moved by sleeping."""
+"""A task instance as an operator sees it, a simulated Zuora, and one clock for both, moved by sleeping."""
 
 from __future__ import annotations
 
@@ -13,20 +13,24 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from airflow_mediation_provider import waiting
-from airflow_mediation_provider.hooks import calls, tokens
-from airflow_mediation_provider.operators import audit, branch, meter, run_start, stop
+from airflow_mediation_provider.hooks import api_usage as calls
+from airflow_mediation_provider.hooks import tokens
+from airflow_mediation_provider.operators import audit, meter, stop
+from airflow_mediation_provider.protocol.sessions.verdict import TaskNote
+from airflow_mediation_provider.protocol.wire import from_plain, to_plain
 from airflow_mediation_provider.simulator import Simulator, running_simulator
+from airflow_mediation_provider.tasks import state
+from airflow_mediation_provider.worker import run_start, waiting
 from tests.unit.virtual_feed import SyncFeed
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
-BEGIN = 1_767_225_600.0  # where the simulator's manual clock stands at first
+BEGIN = 1_767_225_600.0  # the start of the simulator's manual clock
 
 
 class Killed(BaseException):
-    """The worker process is gone: nothing after this line runs."""
+    """The worker process was killed: no code after this line runs."""
 
 
 @dataclass
@@ -69,7 +73,7 @@ class Store:
 
 @dataclass
 class TaskInstance:
-    """What an operator sees of its task instance, and what Airflow does to it."""
+    """The operator's task instance, with Airflow's actions on it."""
 
     clock: Clock
     retries: int = 3
@@ -82,7 +86,7 @@ class TaskInstance:
     state: str | None = "running"
     xcoms: dict[str, Any] = field(default_factory=dict)
     is_mapped: bool = False
-    hidden: bool = False  # whether Airflow answers for its state
+    hidden: bool = False  # whether Airflow gives no answer about its state
 
     def __post_init__(self) -> None:
         self.max_tries = self.retries
@@ -108,7 +112,7 @@ class TaskInstance:
 
     def get_task_states(self, **query: Any) -> dict[str, Any]:
         if self.hidden:
-            raise RuntimeError("the supervisor is gone")
+            raise RuntimeError("the supervisor has ended")
         assert query == {
             "dag_id": self.dag_id,
             "task_ids": [self.task_id],
@@ -120,13 +124,13 @@ class TaskInstance:
 
     @property
     def context(self) -> dict[str, Any]:
-        context = {"ti": self, "dag_run": SimpleNamespace(run_after=self.clock.now())}
+        context = {"ti": self, "dag_run": SimpleNamespace(data_interval_start=None, run_after=self.clock.now())}
         return context if self.store is None else {**context, "task_state_store": self.store}
 
 
 @pytest.fixture
-def sim(monkeypatch: pytest.MonkeyPatch) -> Iterator[Simulator]:
-    # The port may be that of an earlier simulator, which knew other tokens.
+def sim(services: None, monkeypatch: pytest.MonkeyPatch) -> Iterator[Simulator]:
+    # The port may be that of an earlier simulator, which had other tokens.
     tokens.forget_all()
     with running_simulator(clock="manual") as simulator:
         connection = {
@@ -149,9 +153,9 @@ def clock(sim: Simulator, monkeypatch: pytest.MonkeyPatch) -> Clock:
         def now(cls, tz: Any = None) -> datetime:
             return clock.now()
 
-    for module in (waiting, audit, branch, meter, run_start, stop):
+    for module in (state, audit, meter, run_start, stop):
         monkeypatch.setattr(module, "datetime", Datetime)
-    # No API server: one that somebody runs on this machine must not answer.
+    # No API server: one that happens to run on this machine must not answer.
     monkeypatch.setattr(waiting.SessionWaitMixin, "_feed_caller", lambda self, **_: SyncFeed())
     monkeypatch.setattr(audit._AuditOperator, "_feed_caller", lambda self: SyncFeed())
     real_sleep, main = time.sleep, threading.current_thread()
@@ -162,13 +166,26 @@ def clock(sim: Simulator, monkeypatch: pytest.MonkeyPatch) -> Clock:
 
 
 @pytest.fixture
+def notes(clock: Clock, monkeypatch: pytest.MonkeyPatch) -> list[TaskNote]:
+    """The notes that tasks report; an API server accepts them."""
+    made: list[TaskNote] = []
+
+    def observe(*_: Any, tasks: Sequence[TaskNote] = (), **__: Any) -> bool:
+        made.extend(from_plain(TaskNote, to_plain(each), "it") for each in tasks)
+        return True
+
+    monkeypatch.setattr(SyncFeed, "observe", observe)
+    return made
+
+
+@pytest.fixture
 def ti(clock: Clock) -> TaskInstance:
     return TaskInstance(clock)
 
 
 @pytest.fixture
 def reports(clock: Clock, monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """How many calls to Zuora each report tells of; there is an API server that takes them."""
+    """The number of calls to Zuora in each report; an API server accepts them."""
     made: list[int] = []
 
     def report_calls(_: SyncFeed) -> None:

@@ -1,4 +1,4 @@
-"""The branch of each status, where the session comes from, and what happens to a status without a branch."""
+"""The branch of each status, the source of the session, and a status without a branch."""
 
 from __future__ import annotations
 
@@ -16,11 +16,13 @@ from airflow_mediation_provider.exceptions import (
 )
 from airflow_mediation_provider.operators.branch import MeterSessionBranchOperator
 from airflow_mediation_provider.operators.meter import RunMeterOperator
-from airflow_mediation_provider.protocol.wait import WaitEnd, WaitResult
+from airflow_mediation_provider.protocol.waits.wait import WaitEnd, WaitResult
 from airflow_mediation_provider.simulator import Simulator, ends
 from airflow_mediation_provider.simulator.config import debug_ends
 
 if TYPE_CHECKING:
+    from airflow_mediation_provider.protocol.sessions.verdict import TaskNote
+
     from .conftest import TaskInstance
 
 TASKS = ("load", "alert", "clean", "other")
@@ -82,6 +84,8 @@ BRANCHES: dict[str, Any] = {"on_completed": "load", "on_failed": "alert", "on_ca
         ("COMPLETED", {"on_completed": ["load", "other"]}, {"load", "other"}),
         ("COMPLETED", {"on_completed": "group"}, {"group.first"}),
         ("PAUSED", {"branches": {"paused": "other", "COMPLETED": "load"}}, {"other"}),
+        ("COMPLETED", {"branches": {"paused->completed": "other", "COMPLETED": "load"}}, {"load"}),
+        ("COMPLETED", {"branches": {"RUNNING -> COMPLETED": "other"}, "default": "load"}, {"load"}),
     ],
 )
 def test_the_status_of_a_given_session_decides(
@@ -90,19 +94,41 @@ def test_the_status_of_a_given_session_decides(
     task = operator(session=session(status), **arguments)
     assert followed(ti, task) == expected
     assert ti.xcoms["session"]["status"] == status
-    assert ti.clock.passed == 0, "a session that is where it ends is not asked for again"
+    assert ti.clock.passed == 0, "a session in its final status is not polled"
 
 
 @pytest.mark.parametrize(
     ("status", "run_type", "expected"),
     [("TESTING_PASSED", "DEBUG", {"load"}), ("TESTING_FAILED", "DEBUG", {"alert"}), ("COMPLETED", "NORMAL", {"other"})],
 )
-def test_a_given_session_brings_its_run_type(ti: TaskInstance, status: str, run_type: str, expected: set[str]) -> None:
+def test_a_given_session_contains_its_run_type(
+    ti: TaskInstance, status: str, run_type: str, expected: set[str]
+) -> None:
     branches = {"TESTING_PASSED": "load", "TESTING_FAILED": "alert", "COMPLETED": "other"}
     assert followed(ti, operator(session=session(status, run_type=run_type), branches=branches)) == expected
 
 
-def test_a_status_without_a_branch_fails_with_the_branches_that_there_are(ti: TaskInstance) -> None:
+@pytest.mark.parametrize(("previous", "expected"), [("PAUSED", {"alert"}), ("RUNNING", {"load"}), (None, {"load"})])
+def test_the_branch_of_the_status_before_outranks_that_of_the_status(
+    ti: TaskInstance, previous: str | None, expected: set[str]
+) -> None:
+    branches = {"PAUSED -> COMPLETED": "alert", "COMPLETED": "load"}
+    given = session("COMPLETED", previous_status=previous)
+    assert followed(ti, operator(session=given, branches=branches)) == expected
+
+
+def test_before_its_first_status_a_session_was_never_run(ti: TaskInstance) -> None:
+    branches = {"NEVER_RUN -> INITIALIZING": "alert", "INITIALIZING": "load"}
+    assert followed(ti, operator(session=session("INITIALIZING"), branches=branches)) == {"alert"}
+
+
+def test_a_missing_branch_names_the_status_before(ti: TaskInstance) -> None:
+    task = operator(session=session("COMPLETED"), branches={"PAUSED -> COMPLETED": "load"})
+    with pytest.raises(MediationMisconfigured, match="COMPLETED after an unknown status, which has no branch"):
+        followed(ti, task)
+
+
+def test_a_status_without_a_branch_fails_and_lists_the_branches(ti: TaskInstance) -> None:
     task = operator(session=session("CANCELED"), on_completed="load", on_failed="alert")
     with pytest.raises(MediationMisconfigured, match=r"CANCELED, which has no branch.*COMPLETED, FAILED"):
         followed(ti, task)
@@ -110,28 +136,26 @@ def test_a_status_without_a_branch_fails_with_the_branches_that_there_are(ti: Ta
 
 @pytest.mark.parametrize("name", ["on_failed", "default", "on_timeout"])
 @pytest.mark.parametrize("branch", ["laod", ["other", "second"]])
-def test_a_branch_that_the_dag_does_not_have_fails_before_the_wait(ti: TaskInstance, name: str, branch: Any) -> None:
+def test_a_branch_that_is_missing_in_the_dag_fails_before_the_wait(ti: TaskInstance, name: str, branch: Any) -> None:
     task = operator(meter_id="1001", **{"on_completed": "load", name: branch})
-    with pytest.raises(MediationMisconfigured, match=r"'(laod|second)', but the DAG has no such task.*'group.task'"):
+    with pytest.raises(MediationMisconfigured, match=r"'(laod|second)', but the Dag has no such task.*'group.task'"):
         followed(ti, task)
     assert ti.clock.passed == 0
 
 
-def test_a_branch_that_does_not_come_after_the_task_is_pointed_out(
-    ti: TaskInstance, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_branch_that_is_not_downstream_is_logged(ti: TaskInstance, capsys: pytest.CaptureFixture[str]) -> None:
     task = operator(session=session(), on_completed="load", on_failed="elsewhere", default="group.second")
     assert task.dag is not None
     BaseOperator(task_id="elsewhere", dag=task.dag)
     assert followed(ti, task) == {"load"}
-    (said,) = [line for line in capsys.readouterr().out.splitlines() if "does not come after" in line]
+    (said,) = [line for line in capsys.readouterr().out.splitlines() if "is not downstream" in line]
     assert "FAILED, elsewhere" in said
 
 
-def test_a_session_whose_reply_was_lost_is_known_to_have_begun(sim: Simulator, ti: TaskInstance) -> None:
+def test_a_session_whose_reply_was_lost_counts_as_started(sim: Simulator, ti: TaskInstance) -> None:
     sim.set_meter("1001", runs=[ends("COMPLETED")])
     ended = RunMeterOperator(task_id="task", meter_id="1001", poke_interval=5).execute(ti.context)
-    # It has ended, as the one before, before anybody looked: there is no change to be seen any more.
+    # It ended, in the same status as the one before, before the first poll: no poll can show a change.
     given = session("INITIALIZING", session_id=None, started_at=None, observed_at=ended["observed_at"])
     ti.clear()
     assert followed(ti, operator(session=given, on_completed="load", on_failed="alert", timeout=600)) == {"load"}
@@ -143,15 +167,17 @@ def test_a_session_whose_reply_was_lost_is_known_to_have_begun(sim: Simulator, t
 @pytest.mark.parametrize(
     ("value", "message"),
     [
-        (None, "session is empty"),
-        ("None", "session is empty"),
-        ({}, "session is empty"),
+        (None, "session is None, which names no session"),
+        ("None", "session is 'None', which names no session"),
+        ({}, "session is {}, which names no session"),
         ({"status": "COMPLETED"}, "must be the output of"),
         ([1], "must be the output of"),
-        ("R-1", "not JSON"),
+        ("[{'session_id': 'R-1'}]", "must be the output of"),
+        ("{'session_id': 'R-1'", "session looks like an object, but is neither JSON nor a Python literal"),
+        ("R-1", "not 'R-1'; an id goes into session_id"),
     ],
 )
-def test_what_is_no_session_fails_at_once(ti: TaskInstance, value: Any, message: str) -> None:
+def test_an_invalid_session_fails_at_once(ti: TaskInstance, value: Any, message: str) -> None:
     task = operator(session="{{ templated }}", default="other")
     task.session = value
     with pytest.raises(MediationMisconfigured, match=message):
@@ -164,7 +190,7 @@ def test_a_session_rendered_to_text_is_read_as_json(ti: TaskInstance) -> None:
     assert followed(ti, task) == {"alert"}
 
 
-def test_a_given_session_that_goes_on_is_waited_for(sim: Simulator, ti: TaskInstance) -> None:
+def test_a_given_session_that_has_not_ended_is_waited_for(sim: Simulator, ti: TaskInstance) -> None:
     started = RunMeterOperator(task_id="run", meter_id="1001", wait_for_completion=False).execute(ti.context)
     assert started["status"] == "INITIALIZING"
     assert followed(ti, operator(session=started, **BRANCHES)) == {"load"}
@@ -176,20 +202,30 @@ def test_a_given_session_that_goes_on_is_waited_for(sim: Simulator, ti: TaskInst
 @pytest.mark.parametrize(
     ("status", "expected"), [("COMPLETED", {"load"}), ("FAILED", {"alert"}), ("CANCELED", {"clean"})]
 )
-def test_it_waits_for_a_session_of_a_meter(sim: Simulator, ti: TaskInstance, status: str, expected: set[str]) -> None:
+def test_the_branch_waits_for_a_session_of_a_meter(
+    sim: Simulator, ti: TaskInstance, status: str, expected: set[str]
+) -> None:
     sim.set_meter("1001", runs=[ends(status, 40)])
     sim.start_session("1001")
     assert followed(ti, operator(meter_id="1001", **BRANCHES)) == expected
 
 
-def test_it_waits_for_a_debug_session(sim: Simulator, ti: TaskInstance) -> None:
+def test_the_branch_waits_for_a_debug_session(sim: Simulator, ti: TaskInstance) -> None:
     sim.set_meter("1001", debug_runs=[debug_ends("TESTING_FAILED", 40)])
     sim.start_session("1001", run_type="DEBUG")
     branches = {"TESTING_PASSED": "load", "TESTING_FAILED": "alert"}
     assert followed(ti, operator(meter_id="1001", run_type="DEBUG", branches=branches)) == {"alert"}
 
 
-def test_it_waits_for_a_status_that_is_not_an_end(sim: Simulator, ti: TaskInstance) -> None:
+@pytest.mark.parametrize("spelt", ["CANCELED", "Cancelled"])
+def test_the_branch_of_a_canceled_debug_run_is_followed(sim: Simulator, ti: TaskInstance, spelt: str) -> None:
+    sim.set_meter("1001", debug_runs=[debug_ends("CANCELED", 40)])
+    sim.start_session("1001", run_type="DEBUG")
+    branches = {"TESTING_PASSED": "load", spelt: "alert"}
+    assert followed(ti, operator(meter_id="1001", run_type="DEBUG", branches=branches)) == {"alert"}
+
+
+def test_the_branch_waits_for_a_status_that_is_not_terminal(sim: Simulator, ti: TaskInstance) -> None:
     sim.start_session("1001", script=[["RUNNING", 40], ["PAUSED", None]])
     assert followed(ti, operator(meter_id="1001", branches={"PAUSED": "other"}, default="load")) == {"other"}
 
@@ -201,20 +237,20 @@ def test_the_deadline_follows_on_timeout_or_fails(sim: Simulator, ti: TaskInstan
         followed(ti.retry(), operator(meter_id="1001", timeout=60, **BRANCHES))
 
 
-def test_unreachable_is_a_failure_to_be_retried_and_no_branch(sim: Simulator, ti: TaskInstance) -> None:
+def test_an_unreachable_zuora_fails_the_try_and_follows_no_branch(sim: Simulator, ti: TaskInstance) -> None:
     sim.fault("status", path="runStatus")
     with pytest.raises(MediationUnreachable):
         followed(ti, operator(meter_id="1001", max_unreachable=60, on_timeout="other", default="load"))
 
 
-def test_certainty_may_be_required(ti: TaskInstance) -> None:
+def test_an_uncertain_status_fails_with_require_certain(ti: TaskInstance) -> None:
     with pytest.raises(MeterSessionUncertain, match="evidence: poll"):
         followed(ti, operator(session=session(), require_certain=True, **BRANCHES))
     task = operator(session=session(certain=True, evidence="callout"), require_certain=True, **BRANCHES)
     assert followed(ti, task) == {"load"}
 
 
-def test_deferred_it_branches_on_the_event(sim: Simulator, ti: TaskInstance) -> None:
+def test_a_deferred_branch_follows_the_event(sim: Simulator, ti: TaskInstance) -> None:
     sim.start_session("1001")
     task = operator(meter_id="1001", deferrable=True, on_timeout="other", **BRANCHES)
     with pytest.raises(TaskDeferred) as deferred:
@@ -223,6 +259,8 @@ def test_deferred_it_branches_on_the_event(sim: Simulator, ti: TaskInstance) -> 
         "CANCELED",
         "COMPLETED",
         "FAILED",
+        "TESTING_FAILED",
+        "TESTING_PASSED",
     ]
     met = WaitResult(end=WaitEnd.MET, message="", session=session("FAILED"), last_status=None, last_status_since=None)
     assert followed(ti, task, event=met.to_dict()) == {"alert"}
@@ -230,7 +268,7 @@ def test_deferred_it_branches_on_the_event(sim: Simulator, ti: TaskInstance) -> 
     assert followed(ti, task, event=late.to_dict()) == {"other"}
 
 
-def test_in_a_mapped_group_it_skips_the_instances_of_its_own_index(ti: TaskInstance) -> None:
+def test_in_a_mapped_group_the_instances_of_the_same_index_are_skipped(ti: TaskInstance) -> None:
     ti.map_index = 2
     task = operator(session=session("FAILED"), **BRANCHES)
     ti.task = task  # type: ignore[attr-defined]
@@ -239,7 +277,7 @@ def test_in_a_mapped_group_it_skips_the_instances_of_its_own_index(ti: TaskInsta
     assert set(skipped.value.tasks) == {("load", 2), ("clean", 2), ("other", 2), ("group.first", 2)}
 
 
-def test_it_is_a_branch_to_airflow() -> None:
+def test_airflow_recognises_the_operator_as_a_branch() -> None:
     assert operator(session=session(), default="other").inherits_from_skipmixin
 
 
@@ -247,23 +285,22 @@ def test_it_is_a_branch_to_airflow() -> None:
     ("arguments", "message"),
     [
         ({"meter_id": "1"}, "no branch is given"),
-        ({"default": "other"}, "give either session .* or meter_id"),
-        ({"default": "other", "meter_id": "1", "session": {"a": 1}}, "give either session .* or meter_id"),
+        ({"default": "other"}, "meter_id is missing: give it, or give session"),
+        ({"default": "other", "session_id": "R-1"}, "meter_id is missing"),
+        ({"default": "other", "meter_id": "1", "session": {"a": 1}}, "session must be the output of"),
         ({"default": "other", "meter_id": " "}, "meter_id must not be empty"),
-        ({"default": "other", "session": {"a": 1}, "session_id": "R-1"}, "go with meter_id"),
+        ({"default": "other", "session": {"a": 1}, "session_id": "R-1"}, "session and session_id exclude each other"),
         (
             {"default": "other", "meter_id": "1", "session_id": "R-1", "since": "2026-01-01T00:00:00Z"},
             "exclude each other",
         ),
         ({"default": "other", "meter_id": "1", "since": "yesterday"}, "since must be an ISO 8601 time"),
         ({"default": "other", "meter_id": "1", "since": "2026-01-01T00:00:00"}, "since must be a time with a zone"),
-        ({"meter_id": "1", "branches": {"DONE": "x"}}, "branches: a NORMAL session is never 'DONE'"),
-        ({"session": {"a": 1}, "branches": {"DONE": "x"}}, "branches: 'DONE' is no status; allowed are"),
-        ({"meter_id": "1", "run_type": "DEBUG", "on_completed": "x"}, "branches: a DEBUG session is never 'COMPLETED'"),
-        (
-            {"meter_id": "1", "branches": {"TESTING_PASSED": "x"}},
-            "branches: a NORMAL session is never 'TESTING_PASSED'",
-        ),
+        ({"meter_id": "1", "branches": {"NEVER_RUN": "x"}}, "branches: no session is ever NEVER_RUN"),
+        ({"meter_id": "1", "branches": {"? -> COMPLETED": "x"}}, "branches: '[?]' is no status; Zuora documents"),
+        ({"meter_id": "1", "branches": {"RUNNING -> ": "x"}}, "branches"),
+        ({"meter_id": "1", "branches": {"?": "x"}}, "branches: '[?]' is no status; Zuora documents"),
+        ({"meter_id": "1", "branches": {"CANCELED": "x", "cancelled": "y"}}, "branches has a status twice"),
         ({"meter_id": "1", "on_failed": "x", "branches": {"FAILED": "y"}}, "FAILED has two branches"),
         ({"meter_id": "1", "on_failed": ["x", ""]}, "the branch of FAILED must be a task id"),
         ({"meter_id": "1", "on_completed": "x", "on_timeout": 5}, "the branch of on_timeout must be"),
@@ -275,3 +312,33 @@ def test_it_is_a_branch_to_airflow() -> None:
 def test_a_wrong_argument_is_refused_when_the_dag_is_parsed(arguments: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         MeterSessionBranchOperator(task_id="task", **arguments)
+
+
+def test_the_note_lists_the_followed_and_the_skipped_branches(ti: TaskInstance, notes: list[TaskNote]) -> None:
+    task = operator(session=session("FAILED", evidence="callout", certain=True), on_failed="group", on_completed="load")
+    assert followed(ti, task) == {"group.first"}
+    (note,) = notes
+    assert (note.kind, note.meter_id, note.session_id) == ("branch", "1001", "R-00000001")
+    assert (note.status, note.evidence, note.certain) == ("FAILED", "callout", True)
+    assert note.message == "Session R-00000001 of meter 1001 is FAILED, by callout: following group."
+    assert note.followed == ("group",)
+    assert set(note.skipped) == set(TASKS)
+    assert (note.dag_id, note.run_id, note.task_id) == ("dag", ti.run_id, "task")
+    assert (note.map_index, note.try_number) == (-1, 1)
+
+
+def test_the_note_has_the_reason_of_a_failed_branch(ti: TaskInstance, notes: list[TaskNote]) -> None:
+    with pytest.raises(MediationMisconfigured):
+        followed(ti, operator(session=session("CANCELED"), on_completed="load"))
+    (note,) = notes
+    assert note.message.startswith("Session R-00000001 is CANCELED, which has no branch")
+    assert (note.status, note.followed, note.skipped) == ("CANCELED", (), ())
+
+
+def test_the_note_of_a_branch_that_timed_out(ti: TaskInstance, notes: list[TaskNote]) -> None:
+    task = operator(meter_id="1001", session_id="R-7", on_completed="load", on_timeout=["alert", "other"])
+    late = WaitResult(end=WaitEnd.TIMED_OUT, message="The deadline passed.").to_dict()
+    assert followed(ti, task, event=late) == {"alert", "other"}
+    (note,) = notes
+    assert (note.meter_id, note.session_id, note.status) == ("1001", "R-7", None)
+    assert (note.message, note.followed) == ("The deadline passed.", ("alert", "other"))

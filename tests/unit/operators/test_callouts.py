@@ -1,4 +1,4 @@
-"""The operators where callouts come: runs are reported, callouts end waits, and no stop hits another session."""
+"""The operators with callouts: runs are reported, callouts end waits, and no stop affects another session."""
 
 from __future__ import annotations
 
@@ -7,15 +7,15 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from airflow_mediation_provider import waiting
 from airflow_mediation_provider.exceptions import MeterRunFailed
 from airflow_mediation_provider.operators.branch import MeterSessionBranchOperator
 from airflow_mediation_provider.operators.meter import RunMeterOperator, StopMeterOperator
-from airflow_mediation_provider.protocol.entry import Entry, EntryKind
-from airflow_mediation_provider.protocol.feed import FeedReply, FeedRequest
-from airflow_mediation_provider.protocol.lifecycle import fold
+from airflow_mediation_provider.protocol.sessions.journal_entry import EntryKind, JournalEntry
+from airflow_mediation_provider.protocol.sessions.lifecycle import fold
 from airflow_mediation_provider.protocol.transition import SessionTransition, Source
+from airflow_mediation_provider.protocol.wire import FeedReply, FeedRequest
 from airflow_mediation_provider.simulator import Simulator, ends
+from airflow_mediation_provider.worker import waiting
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -26,25 +26,28 @@ ENDLESS = [["INITIALIZING", 2], ["RUNNING", None]]
 
 
 class Api:
-    """An API server whose journal has what the simulator logged, and what was reported to it."""
+    """An API server whose journal contains the simulator's log, and all that was reported to it."""
 
     address = "http://api/mediation"
     trouble = ""
 
     def __init__(self, sim: Simulator) -> None:
         self.sim = sim
-        self.entries: list[Entry] = []
+        self.entries: list[JournalEntry] = []
         self.questions: list[FeedRequest] = []
         self.lost: set[str] = set()
+        self.owners: dict[str, str | None] = {}
 
-    def look(self, question: FeedRequest) -> FeedReply:
+    def ask(self, question: FeedRequest) -> FeedReply:
         self.questions.append(question)
         told: dict[tuple[str, str | None], list[SessionTransition]] = {}
         reported = [entry.transition for entry in self.entries if entry.kind is EntryKind.STATUS_CHANGE]
         for each in [*reported, *map(self._transition, self.sim.log(kind="transition"))]:
             if each is not None and each.meter_id in question.meters and each.status not in self.lost:
                 told.setdefault((each.meter_id, each.session_id), []).append(each)
-        return FeedReply(cursor="c", callouts=True, sessions=tuple(map(fold, told.values())))
+        self.owners |= {each.id: each.owner for each in question.waits.open if each.begins}
+        owners = {wait_id: self.owners.get(wait_id) for wait_id in question.owners}
+        return FeedReply(cursor="c", callouts=True, sessions=tuple(map(fold, told.values())), owners=owners)
 
     def _transition(self, entry: dict[str, Any]) -> SessionTransition:
         at = datetime.fromisoformat(entry["time"])
@@ -59,7 +62,7 @@ class Api:
             notification_id=str(entry["seq"]),
         )
 
-    def observe(self, entries: Sequence[Entry]) -> bool:
+    def observe(self, entries: Sequence[JournalEntry]) -> bool:
         self.entries += entries
         return True
 
@@ -93,21 +96,21 @@ def test_a_run_is_reported_and_its_end_is_certain(sim: Simulator, ti: TaskInstan
     assert polls(sim) <= 1 + 930 / 300
 
 
-def test_a_session_that_failed_is_known_at_the_next_poke(sim: Simulator, ti: TaskInstance, api: Api) -> None:
+def test_a_failed_session_fails_the_task_at_the_next_poke(sim: Simulator, ti: TaskInstance, api: Api) -> None:
     sim.set_meter("1001", runs=[ends("FAILED")])
     with pytest.raises(MeterRunFailed, match=r"is FAILED since .* by callout, and that is certain"):
         run().execute(ti.context)
 
 
-def test_an_api_server_that_is_not_there_is_not_in_the_way(
+def test_a_run_works_without_an_api_server(
     sim: Simulator, ti: TaskInstance, api: Api, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(Api, "look", lambda *_: None)
+    monkeypatch.setattr(Api, "ask", lambda *_: None)
     monkeypatch.setattr(Api, "observe", lambda *_: False)
     assert run().execute(ti.context)["evidence"] == "poll"
 
 
-def test_of_a_lost_reply_callouts_tell_the_session_and_how_it_ended(sim: Simulator, ti: TaskInstance, api: Api) -> None:
+def test_callouts_show_the_session_of_a_lost_reply_and_its_end(sim: Simulator, ti: TaskInstance, api: Api) -> None:
     sim.fault("lost_reply", path="/meters/run/", count=1)
     sim.set_meter("1001", script=[["INITIALIZING", 30], ["RUNNING", 200], ["COMPLETED", None]])
     session = run().execute(ti.context)
@@ -144,13 +147,13 @@ class TestStop:
         with pytest.raises(KeyboardInterrupt):
             task.execute(ti.context)
 
-    def test_a_session_that_began_since_forbids_it(self, sim: Simulator, ti: TaskInstance, api: Api) -> None:
+    def test_a_session_that_started_since_forbids_the_stop(self, sim: Simulator, ti: TaskInstance, api: Api) -> None:
         sim.set_meter("1001", script=ENDLESS)
         self.killed(ti, second_session=sim)
         assert len(sim.sessions("1001")) == 2
         assert sim.log(kind="request", path="/meters/stop/1001/0.0.1") == []
 
-    def test_alone_it_is_stopped_also_where_the_end_of_an_earlier_one_was_lost(
+    def test_a_single_session_is_stopped_even_if_the_end_of_an_earlier_one_was_lost(
         self, sim: Simulator, ti: TaskInstance, api: Api
     ) -> None:
         api.lost = {"CANCELED"}
@@ -160,7 +163,7 @@ class TestStop:
         self.killed(ti)
         assert len(sim.log(kind="request", path="/meters/stop/1001/0.0.1")) == 1
 
-    def test_the_operator_that_stops_says_what_it_stops(
+    def test_the_stop_operator_logs_the_sessions_that_it_stops(
         self, sim: Simulator, ti: TaskInstance, api: Api, caplog: pytest.LogCaptureFixture, capsys: Any
     ) -> None:
         caplog.set_level("INFO")

@@ -1,4 +1,4 @@
-"""The worker's side of pruning, against what an API server answers."""
+"""The worker's side of pruning, against answers of an API server."""
 
 from __future__ import annotations
 
@@ -7,21 +7,22 @@ from typing import Any
 import pytest
 
 from airflow_mediation_provider.exceptions import MediationMisconfigured, TransientError
+from airflow_mediation_provider.feed.flow import FeedUnavailableError
+from airflow_mediation_provider.feed.worker import WorkerFeedClient
 from airflow_mediation_provider.operators.prune import PruneJournalOperator
-from airflow_mediation_provider.protocol.errors import MisconfigurationError
-from airflow_mediation_provider.protocol.pruning import PRUNE_PATH, Pruned, reply_to_bytes, request_from_bytes
-from airflow_mediation_provider.watch.feed_caller import FeedCaller, FeedUnavailableError
+from airflow_mediation_provider.protocol.maintenance import PRUNE_PATH, Pruned, PruneReply, PruneRequest
+from airflow_mediation_provider.protocol.zuora.errors import MisconfigurationError
 
 
 class Server:
-    """Takes the place of `FeedCaller.call`: answers in turn, or raises."""
+    """Takes the place of `WorkerFeedClient.call`: answers in turn, or raises."""
 
     def __init__(self) -> None:
         self.answers: list[Any] = []
         self.asked: list[tuple[str, float]] = []
 
     def call(self, path: str, body: bytes) -> bytes:
-        self.asked.append((path, request_from_bytes(body)))
+        self.asked.append((path, PruneRequest.from_bytes(body).older_than_days))
         answer = self.answers.pop(0)
         if isinstance(answer, Exception):
             raise answer
@@ -31,14 +32,14 @@ class Server:
 @pytest.fixture
 def server(monkeypatch: pytest.MonkeyPatch) -> Server:
     made = Server()
-    monkeypatch.setattr(FeedCaller, "call", lambda _self, path, body: made.call(path, body))
+    monkeypatch.setattr(WorkerFeedClient, "call", lambda _self, path, body: made.call(path, body))
     return made
 
 
-def test_it_asks_until_nothing_is_left(server: Server) -> None:
+def test_requests_are_sent_until_nothing_is_left(server: Server) -> None:
     server.answers = [
-        reply_to_bytes(Pruned(sessions=5, changes=40, waits=2, needed=1), done=False),
-        reply_to_bytes(Pruned(sessions=3, changes=20, others=7, needed=2), done=True),
+        PruneReply(Pruned(sessions=5, changes=40, waits=2, needed=1), done=False).to_bytes(),
+        PruneReply(Pruned(sessions=3, changes=20, others=7, needed=2), done=True).to_bytes(),
     ]
 
     result = PruneJournalOperator(task_id="task", older_than_days=30).execute({})
@@ -48,14 +49,14 @@ def test_it_asks_until_nothing_is_left(server: Server) -> None:
 
 
 @pytest.mark.parametrize("trouble", [FeedUnavailableError("http://airflow answered 503"), b"<html>"])
-def test_what_was_deleted_so_far_is_said_when_the_server_goes_away(server: Server, trouble: Any) -> None:
-    server.answers = [reply_to_bytes(Pruned(sessions=5), done=False), trouble]
+def test_the_deleted_sessions_are_reported_when_the_server_fails(server: Server, trouble: Any) -> None:
+    server.answers = [PruneReply(Pruned(sessions=5), done=False).to_bytes(), trouble]
 
-    with pytest.raises(TransientError, match=r"could not delete on, after 5 sessions .*(503|cannot be read)"):
+    with pytest.raises(TransientError, match=r"stopped deleting after 5 sessions .*(503|cannot be read)"):
         PruneJournalOperator(task_id="task").execute({})
 
 
-def test_a_connection_that_is_set_up_wrongly_is_not_retried(server: Server) -> None:
+def test_a_misconfigured_connection_is_not_retried(server: Server) -> None:
     server.answers = [MisconfigurationError("the connection has no client secret")]
 
     with pytest.raises(MediationMisconfigured, match="no client secret"):
@@ -68,6 +69,6 @@ def test_too_few_days_are_refused_when_the_dag_is_parsed(days: Any) -> None:
         PruneJournalOperator(task_id="task", older_than_days=days)
 
 
-def test_without_a_connection_id_it_is_refused() -> None:
+def test_an_empty_connection_id_is_refused() -> None:
     with pytest.raises(ValueError, match="mediation_conn_id must not be empty"):
         PruneJournalOperator(task_id="task", mediation_conn_id=" ")

@@ -1,4 +1,4 @@
-"""The repair from a worker: Zuora's history on one side, the API server with its journal on the other, both real."""
+"""The reconciliation from a worker: Zuora's history and the API server with its journal, both real."""
 
 from __future__ import annotations
 
@@ -12,21 +12,23 @@ import pytest
 from airflow import settings
 from sqlalchemy import select
 
-from airflow_mediation_provider import reconciliation
 from airflow_mediation_provider.api_server import callouts
 from airflow_mediation_provider.api_server.app import create_app
 from airflow_mediation_provider.api_server.connections import Connections, MediationConnection
 from airflow_mediation_provider.exceptions import MediationMisconfigured, TransientError
-from airflow_mediation_provider.hooks.calls import forget_all
-from airflow_mediation_provider.journal.calls import budget, record_calls
-from airflow_mediation_provider.journal.tables import SessionRow, TransitionRow
+from airflow_mediation_provider.feed.worker import forget_address
+from airflow_mediation_provider.hooks.api_usage import forget_all
+from airflow_mediation_provider.journal import history as readers
+from airflow_mediation_provider.journal.tables import HistoryRow, SessionRow, TransitionRow
+from airflow_mediation_provider.journal.task_reports import budget, record_calls
 from airflow_mediation_provider.operators import reconcile as module
-from airflow_mediation_provider.operators.reconcile import ReconcileCalloutsOperator
+from airflow_mediation_provider.operators.reconcile import ReadCalloutHistoryOperator, ReconcileCalloutsOperator
 from airflow_mediation_provider.simulator import CalloutConfig, Simulator
-from airflow_mediation_provider.watch.feed_caller import forget_address
+from airflow_mediation_provider.tasks import maintenance as reconciliation
+from airflow_mediation_provider.tasks import state
 from tests.unit.served import served
 
-from .conftest import asked
+from .conftest import BEGIN, asked
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -38,14 +40,14 @@ CALLOUTS = {"callout_token": "token"}
 
 @pytest.fixture
 def counted(monkeypatch: pytest.MonkeyPatch) -> threading.Event:
-    """Set once the API server has written a count of calls; to be asked for before the API server."""
+    """Set once the API server has stored a count of calls; request it before the API server."""
     written = threading.Event()
 
     def record(**report: Any) -> None:
         record_calls(**report)
         written.set()
 
-    monkeypatch.setattr("airflow_mediation_provider.api_server.calls.record_calls", record)
+    monkeypatch.setattr("airflow_mediation_provider.api_server.internal.record_calls", record)
     return written
 
 
@@ -82,7 +84,7 @@ def lossy(sim: Simulator, mediation: str, monkeypatch: pytest.MonkeyPatch) -> Si
 
 @pytest.fixture(autouse=True)
 def long_ago(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The simulator's clock stands months back, where a prune of today would have been."""
+    """The simulator's clock is months back, where a prune of today would have deleted."""
     monkeypatch.setattr(reconciliation, "_FURTHEST", timedelta(days=99_999))
 
 
@@ -102,7 +104,7 @@ def journal() -> tuple[int, dict[str, tuple[str, bool]]]:
     return changes, {row.meter_id: (row.status, row.ambiguous) for row in rows}
 
 
-def test_what_was_lost_is_put_in_once(lossy: Simulator) -> None:
+def test_lost_changes_are_added_once(lossy: Simulator) -> None:
     came, _ = journal()
     lost = sum(1 for each in lossy.callout_history() if each["code"] != 200)
     assert 0 < came < 10
@@ -133,12 +135,12 @@ def test_the_calls_of_a_pass_are_counted_in_the_journal(counted: threading.Event
     assert found.last_day == asked(lossy) - before > 0
 
 
-def test_a_span_and_a_category_that_have_nothing(lossy: Simulator) -> None:
+def test_a_span_or_a_category_without_callouts(lossy: Simulator) -> None:
     assert run(lossy, until=now(lossy) - timedelta(days=30))["records"] == 0
     assert run(lossy, event_category="com.zuora.notification:other")["records"] == 0
 
 
-def test_sessions_that_never_end_are_told_with_their_meters_status(
+def test_sessions_that_never_end_are_listed_with_their_meters_status(
     sim: Simulator, mediation: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     url = f"{mediation}/callouts/mediation_default"
@@ -157,7 +159,7 @@ def test_sessions_that_never_end_are_told_with_their_meters_status(
 
     assert stuck == {"1001": "COMPLETED", "1002": "RUNNING"}
     assert journal()[1] == {"1001": ("RUNNING", False), "1002": ("RUNNING", False)}
-    assert "with no news for 7h" in capsys.readouterr().out
+    assert "without a report for 7h" in capsys.readouterr().out
     assert run(sim, open_for=8 * 3600)["stuck"] == []
     assert run(sim, open_for=None)["stuck"] == []
 
@@ -171,12 +173,12 @@ def test_without_an_api_server_the_task_fails_and_may_be_retried(
     monkeypatch.setenv("AIRFLOW__API__BASE_URL", "http://127.0.0.1:9")
     forget_address()
 
-    with pytest.raises(TransientError, match="The journal could not be asked: no API server"):
+    with pytest.raises(TransientError, match="The journal could not be queried: no API server"):
         run(lossy)
 
 
 @pytest.mark.usefixtures("mediation")
-def test_a_wrong_connection_is_one_sentence(sim: Simulator, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_wrong_connection_is_reported_in_one_sentence(sim: Simulator, monkeypatch: pytest.MonkeyPatch) -> None:
     connection = {"conn_type": "mediation", "host": sim.url, "login": "simulator-client", "password": SECRET}
     wrong = {**connection, "extra": {"callout_timezone": "Mars"}}
     monkeypatch.setenv("AIRFLOW_CONN_MEDIATION_DEFAULT", json.dumps(wrong))
@@ -193,7 +195,8 @@ def test_a_wrong_connection_is_one_sentence(sim: Simulator, monkeypatch: pytest.
         ({"open_for": "6h"}, "open_for must be"),
         ({"dry_run": "yes"}, "dry_run must be True or False"),
         ({"mediation_conn_id": ""}, "mediation_conn_id must not be empty"),
-        ({"event_category": " "}, "event_category must not be empty"),
+        ({"event_category": " "}, "event_category must be a number or a text"),
+        ({"event_category": True}, "event_category must be a number or a text"),
     ],
 )
 def test_arguments_are_checked_when_the_dag_is_parsed(arguments: dict[str, Any], words: str) -> None:
@@ -201,8 +204,75 @@ def test_arguments_are_checked_when_the_dag_is_parsed(arguments: dict[str, Any],
         ReconcileCalloutsOperator(task_id="repair", **arguments)
 
 
-def test_a_span_that_ends_before_it_begins(sim: Simulator) -> None:
+def test_a_span_that_ends_before_its_start_fails(sim: Simulator) -> None:
     with pytest.raises(MediationMisconfigured, match="must be after since"):
         ReconcileCalloutsOperator(task_id="repair", since="2026-01-02T00:00:00Z", until="2026-01-01T00:00:00Z").execute(
             {}
         )
+
+
+class TestReadOn:
+    """Zuora cannot reach Airflow: each callout goes nowhere, and a task reads the history every five minutes."""
+
+    @pytest.fixture
+    def clock(self, sim: Simulator, mediation: str, monkeypatch: pytest.MonkeyPatch) -> Callable[[float], None]:
+        passed = [0.0]
+
+        def wait(seconds: float) -> None:
+            sim.wait_delivered()
+            passed[0] += seconds
+            sim.advance(seconds)
+
+        def utcnow(_zone: object = None) -> datetime:
+            return datetime.fromtimestamp(BEGIN + passed[0], UTC)
+
+        assert mediation
+        monkeypatch.setattr(state, "utcnow", utcnow)
+        monkeypatch.setattr(readers, "datetime", SimpleNamespace(now=utcnow))
+        sim.callouts(CalloutConfig(url="http://127.0.0.1:9/nowhere", retry=False))
+        return wait
+
+    @staticmethod
+    def read() -> dict[str, Any]:
+        operator = ReadCalloutHistoryOperator(task_id="read", interval=timedelta(minutes=5))
+        return json.loads(json.dumps(operator.execute({})))  # type: ignore[no-any-return]
+
+    def test_each_run_reads_what_is_new(self, sim: Simulator, clock: Callable[[float], None]) -> None:
+        assert self.read() == {"read": True, "added": []}
+        for meter in ("1001", "1002"):
+            sim.start_session(meter, script=[[status, 400] for status in SCRIPT[:-1]] + [["COMPLETED", None]])
+        found = []
+        for _ in range(8):
+            clock(300)
+            found.append([each["status"] for each in self.read()["added"] if each["meter_id"] == "1001"])
+
+        assert [status for each in found for status in each] == SCRIPT
+        assert sum(map(bool, found)) == len(SCRIPT)
+        assert journal() == (10, {"1001": ("COMPLETED", False), "1002": ("COMPLETED", False)})
+
+    def test_a_run_right_after_another_one_reads_nothing(self, sim: Simulator, clock: Callable[[float], None]) -> None:
+        self.read()
+        clock(60)
+        before = asked(sim)
+        assert self.read() == {"read": False, "added": []}
+        assert asked(sim) == before
+
+    def test_a_missing_permission_fails_the_task_and_is_in_the_journal(
+        self, sim: Simulator, clock: Callable[[float], None]
+    ) -> None:
+        clock(1)
+        sim.fault("status", path="/v1/notification-history/callout", status=403)
+        with pytest.raises(MediationMisconfigured, match="Events & Notifications View Access"):
+            self.read()
+        with settings.NonScopedSession() as session:
+            row = session.scalars(select(HistoryRow)).one()
+        assert row.lasting
+        assert "Events & Notifications View Access" in str(row.trouble)
+
+    @pytest.mark.parametrize(
+        ("arguments", "words"),
+        [({"interval": 0}, "interval must be"), ({"mediation_conn_id": ""}, "mediation_conn_id must not be empty")],
+    )
+    def test_arguments_are_checked_when_the_dag_is_parsed(self, arguments: dict[str, Any], words: str) -> None:
+        with pytest.raises(ValueError, match=words):
+            ReadCalloutHistoryOperator(task_id="read", **arguments)

@@ -1,9 +1,12 @@
-"""What RunMeterOperator does beside starting only once: statuses, capacity, DEBUG, stopping, arguments."""
+"""RunMeterOperator apart from starting only once: statuses, capacity, DEBUG, stopping, arguments."""
 
 from __future__ import annotations
 
+import json
 import threading
-from typing import Any
+from datetime import timedelta
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from airflow.sdk import DAG
@@ -16,12 +19,17 @@ from airflow_mediation_provider.exceptions import (
     MeterSessionTimeout,
     MeterSessionUncertain,
 )
-from airflow_mediation_provider.operators import kill
 from airflow_mediation_provider.operators.meter import RunMeterOperator
 from airflow_mediation_provider.simulator import Simulator, ends
 from airflow_mediation_provider.simulator.config import debug_ends
+from airflow_mediation_provider.worker import run_stop as kill
+from airflow_mediation_provider.worker import waiting
+from tests.unit.virtual_feed import Journal, SyncFeed
 
 from .conftest import TaskInstance, asked, starts
+
+if TYPE_CHECKING:
+    from airflow_mediation_provider.protocol.sessions.verdict import TaskNote
 
 
 def operator(**arguments: Any) -> RunMeterOperator:
@@ -32,7 +40,9 @@ def operator(**arguments: Any) -> RunMeterOperator:
 
 
 @pytest.mark.parametrize("status", ["FAILED", "CANCELED"])
-def test_another_end_than_completed_fails_and_may_be_retried(sim: Simulator, ti: TaskInstance, status: str) -> None:
+def test_another_final_status_than_completed_fails_and_may_be_retried(
+    sim: Simulator, ti: TaskInstance, status: str
+) -> None:
     sim.set_meter("1001", runs=[ends(status)])
     with pytest.raises(MeterRunFailed, match=status) as failed:
         operator().execute(ti.context)
@@ -42,19 +52,25 @@ def test_another_end_than_completed_fails_and_may_be_retried(sim: Simulator, ti:
 
 
 @pytest.mark.parametrize("status", ["COMPLETED", "FAILED", "CANCELED"])
-def test_without_fail_on_every_end_is_a_success(sim: Simulator, ti: TaskInstance, status: str) -> None:
+def test_without_fail_on_every_final_status_is_a_success(sim: Simulator, ti: TaskInstance, status: str) -> None:
     sim.set_meter("1001", runs=[ends(status)])
     assert operator(fail_on=()).execute(ti.context)["status"] == status
 
 
-def test_fail_on_leaves_the_other_ends_a_success(sim: Simulator, ti: TaskInstance) -> None:
+def test_an_undocumented_end_of_a_debug_run_is_no_success_with_fail_on() -> None:
+    task = operator(run_type="DEBUG", source_options=[{"testDataId": 7}], fail_on=["TESTING_FAILED"])
+    assert task.statuses == ("CANCELED", "TESTING_PASSED")
+    assert set(task._failing() or ()) == {"TESTING_FAILED", "COMPLETED", "FAILED"}
+
+
+def test_a_final_status_outside_fail_on_is_a_success(sim: Simulator, ti: TaskInstance) -> None:
     sim.set_meter("1001", runs=[ends("CANCELED"), ends("FAILED")])
     assert operator(fail_on=["FAILED"]).execute(ti.context)["status"] == "CANCELED"
     with pytest.raises(MeterRunFailed):
         operator(fail_on=["FAILED"]).execute(ti.clear().context)
 
 
-def test_require_certain_fails_on_polls_alone_unless_the_meter_is_exclusive(sim: Simulator, ti: TaskInstance) -> None:
+def test_require_certain_fails_with_polls_alone_unless_exclusive(sim: Simulator, ti: TaskInstance) -> None:
     with pytest.raises(MeterSessionUncertain):
         operator(require_certain=True).execute(ti.context)
     session = operator(require_certain=True, exclusive=True).execute(ti.clear().context)
@@ -68,7 +84,7 @@ def test_a_stale_status_of_the_session_before_does_not_end_the_wait(sim: Simulat
     assert operator().execute(ti.retry().context)["status"] == "COMPLETED"
 
 
-def test_a_clock_of_zuora_that_is_far_behind_protects_no_stale_status(sim: Simulator, ti: TaskInstance) -> None:
+def test_a_stale_status_is_detected_when_zuoras_clock_is_behind(sim: Simulator, ti: TaskInstance) -> None:
     sim.set_meter("1001", runs=[ends("FAILED"), ends("COMPLETED")], stale_for=100)
     sim.start_session("1001")
     sim.advance(200)
@@ -76,7 +92,9 @@ def test_a_clock_of_zuora_that_is_far_behind_protects_no_stale_status(sim: Simul
     assert operator().execute(ti.context)["status"] == "COMPLETED"
 
 
-def test_a_debug_run_of_the_same_meter_is_waited_out(sim: Simulator, ti: TaskInstance, monkeypatch: Any) -> None:
+def test_a_debug_run_of_the_same_meter_does_not_end_the_wait(
+    sim: Simulator, ti: TaskInstance, monkeypatch: Any
+) -> None:
     sim.set_meter("1001", script=[["INITIALIZING", 2], ["RUNNING", 90], ["COMPLETED", None]], status_of="latest_change")
     sleep, slept = ti.clock.sleep, []
 
@@ -107,6 +125,21 @@ def test_a_failed_test_fails_and_a_retry_tests_again(sim: Simulator, ti: TaskIns
     assert operator(**arguments).execute(ti.retry().context)["status"] == "TESTING_PASSED"
 
 
+def test_a_canceled_test_fails_at_once(sim: Simulator, ti: TaskInstance) -> None:
+    sim.set_meter("1001", debug_runs=[debug_ends("CANCELED")])
+    task = operator(run_type="DEBUG", source_options=[{"testDataId": 7}], timeout=86400)
+    with pytest.raises(MeterRunFailed, match="CANCELED"):
+        task.execute(ti.context)
+    assert ti.clock.passed < 600
+
+
+def test_without_fail_on_a_canceled_debug_run_is_a_success(sim: Simulator, ti: TaskInstance) -> None:
+    sim.set_meter("1001", debug_runs=[debug_ends("CANCELED")])
+    task = operator(run_type="DEBUG", source_options=[{"testDataId": 7}], fail_on=())
+    session = task.execute(ti.context)
+    assert (session["status"], session["run_type"]) == ("CANCELED", "DEBUG")
+
+
 @pytest.mark.parametrize("kind", ["lost_reply", "status"])
 def test_a_debug_call_is_never_repeated(sim: Simulator, ti: TaskInstance, kind: str) -> None:
     sim.fault(kind, path="/meters/debug/", count=1)
@@ -116,7 +149,7 @@ def test_a_debug_call_is_never_repeated(sim: Simulator, ti: TaskInstance, kind: 
         assert session["certain"] is False
         assert session["status"] == "TESTING_PASSED"
     else:
-        # Refused or not, nobody knows: waited for, never sent again, also not by the retry.
+        # Refused or not, that is unknown: wait for it, never send it again, also not in the retry.
         with pytest.raises(MeterSessionTimeout):
             operator(**arguments).execute(ti.context)
     assert len(sim.log(kind="request", path="/meters/debug/1001/0.0.1")) == 1
@@ -142,14 +175,14 @@ def test_a_debug_call_that_was_not_carried_out_is_repeated(sim: Simulator, ti: T
 
 @pytest.fixture
 def full(sim: Simulator) -> list[str]:
-    """Five meters that run, until they are stopped."""
+    """Five meters that run until they are stopped."""
     return [
         sim.start_session(meter_id, script=[["RUNNING", None]])["session_id"]
         for meter_id in ("1005", "1006", "1007", "1008", "1009")
     ]
 
 
-def test_capacity_is_waited_for(sim: Simulator, ti: TaskInstance, full: list[str], monkeypatch: Any) -> None:
+def test_a_run_waits_for_capacity(sim: Simulator, ti: TaskInstance, full: list[str], monkeypatch: Any) -> None:
     sleep, slept = ti.clock.sleep, []
 
     def free_one(seconds: float) -> None:
@@ -160,11 +193,11 @@ def test_capacity_is_waited_for(sim: Simulator, ti: TaskInstance, full: list[str
 
     monkeypatch.setattr(ti.clock, "sleep", free_one)
     assert operator().execute(ti.context)["status"] == "COMPLETED"
-    assert len(set(slept[:4])) == 4, "tasks that wait for the same place must not call in step"
+    assert len(set(slept[:4])) == 4, "tasks that wait for the same capacity must not call in step"
     assert starts(sim, meter_id="1001") == 1
 
 
-def test_capacity_is_waited_for_without_a_worker(
+def test_a_deferred_run_waits_for_capacity_without_a_worker(
     sim: Simulator, ti: TaskInstance, full: list[str], reports: list[int]
 ) -> None:
     before = asked(sim)
@@ -183,6 +216,14 @@ def test_capacity_is_waited_for_without_a_worker(
     assert starts(sim, meter_id="1001") == 1
 
 
+def test_a_pause_in_the_triggerer_is_never_so_short_that_airflow_takes_its_task_for_a_failed_one(
+    ti: TaskInstance, full: list[str]
+) -> None:
+    with pytest.raises(TaskDeferred) as deferred:
+        operator(deferrable=True, poke_interval=0.1).execute(ti.context)
+    assert deferred.value.trigger.moment >= ti.clock.now() + timedelta(seconds=10)
+
+
 def test_without_a_store_the_key_survives_the_pause_for_capacity(
     sim: Simulator, ti: TaskInstance, full: list[str]
 ) -> None:
@@ -197,7 +238,7 @@ def test_without_a_store_the_key_survives_the_pause_for_capacity(
     }
 
 
-def test_capacity_that_does_not_come_fails_the_try_and_the_retry_goes_on(
+def test_missing_capacity_fails_the_try_and_the_retry_continues(
     sim: Simulator, ti: TaskInstance, full: list[str]
 ) -> None:
     with pytest.raises(CapacityError):
@@ -225,13 +266,13 @@ def test_a_refusal_for_capacity_ends_an_outage(
     assert len(sim.log(kind="fault")) == 2
 
 
-def test_capacity_may_be_a_failure_at_once(sim: Simulator, ti: TaskInstance, full: list[str]) -> None:
+def test_missing_capacity_fails_at_once_if_set(sim: Simulator, ti: TaskInstance, full: list[str]) -> None:
     with pytest.raises(CapacityError):
         operator(wait_for_capacity=False).execute(ti.context)
     assert ti.clock.passed == 0
 
 
-def test_the_status_before_the_call_is_read_anew_after_a_refusal(
+def test_the_status_before_the_call_is_read_again_after_a_refusal(
     sim: Simulator, ti: TaskInstance, full: list[str], monkeypatch: Any
 ) -> None:
     sleep, slept = ti.clock.sleep, []
@@ -279,7 +320,7 @@ def test_sources_rendered_to_json_are_sent(sim: Simulator, ti: TaskInstance) -> 
     assert post["body"]["runtimeSourceConfigs"] == [{"sourceType": "EVENT_STORE", "eventStore": {"storeId": "7"}}]
 
 
-def test_what_zuora_will_refuse_again_is_not_tried_again(sim: Simulator, ti: TaskInstance) -> None:
+def test_a_permanent_refusal_is_not_retried(sim: Simulator, ti: TaskInstance) -> None:
     refusal = {"success": False, "error": {"code": "70009999", "message": "No such source."}}
     sim.fault("status", path="/meters/run/", status=400, body=refusal)
     with pytest.raises(MediationMisconfigured, match="No such source"):
@@ -287,12 +328,83 @@ def test_what_zuora_will_refuse_again_is_not_tried_again(sim: Simulator, ti: Tas
     assert starts(sim) == 0
 
 
+def test_a_403_before_the_call_is_repeated_once(sim: Simulator, ti: TaskInstance) -> None:
+    sim.fault("status", path="/runStatus", status=403, count=1)
+    assert operator(wait_for_completion=False).execute(ti.context)["meter_id"] == "1001"
+    assert starts(sim) == 1
+    sim.fault("status", path="/runStatus", status=403, count=2)
+    with pytest.raises(MediationMisconfigured, match="access is forbidden"):
+        operator(meter_id="1002").execute(ti.context)
+    assert starts(sim) == 1
+
+
+def test_a_read_before_the_call_that_succeeds_ends_the_outage_of_reads(sim: Simulator, ti: TaskInstance) -> None:
+    arguments = {"deferrable": False, "wait_for_completion": False, "max_unreachable": 40, "poke_interval": 10}
+    sim.fault("status", path="/runStatus", status=503, count=2)
+    sim.fault("status", path="/meters/run/", status=503, count=1)
+    assert operator(**arguments).execute(ti.context)["meter_id"] == "1001"
+    assert ti.clock.passed >= 40
+    assert starts(sim) == 1
+
+
+def test_a_refused_read_between_two_calls_is_no_first_poll(sim: Simulator, ti: TaskInstance) -> None:
+    sim.fault("status", path="/meters/run/", status=429, count=1)
+    sim.fault("status", path="/runStatus", status=404, after=1, count=1)
+    assert operator(wait_for_completion=False).execute(ti.context)["meter_id"] == "1001"
+    assert starts(sim) == 1
+
+
+def test_an_undocumented_refusal_after_a_lost_reply_warns_of_a_session_that_may_run(
+    sim: Simulator, ti: TaskInstance
+) -> None:
+    odd = {"success": False, "error": {"code": "70009999", "message": "A run of this request exists."}}
+    sim.fault("lost_reply", path="/meters/run/", count=1)
+    sim.fault("status", path="/meters/run/", status=400, body=odd)
+    with pytest.raises(MediationMisconfigured, match="its session may have been started"):
+        operator(wait_for_completion=False).execute(ti.context)
+    assert starts(sim) == 1
+
+
+def test_an_undocumented_refusal_before_the_call_is_repeated_for_five_minutes(sim: Simulator, ti: TaskInstance) -> None:
+    odd = {"success": False, "error": {"code": "70009999", "message": "Odd."}}
+    sim.fault("status", path="/runStatus", status=400, body=odd)
+    with pytest.raises(MediationMisconfigured, match="Odd"):
+        operator(deferrable=False).execute(ti.context)
+    assert 300 <= ti.clock.passed < 900
+    assert len(sim.log(kind="request", path="/meters/1001/0.0.1/runStatus")) >= 3
+    assert starts(sim) == 0
+
+
+@pytest.mark.parametrize(
+    ("host", "remedy"),
+    [("no.such.host.invalid", "there is no such host name"), ("{plain}", "write http:// before the host")],
+)
+def test_an_address_that_cannot_work_fails_at_once_without_a_retry(
+    sim: Simulator, ti: TaskInstance, monkeypatch: pytest.MonkeyPatch, host: str, remedy: str
+) -> None:
+    address = host.replace("{plain}", sim.url.removeprefix("http://"))
+    extra = {"conn_type": "mediation", "host": address, "login": "client", "password": "secret"}
+    monkeypatch.setenv("AIRFLOW_CONN_MEDIATION_WRONG", json.dumps(extra))
+    with pytest.raises(MediationMisconfigured, match=remedy):
+        operator(mediation_conn_id="mediation_wrong").execute(ti.context)
+    assert ti.clock.passed == 0
+
+
 # -- stopping ------------------------------------------------------------------------------------------------------
+# test_stops.py tests when a stop is made.
+
+
+@pytest.fixture
+def api(ti: TaskInstance, monkeypatch: pytest.MonkeyPatch) -> Journal:
+    """An API server of a connection that takes no callouts."""
+    journal = Journal(SimpleNamespace(seconds=0.0), callouts=False)  # type: ignore[arg-type]
+    monkeypatch.setattr(waiting.SessionWaitMixin, "_feed_caller", lambda self, **_: SyncFeed(journal))
+    return journal
 
 
 def killed(ti: TaskInstance, state: str | None, **arguments: Any) -> RunMeterOperator:
-    """Return an operator that was killed in its wait, the task being in ``state`` by then."""
-    task = operator(**arguments)
+    """Return an operator that was killed in its wait, with the task in ``state`` by then."""
+    task = operator(exclusive=True, **arguments)
     polls = []
 
     def sleep(seconds: float) -> None:
@@ -309,45 +421,37 @@ def killed(ti: TaskInstance, state: str | None, **arguments: Any) -> RunMeterOpe
     return task
 
 
-@pytest.mark.parametrize("state", ["failed", "success", "skipped", "restarting", None])
-def test_a_user_who_ends_the_task_stops_the_meter_where_asked(
-    sim: Simulator, ti: TaskInstance, state: str | None
-) -> None:
-    killed(ti, state, stop_meter_on_kill=True)
-    assert len(sim.log(kind="request", path="/meters/stop/1001/0.0.1")) == 1
+def stops(sim: Simulator) -> int:
+    return len(sim.log(kind="request", path="/meters/stop/1001/0.0.1"))
 
 
-@pytest.mark.parametrize("state", ["running", "up_for_retry", "queued", "deferred"])
-def test_airflow_ending_the_process_stops_nothing(sim: Simulator, ti: TaskInstance, state: str) -> None:
-    killed(ti, state, stop_meter_on_kill=True)
-    assert sim.log(kind="request", path="/meters/stop/1001/0.0.1") == []
-
-
-def test_no_answer_about_the_task_stops_nothing(sim: Simulator, ti: TaskInstance) -> None:
-    ti.hidden = True
+def test_a_kill_stops_the_meter_with_stop_on_kill(sim: Simulator, ti: TaskInstance, api: Journal) -> None:
     killed(ti, "failed", stop_meter_on_kill=True)
-    assert sim.log(kind="request", path="/meters/stop/1001/0.0.1") == []
+    assert stops(sim) == 1
 
 
-def test_by_default_nothing_is_stopped(sim: Simulator, ti: TaskInstance) -> None:
+@pytest.mark.parametrize("state", ["success", "restarting", None])
+def test_a_task_that_was_reset_stops_no_meter(
+    sim: Simulator, ti: TaskInstance, api: Journal, state: str | None
+) -> None:
+    """A scheduler that resets the tasks of a silent one leaves no state, and no user has done anything."""
+    killed(ti, state, stop_meter_on_kill=True)
+    assert stops(sim) == 0
+
+
+def test_by_default_no_meter_is_stopped(sim: Simulator, ti: TaskInstance, api: Journal) -> None:
     killed(ti, "failed")
-    assert sim.log(kind="request", path="/meters/stop/1001/0.0.1") == []
+    assert stops(sim) == 0
 
 
-def test_a_mapped_task_is_asked_for_by_its_index(sim: Simulator, ti: TaskInstance) -> None:
+def test_the_state_of_a_mapped_task_is_read_by_its_index(sim: Simulator, ti: TaskInstance, api: Journal) -> None:
     ti.map_index = 3
     killed(ti, "failed", stop_meter_on_kill=True)
-    assert len(sim.log(kind="request", path="/meters/stop/1001/0.0.1")) == 1
+    assert stops(sim) == 1
 
 
-def test_the_meter_is_not_stopped_while_another_session_of_it_lives(sim: Simulator, ti: TaskInstance) -> None:
-    sim.start_session("1001", script=[["RUNNING", None]])
-    killed(ti, "failed", stop_meter_on_kill=True)
-    assert sim.log(kind="request", path="/meters/stop/1001/0.0.1") == []
-
-
-def test_killed_in_the_middle_of_a_talk_with_airflow_the_meter_is_stopped_all_the_same(
-    sim: Simulator, ti: TaskInstance, monkeypatch: pytest.MonkeyPatch
+def test_a_kill_during_a_request_to_airflow_stops_the_meter(
+    sim: Simulator, ti: TaskInstance, api: Journal, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(kill, "_ON_KILL_SECONDS", 0.05)
     talking, answer = threading.Lock(), ti.get_task_states
@@ -362,8 +466,14 @@ def test_killed_in_the_middle_of_a_talk_with_airflow_the_meter_is_stopped_all_th
     assert len(sim.wait_for("stop", meter_id="1001")) == 1
 
 
-@pytest.mark.parametrize(("state", "goes_on"), [("failed", False), (None, False), ("running", True)])
-def test_a_task_that_a_user_ended_does_nothing_more(
+@pytest.mark.parametrize(
+    ("state", "goes_on"),
+    [
+        *((state, False) for state in ("failed", "skipped", "removed", "success", "restarting", None)),
+        *((state, True) for state in ("running", "up_for_retry", "queued", "deferred")),
+    ],
+)
+def test_a_process_that_lost_its_task_does_nothing_more(
     ti: TaskInstance, state: str | None, goes_on: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     slept: list[float] = []
@@ -374,35 +484,40 @@ def test_a_task_that_a_user_ended_does_nothing_more(
     assert slept == ([] if goes_on else [kill._UNTIL_KILLED])
 
 
+def test_without_an_answer_about_the_task_the_run_continues(ti: TaskInstance, monkeypatch: pytest.MonkeyPatch) -> None:
+    slept: list[float] = []
+    monkeypatch.setattr("time.sleep", slept.append)
+    task = operator(stop_meter_on_kill=True)
+    task._context, ti.hidden = ti.context, True  # type: ignore[assignment]
+    task.on_kill()
+    assert slept == []
+
+
 def test_on_kill_before_execute_does_nothing() -> None:
     operator(stop_meter_on_kill=True).on_kill()
 
 
-def test_a_stop_that_zuora_refuses_is_only_logged(sim: Simulator, ti: TaskInstance) -> None:
+def test_a_stop_that_zuora_refuses_is_only_logged(sim: Simulator, ti: TaskInstance, api: Journal) -> None:
     sim.fault("status", path="/meters/stop/")
     killed(ti, "failed", stop_meter_on_kill=True)
-    assert len(sim.log(kind="request", path="/meters/stop/1001/0.0.1")) == 1
+    assert stops(sim) == 1
 
 
-@pytest.mark.parametrize(("asked", "stops"), [(True, 1), (False, 0)])
-def test_the_timeout_stops_the_meter_where_asked(sim: Simulator, ti: TaskInstance, asked: bool, stops: int) -> None:
+@pytest.mark.parametrize(("asked", "stopped"), [(True, 1), (False, 0)])
+def test_the_timeout_stops_the_meter_with_stop_on_timeout(
+    sim: Simulator, ti: TaskInstance, api: Journal, asked: bool, stopped: int
+) -> None:
     sim.set_meter("1001", script=[["RUNNING", None]])
     with pytest.raises(MeterSessionTimeout):
-        operator(timeout=60, stop_meter_on_timeout=asked).execute(ti.context)
-    assert len(sim.log(kind="request", path="/meters/stop/1001/0.0.1")) == stops
+        operator(timeout=60, stop_meter_on_timeout=asked, exclusive=True).execute(ti.context)
+    assert stops(sim) == stopped
 
 
-@pytest.mark.parametrize(
-    ("asked", "lives", "passed_on"), [(True, False, True), (True, True, False), (False, False, False)]
-)
-def test_the_trigger_is_told_whether_to_stop(
-    sim: Simulator, ti: TaskInstance, asked: bool, lives: bool, passed_on: bool
-) -> None:
-    if lives:
-        sim.start_session("1001", script=[["RUNNING", None]])
+@pytest.mark.parametrize("asked", [True, False])
+def test_the_trigger_gets_stop_on_kill(sim: Simulator, ti: TaskInstance, asked: bool) -> None:
     with pytest.raises(TaskDeferred) as deferred:
         operator(deferrable=True, stop_meter_on_kill=asked).execute(ti.context)
-    assert deferred.value.trigger.serialize()[1]["stop_on_kill"] is passed_on
+    assert deferred.value.trigger.serialize()[1]["stop_on_kill"] is asked
 
 
 # -- arguments -----------------------------------------------------------------------------------------------------
@@ -415,11 +530,17 @@ def test_the_trigger_is_told_whether_to_stop(
         ({"meter_id": None}, "meter_id must not be empty"),
         ({"version": " "}, "version must not be empty"),
         ({"run_type": "LIVE"}, "run_type must be one of NORMAL, DEBUG"),
-        ({"statuses": ["DONE"]}, "statuses.*'DONE'.*COMPLETED"),
+        ({"run_type": "{{ params.kind }}"}, "^run_type takes no template, and '{{ params.kind }}' is one"),
+        ({"statuses": ["{{ params.status }}"]}, "^statuses takes no template"),
+        ({"fail_on": "{{ params.status }}"}, "^fail_on takes no template"),
+        ({"statuses": ["no status!"]}, "statuses.*'no status!'.*COMPLETED"),
+        ({"fail_on": ["NEVER_RUN"]}, "fail_on: no session is ever NEVER_RUN"),
         ({"statuses": []}, "statuses must name at least one"),
-        ({"statuses": ["TESTING_PASSED"]}, "a NORMAL session is never"),
-        ({"run_type": "DEBUG", "statuses": ["COMPLETED"]}, "a DEBUG session is never"),
-        ({"fail_on": ["OOPS"]}, "fail_on.*'OOPS'"),
+        ({"statuses": ["TESTING_PASSED"]}, "only a test is ever TESTING_PASSED"),
+        (
+            {"run_type": "DEBUG", "statuses": ["TESTING_PASSED"], "fail_on": ["TESTING_FAILED"]},
+            "CANCELED: a session that ends so",
+        ),
         ({"statuses": ["FAILED"], "fail_on": ["FAILED"]}, "both statuses and fail_on"),
         ({"statuses": ["COMPLETED"], "fail_on": []}, "CANCELED, FAILED.*neither in statuses nor in fail_on"),
         ({"poke_interval": 0}, "poke_interval"),
@@ -499,3 +620,28 @@ def test_a_mapped_instance_is_checked_when_it_is_made() -> None:
     assert mapped.unmap({"meter_id": "1001"}).meter_id == "1001"
     with pytest.raises(ValueError, match="meter_id must not be empty"):
         mapped.unmap({"meter_id": ""})
+
+
+# -- what the pages show ---------------------------------------------------------------------------------------------
+
+
+def test_the_note_of_a_refused_run_call_has_its_error(ti: TaskInstance, notes: list[TaskNote]) -> None:
+    with pytest.raises(MediationMisconfigured) as refused:
+        operator(meter_id="99999").execute(ti.context)
+    (note,) = notes
+    assert (note.kind, note.meter_id, note.session_id) == ("run", "99999", None)
+    assert note.message == f"The meter was not started: {refused.value}"
+    assert "/mediation/task?" in ti.xcoms["mediation_session_page"]
+    assert ti.xcoms["mediation_session_link"] == ""
+
+
+def test_a_run_without_a_wait_has_a_note(ti: TaskInstance, notes: list[TaskNote]) -> None:
+    started = operator(wait_for_completion=False).execute(ti.context)
+    (note,) = notes
+    assert (note.kind, note.session_id, note.status) == ("run", started["session_id"], "INITIALIZING")
+    assert (note.evidence, note.certain) == ("run", True)
+
+
+def test_a_run_with_a_wait_has_no_note(ti: TaskInstance, notes: list[TaskNote]) -> None:
+    operator().execute(ti.context)
+    assert notes == []

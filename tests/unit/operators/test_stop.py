@@ -1,4 +1,4 @@
-"""The table of stops: what the meter does, and what the task makes of it."""
+"""The table of stops: the status of the meter, and the result of the task."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from airflow.sdk.exceptions import AirflowFailException, TaskDeferred
 
 from airflow_mediation_provider.exceptions import MediationError, MediationMisconfigured, MeterSessionTimeout
 from airflow_mediation_provider.operators.meter import StopMeterOperator
-from airflow_mediation_provider.protocol.wait import WaitEnd, WaitResult
+from airflow_mediation_provider.protocol.waits.wait import WaitEnd, WaitResult
 
 from .conftest import asked
 
@@ -27,7 +27,7 @@ def operator(**arguments: Any) -> StopMeterOperator:
 
 
 def stops(sim: Simulator, meter_id: str = STREAM) -> list[Any]:
-    """Return whether each stop that was asked for was a forced one."""
+    """Return for each stop request whether it was forced."""
     return [
         entry["query"].get("forceStop") == "true"
         for entry in sim.log(kind="request", path=f"/meters/stop/{meter_id}/0.0.1")
@@ -41,7 +41,7 @@ def running(sim: Simulator, ti: TaskInstance) -> str:
     return str(session)
 
 
-def test_a_meter_that_does_not_run_is_a_success(sim: Simulator, ti: TaskInstance) -> None:
+def test_the_stop_of_a_meter_that_does_not_run_succeeds(sim: Simulator, ti: TaskInstance) -> None:
     assert operator().execute(ti.context) == {
         "meter_id": STREAM,
         "version": "0.0.1",
@@ -52,7 +52,7 @@ def test_a_meter_that_does_not_run_is_a_success(sim: Simulator, ti: TaskInstance
     assert ti.clock.passed == 0
 
 
-def test_a_streaming_meter_is_waited_for_until_it_is_paused(sim: Simulator, ti: TaskInstance, running: str) -> None:
+def test_the_stop_of_a_streaming_meter_waits_until_it_is_paused(sim: Simulator, ti: TaskInstance, running: str) -> None:
     report = operator().execute(ti.context)
     assert (report["status"], report["was_running"], report["forced"]) == ("PAUSED", True, False)
     assert stops(sim) == [False]
@@ -63,7 +63,7 @@ def test_a_batch_meter_is_canceled(sim: Simulator, ti: TaskInstance) -> None:
     assert operator(meter_id="1001").execute(ti.context)["status"] == "CANCELED"
 
 
-def test_a_stop_under_way_is_waited_for(sim: Simulator, ti: TaskInstance, running: str) -> None:
+def test_a_stop_in_progress_is_waited_for(sim: Simulator, ti: TaskInstance, running: str) -> None:
     sim.set_meter(STREAM, stopping_for=30)
     operator(wait_for_stop=False).execute(ti.context)
     assert operator().execute(ti.context)["status"] == "PAUSED"
@@ -78,7 +78,9 @@ def test_the_calls_of_a_stop_that_is_not_waited_for_are_reported(
     assert reports == [asked(sim)] == [2]
 
 
-def test_without_waiting_it_returns_once_the_stop_is_accepted(sim: Simulator, ti: TaskInstance, running: str) -> None:
+def test_without_wait_for_stop_the_task_ends_once_the_stop_is_accepted(
+    sim: Simulator, ti: TaskInstance, running: str
+) -> None:
     report = operator(wait_for_stop=False).execute(ti.context)
     assert report["status"] == "STOPPING"
     assert ti.clock.passed == 10
@@ -94,7 +96,7 @@ def test_a_meter_that_goes_back_to_running_fails_and_may_be_retried(
     assert operator().execute(ti.retry().context)["status"] == "PAUSED"
 
 
-def test_a_meter_that_goes_back_to_running_is_forced_where_asked(
+def test_a_meter_that_goes_back_to_running_is_forced_with_force_after(
     sim: Simulator, ti: TaskInstance, running: str
 ) -> None:
     sim.set_meter(STREAM, stop_results=["RUNNING"], stopping_for=12)
@@ -112,10 +114,10 @@ def test_a_permission_withdrawn_before_the_force_fails_at_once(sim: Simulator, t
     assert stops(sim) == [False, True]
 
 
-def test_a_graceful_stop_that_takes_too_long_is_forced_where_asked(
+def test_a_graceful_stop_that_takes_too_long_is_forced_with_force_after(
     sim: Simulator, ti: TaskInstance, running: str
 ) -> None:
-    # While it is STOPPING Zuora takes no force; once it is back to RUNNING, it does.
+    # While it is STOPPING Zuora accepts no force; after it is back to RUNNING, it does.
     sim.set_meter(STREAM, stop_results=["RUNNING"], stopping_for=100)
     report = operator(force_after=60, timeout=600).execute(ti.context)
     assert (report["status"], report["forced"]) == ("CANCELED", True)
@@ -133,7 +135,7 @@ def test_a_stop_that_never_ends_times_out_without_a_retry(sim: Simulator, ti: Ta
         operator(timeout=120).execute(ti.context)
 
 
-def test_transient_errors_do_not_end_it(sim: Simulator, ti: TaskInstance, running: str) -> None:
+def test_transient_errors_do_not_end_the_stop(sim: Simulator, ti: TaskInstance, running: str) -> None:
     sim.fault("status", path="runStatus", after=1, count=3)
     assert operator().execute(ti.context)["status"] == "PAUSED"
 
@@ -143,7 +145,7 @@ def test_an_unknown_meter_fails_at_once(sim: Simulator, ti: TaskInstance) -> Non
         operator(meter_id="99999").execute(ti.context)
 
 
-def test_deferred_it_goes_on_from_stopping_to_its_end(sim: Simulator, ti: TaskInstance, running: str) -> None:
+def test_a_deferred_stop_waits_from_stopping_to_its_end(sim: Simulator, ti: TaskInstance, running: str) -> None:
     sim.set_meter(STREAM, stopping_for=60)
     with pytest.raises(TaskDeferred) as first:
         operator(deferrable=True).execute(ti.context)
@@ -156,9 +158,7 @@ def test_deferred_it_goes_on_from_stopping_to_its_end(sim: Simulator, ti: TaskIn
     assert operator(deferrable=True).execute_complete(ti.context, met.to_dict())["status"] == "PAUSED"
 
 
-def test_deferred_a_failed_graceful_stop_is_forced_and_waited_for(
-    sim: Simulator, ti: TaskInstance, running: str
-) -> None:
+def test_a_failed_graceful_stop_is_forced_when_deferred(sim: Simulator, ti: TaskInstance, running: str) -> None:
     sim.set_meter(STREAM, force_result="STOPPING")
     back = WaitResult(
         end=WaitEnd.FAILED, message="It is RUNNING.", session=None, last_status="RUNNING", last_status_since=None

@@ -11,11 +11,11 @@ from datetime import UTC, datetime, timedelta
 
 from hypothesis import strategies as st
 
-from airflow_mediation_provider.protocol.condition import SessionCondition
-from airflow_mediation_provider.protocol.errors import TransientError
-from airflow_mediation_provider.protocol.lifecycle import SessionState, fold
+from airflow_mediation_provider.protocol.sessions.lifecycle import SessionState, fold
 from airflow_mediation_provider.protocol.transition import SessionTransition, Source
-from airflow_mediation_provider.protocol.wait import PollReading, SessionWait, WaitResult
+from airflow_mediation_provider.protocol.waits.condition import SessionCondition
+from airflow_mediation_provider.protocol.waits.wait import PollReading, SessionWait, WaitResult
+from airflow_mediation_provider.protocol.zuora.errors import TransientError
 
 EPOCH = datetime(2026, 3, 31, 9, 0, tzinfo=UTC)
 SETTLE = 30
@@ -75,7 +75,7 @@ class Meter:
 
 @dataclass(frozen=True)
 class Step:
-    """What happens ``gap`` seconds after the step before: a poll with its lag, and what befalls the process."""
+    """An event ``gap`` seconds after the step before: a poll with its lag, or an event of the process."""
 
     gap: int
     lag: int = 0
@@ -147,7 +147,7 @@ def transition(
 
 
 def state(status: str, previous: str | None = "RUNNING", second: float = 100, **fields: object) -> SessionState:
-    """Return the session as that callout alone tells it."""
+    """Return the state of the session by this callout alone."""
     return fold([transition(status, previous, second, **fields)])
 
 
@@ -159,7 +159,7 @@ _LASTING = st.sampled_from([0, 1, 5, 20, 40, 150])
 
 @st.composite
 def scripts(draw: st.DrawFn) -> tuple[tuple[str, int], ...]:
-    """NORMAL sessions; real ones begin with INITIALIZING, but a wait must not depend on how they go on."""
+    """NORMAL sessions; real ones begin with INITIALIZING, but a wait must not depend on the later statuses."""
     middle = draw(st.lists(st.tuples(_LIVE, _LASTING), max_size=3))
     return (("INITIALIZING", draw(_LASTING)), *middle, (draw(_FINAL), 0))
 
@@ -171,7 +171,7 @@ def debug_scripts(draw: st.DrawFn) -> tuple[tuple[str, int], ...]:
 
 @st.composite
 def histories(draw: st.DrawFn, before: int) -> tuple[Session, ...]:
-    """Sessions, DEBUG ones too, that came one after the other and had all ended by ``before``, maybe just then."""
+    """Successive sessions, DEBUG ones too, that had all ended by ``before``, maybe just then."""
     sessions: list[Session] = []
     for script in draw(st.lists(st.one_of(scripts(), scripts(), debug_scripts()), max_size=3)):
         session = Session(0, script).ending_at(before - draw(st.sampled_from([0, 1, 10, 500])))
@@ -181,7 +181,7 @@ def histories(draw: st.DrawFn, before: int) -> tuple[Session, ...]:
 
 
 def steps(*, max_lag: int = SETTLE, may_lose: bool = True) -> st.SearchStrategy[list[Step]]:
-    """Polls at arbitrary instants, each with a lag of its own, and what befalls the process between them."""
+    """Polls at arbitrary instants, each with its own lag, and events of the process between them."""
     kinds = ["poll"] * 9 + ["again", "fault", "move"] + ["lose"] * may_lose
     gaps = st.sampled_from([1, 5, 10, 15, 29, 30, 31, 60, 90])
     lags = st.sampled_from(sorted({lag for lag in (0, 0, 5, 15, 29, 30, max_lag) if lag <= max_lag}))

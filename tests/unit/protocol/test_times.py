@@ -1,4 +1,4 @@
-"""Durations in words and instants in UTC."""
+"""Durations as text and instants in UTC."""
 
 from __future__ import annotations
 
@@ -28,11 +28,11 @@ from airflow_mediation_provider.protocol.times import from_json, humanize, in_wo
         (190_800, "2d 5h"),
     ],
 )
-def test_humanize(seconds: float, words: str) -> None:
+def test_durations_have_their_two_largest_units(seconds: float, words: str) -> None:
     assert humanize(timedelta(seconds=seconds)) == words
 
 
-def test_instants() -> None:
+def test_instants_are_plain_utc() -> None:
     instant = datetime(2026, 3, 31, 9, 17, 21, 192_927, tzinfo=UTC)
     assert to_utc("x", instant) is instant
     assert from_json(to_json(instant)) == instant

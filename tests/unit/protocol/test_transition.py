@@ -38,7 +38,7 @@ transitions = st.builds(
 
 
 @given(transitions)
-def test_there_and_back(transition: SessionTransition) -> None:
+def test_a_transition_survives_the_round_trip(transition: SessionTransition) -> None:
     data = transition.to_dict()
     assert SessionTransition.from_dict(json.loads(json.dumps(data))) == transition
     assert {type(value) for value in data.values()} <= {str, type(None)}
@@ -79,18 +79,23 @@ def test_a_time_without_a_zone_is_refused() -> None:
         )
 
 
-def test_a_result_is_read_as_its_transition() -> None:
+def test_a_transition_is_made_from_a_session_result() -> None:
     transition = SessionTransition.from_dict({**LEAST, "evidence": "callout", "certain": True})
     assert (transition.run_type, transition.session_id, transition.source) == (RunType.NORMAL, None, Source.CALLOUT)
 
 
 @pytest.mark.parametrize("key", LEAST)
-def test_what_is_required(key: str) -> None:
+def test_a_missing_required_key_is_refused(key: str) -> None:
     with pytest.raises(KeyError, match=key):
         SessionTransition.from_dict({**LEAST, key: None})
 
 
-@pytest.mark.parametrize("bad", [{"source": "rumour"}, {"run_type": "LIVE"}, {"observed_at": "yesterday"}])
-def test_what_is_not_readable(bad: dict[str, str]) -> None:
-    with pytest.raises(ValueError, match=r"rumour|LIVE|yesterday"):
+@pytest.mark.parametrize(("run_type", "read"), [("CANARY", "CANARY"), ("canary ", "CANARY"), ("TESTING", "DEBUG")])
+def test_a_run_type_that_a_newer_version_wrote_is_kept(run_type: str, read: str) -> None:
+    assert SessionTransition.from_dict({**LEAST, "run_type": run_type}).to_dict()["run_type"] == read
+
+
+@pytest.mark.parametrize("bad", [{"source": "rumour"}, {"observed_at": "yesterday"}])
+def test_an_invalid_value_is_refused(bad: dict[str, str]) -> None:
+    with pytest.raises(ValueError, match=r"rumour|yesterday"):
         SessionTransition.from_dict({**LEAST, **bad})

@@ -1,4 +1,4 @@
-"""What MeterSessionSensor refuses when a DAG is parsed, and how it is set up to start in the triggerer."""
+"""Arguments that MeterSessionSensor refuses when a Dag is parsed, and its start in the triggerer."""
 
 from __future__ import annotations
 
@@ -11,12 +11,14 @@ import pytest
 from airflow.sdk import DAG, BaseOperator
 from airflow.triggers.base import StartTriggerArgs
 
-from airflow_mediation_provider.end_in_triggerer import may_end_without_worker
 from airflow_mediation_provider.protocol.status import RunType
-from airflow_mediation_provider.protocol.wait_result import WaitEnd, WaitResult
+from airflow_mediation_provider.protocol.waits.wait_result import WaitEnd, WaitResult
 from airflow_mediation_provider.sensors import meter_session
 from airflow_mediation_provider.sensors.meter_session import MeterSessionSensor
+from airflow_mediation_provider.tasks.build import may_end_without_worker
 from airflow_mediation_provider.triggers.meter_session import MeterSessionStartTrigger
+from tests.unit.fast_lane import modes
+from tests.unit.virtual import EPOCH
 
 if TYPE_CHECKING:
     from tests.unit.task_stage import Stage
@@ -24,7 +26,7 @@ if TYPE_CHECKING:
 
 @pytest.fixture(autouse=True)
 def airflow_33(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Arguments are checked as on Airflow 3.3, wherever this runs."""
+    """Arguments are checked as on Airflow 3.3, with any installed version."""
     monkeypatch.setattr(meter_session, "AIRFLOW_V_3_3_PLUS", True)
 
 
@@ -33,8 +35,16 @@ def sensor(**arguments: Any) -> MeterSessionSensor:
         return MeterSessionSensor(**{"task_id": "wait", "meter_id": "12", **arguments})
 
 
+def rendered(**arguments: Any) -> MeterSessionSensor:
+    """Return a sensor whose templates have been rendered to these."""
+    made = sensor(**dict.fromkeys(arguments, "{{ params.it }}"))
+    for name, value in arguments.items():
+        setattr(made, name, value)
+    return made
+
+
 @pytest.mark.parametrize("named", [None, "R-1"])
-def test_the_links_lead_to_the_session_once_it_is_known(monkeypatch: pytest.MonkeyPatch, named: str | None) -> None:
+def test_the_links_point_to_the_session_once_it_is_known(monkeypatch: pytest.MonkeyPatch, named: str | None) -> None:
     connection = {"conn_type": "mediation", "login": "a", "password": "b"}
     extra = {"data_center": "SBX", "ui_link_template": "https://zuora.example/{session_id}"}
     monkeypatch.setenv("AIRFLOW_CONN_MEDIATION_DEFAULT", json.dumps({**connection, "extra": extra}))
@@ -64,14 +74,19 @@ def test_the_links_lead_to_the_session_once_it_is_known(monkeypatch: pytest.Monk
         ({"since": "2026-01-01"}, "since"),
         ({"since": datetime(2026, 1, 1)}, "since"),
         ({"run_type": "TEST"}, "run_type must be one of NORMAL, DEBUG"),
-        ({"statuses": "COMPLETD"}, "statuses.*COMPLETED"),
+        ({"statuses": "NEVER_RUN"}, "statuses: no session is ever NEVER_RUN"),
         ({"statuses": []}, "statuses"),
         ({"statuses": ["COMPLETED", "{{ x }}", "COMPLETD"]}, "COMPLETD|nothing"),
-        ({"fail_on": "NEVER"}, "fail_on"),
+        ({"fail_on": "NEVER_RUN"}, "fail_on: no session is ever NEVER_RUN"),
         ({"fail_on": ["COMPLETED"]}, "both statuses and fail_on"),
         ({"statuses": "FAILED", "fail_on": ["FAILED"]}, "both statuses and fail_on"),
-        ({"run_type": "DEBUG", "statuses": "COMPLETED"}, "statuses.*TESTING_PASSED"),
-        ({"previous_statuses": ["RUNING"]}, "previous_statuses: .*RUNNING"),
+        ({"statuses": "TESTING_PASSED"}, "statuses: only a test .*run_type='DEBUG'"),
+        ({"previous_statuses": ["??"]}, "previous_statuses: .*RUNNING"),
+        ({"on_other_previous": "skip"}, "on_other_previous needs previous_statuses"),
+        (
+            {"previous_statuses": "RUNNING", "on_other_previous": "no"},
+            "on_other_previous must be one of wait, fail, skip",
+        ),
         ({"poke_interval": 0}, "poke_interval"),
         ({"timeout": -1}, "timeout"),
         ({"max_unreachable": -1}, "max_unreachable"),
@@ -85,9 +100,9 @@ def test_the_links_lead_to_the_session_once_it_is_known(monkeypatch: pytest.Monk
     ],
     ids=str,
 )
-def test_the_impossible_is_refused_when_the_dag_is_parsed(arguments, names):
+def test_an_impossible_argument_is_refused_when_the_dag_is_parsed(arguments, names):
     if names == "COMPLETD|nothing":
-        sensor(**arguments)  # one template among them: all are checked when it is rendered
+        sensor(**arguments)  # with a template among them, all are checked when it is rendered
         return
     with pytest.raises(ValueError, match=names):
         sensor(**arguments)
@@ -101,6 +116,7 @@ def test_the_impossible_is_refused_when_the_dag_is_parsed(arguments, names):
         {"run_type": "debug"},
         {"statuses": ("PAUSED", "COMPLETED"), "fail_on": []},
         {"previous_statuses": "PUSH_COMPLETED"},
+        {"previous_statuses": "PUSH_COMPLETED", "on_other_previous": "skip", "start_from_trigger": True},
         {"previous_statuses": ["NEVER_RUN", "{{ params.before }}"], "start_from_trigger": True},
         {"since": datetime(2026, 1, 1, tzinfo=UTC)},
         {"since": "2026-01-01T00:00:00+01:00"},
@@ -111,27 +127,114 @@ def test_the_impossible_is_refused_when_the_dag_is_parsed(arguments, names):
     ],
     ids=str,
 )
-def test_the_possible_is_not(arguments):
+def test_a_possible_argument_is_accepted(arguments):
     sensor(**arguments)
 
 
-def test_the_output_of_a_run_names_the_session(stage: Stage):
+def test_the_output_of_a_run_is_accepted_as_the_session_id(stage: Stage):
     stage.zuora.script("12", (0, "RUNNING"), (700, "COMPLETED"))
     output = {"session_id": "R-00005468", "status": "RUNNING", "meter_id": "12"}
     ending = stage.play(lambda: sensor(session_id=output, poke_interval=20))
     assert ending.xcom["session_id"] == "R-00005468"
-    ending = stage.play(lambda: sensor(session_id={"session_id": None}))
+    ending = stage.play(lambda: rendered(session_id={"session_id": None}))
     assert ending.state == "failed"
     assert "session_id" in str(ending.error)
 
 
-def test_a_run_that_returned_nothing_is_not_waited_for(stage: Stage):
-    ending = stage.play(lambda: sensor(session_id="{{ None }}".replace("{{ None }}", "None")))
+MODES: dict[str, dict[str, Any]] = {
+    "poke": {},
+    "reschedule": {"mode": "reschedule"},
+    "deferrable": {"deferrable": True},
+    "triggerer": {"start_from_trigger": True},
+}
+SESSION = {"session_id": "R-1", "status": "TESTING", "meter_id": "12", "run_type": "DEBUG", "version": "0.0.1"}
+
+
+@pytest.mark.parametrize("mode", modes(MODES))
+@pytest.mark.parametrize("name", ["session", "session_id"])
+@pytest.mark.parametrize("form", [dict, str, json.dumps], ids=["object", "repr", "JSON"])
+def test_a_session_object_contains_all_that_the_wait_needs(stage: Stage, mode: str, name: str, form: Any):
+    stage.zuora.script("12", (0, "TESTING"), (700, "TESTING_PASSED"))
+
+    ending = stage.play(lambda: sensor(meter_id=None, poke_interval=20, **{name: form(SESSION)}, **MODES[mode]))
+
+    assert ending.state == "success", ending.error
+    assert (ending.xcom["session_id"], ending.xcom["status"]) == ("R-1", "TESTING_PASSED")
+    assert ending.xcom["run_type"] == "DEBUG"
+    # So that downstream tasks get both from the session as well.
+    assert (ending.xcom["version"], ending.xcom["mediation_conn_id"]) == ("0.0.1", "mediation_default")
+
+
+@pytest.mark.parametrize("mode", modes(MODES))
+@pytest.mark.parametrize("name", ["session", "session_id"])
+@pytest.mark.parametrize(
+    ("argument", "given", "own"),
+    [
+        ("meter_id", "1005", "12"),
+        ("version", "0.0.2", "0.0.1"),
+        ("run_type", "NORMAL", "DEBUG"),
+        ("mediation_conn_id", "zuora_eu", "zuora_us"),
+    ],
+)
+def test_an_argument_that_contradicts_the_session_fails_at_once(
+    stage: Stage, mode: str, name: str, argument: str, given: str, own: str
+):
+    session = {**SESSION, "mediation_conn_id": "zuora_us"}
+
+    def make() -> MeterSessionSensor:
+        made = sensor(**{"meter_id": None, name: "{{ dag_run.conf.it }}", argument: given}, **MODES[mode])
+        setattr(made, name, session)  # as it is rendered
+        if made.start_from_trigger:
+            assert made.start_trigger_args is not None
+            made.start_trigger_args.trigger_kwargs[name] = session
+        return made
+
+    ending = stage.play(make)
+
+    assert ending.state == "failed"
+    assert str(ending.error) == (
+        f"{argument} is '{given}', but session R-1, which was given, has '{own}': leave {argument} out, or give that"
+        " session's"
+    )
+    assert stage.clock.seconds < 1
+    assert stage.zuora.asked == []
+
+
+def test_a_session_without_an_id_is_the_first_one_after_its_run_call(stage: Stage):
+    called = (EPOCH - timedelta(minutes=2)).isoformat()
+    lost = {"session_id": None, "status": "INITIALIZING", "meter_id": "12", "observed_at": called}
+    made = sensor(meter_id=None, session=lost)
+
+    wait = made.new_wait(stage.context(EPOCH))
+
+    assert (wait.condition.session_id, wait.condition.since) == (None, EPOCH - timedelta(minutes=2))
+
+
+def test_a_session_that_the_triggerer_cannot_render_is_refused(stage: Stage):
+    made = sensor(meter_id=None, session="{{ dag_run.conf }}", start_from_trigger=True)
+    assert made.start_trigger_args is not None
+    assert made.start_trigger_args.trigger_kwargs["given"] == ["session"]
+    for value in ("{{ ti.xcom_pull('run') }}", BaseOperator(task_id="run").output):
+        with pytest.raises(ValueError, match=r"start_from_trigger: session (uses|is the output)"):
+            sensor(meter_id=None, session=value, start_from_trigger=True)
+
+
+def test_without_a_session_object_the_arguments_of_the_trigger_are_as_before():
+    made = sensor(session_id="R-1", start_from_trigger=True)
+    assert made.start_trigger_args is not None
+    assert {"session", "given"}.isdisjoint(made.start_trigger_args.trigger_kwargs)
+    trigger = MeterSessionStartTrigger(**made.start_trigger_args.trigger_kwargs)
+    assert {"session", "given"}.isdisjoint(trigger.serialize()[1])
+
+
+@pytest.mark.parametrize("nothing", ["None", None, "", " "])
+def test_an_empty_output_of_a_run_fails_at_once(stage: Stage, nothing: Any):
+    ending = stage.play(lambda: rendered(session_id=nothing))
     assert ending.state == "failed"
     assert stage.zuora.asked == []
 
 
-def test_since_is_the_data_interval_else_when_the_run_was_due():
+def test_since_is_the_data_intervals_start_or_else_run_after():
     starts, due = datetime(2026, 3, 31, tzinfo=UTC), datetime(2026, 4, 1, tzinfo=UTC)
     for interval_start, expected in ((starts, starts), (None, due)):
         dag_run = SimpleNamespace(data_interval_start=interval_start, run_after=due)
@@ -149,7 +252,7 @@ def test_reschedule_needs_airflow_33(monkeypatch: pytest.MonkeyPatch):
 # ---- started in the triggerer ----------------------------------------------------------------------------------------
 
 
-def test_it_is_set_on_the_instance_never_on_the_class():
+def test_start_from_trigger_is_set_on_the_instance_never_on_the_class():
     started = sensor(start_from_trigger=True)
     assert started.start_from_trigger is True
     assert started.deferrable is True
@@ -173,18 +276,22 @@ def test_the_arguments_are_json_and_make_the_trigger():
     assert args.next_method == "execute_complete"
 
 
-def test_what_runs_before_a_task_on_a_worker_brings_it_to_one_at_the_end():
+def test_with_hooks_of_the_user_the_task_ends_on_a_worker():
     for cost in ({"pre_execute": print}, {"on_execute_callback": print}):
         assert sensor(start_from_trigger=True, **cost).start_trigger_args.trigger_kwargs["end_from_trigger"] is False
     assert sensor(start_from_trigger=True).start_trigger_args.trigger_kwargs["end_from_trigger"] is True
 
 
-def test_what_airflow_renders_has_the_same_name_on_both_sides():
-    started = sensor(start_from_trigger=True)
-    trigger = MeterSessionStartTrigger(**started.start_trigger_args.trigger_kwargs)
-    rendered = {name for name in started.template_fields if name in started.start_trigger_args.trigger_kwargs}
-    assert rendered == set(started.template_fields)
-    assert all(hasattr(trigger, name) for name in rendered)
+def test_templated_arguments_have_the_same_name_in_sensor_and_trigger():
+    named = sensor(start_from_trigger=True, session="{{ dag_run.conf }}")
+    found = sensor(start_from_trigger=True, before="{{ data_interval_end }}")
+    rendered = set()
+    for started in (named, found):
+        trigger = MeterSessionStartTrigger(**started.start_trigger_args.trigger_kwargs)
+        names = {name for name in started.template_fields if name in started.start_trigger_args.trigger_kwargs}
+        assert all(hasattr(trigger, name) for name in names)
+        rendered |= names
+    assert rendered == set(MeterSessionSensor.template_fields)
 
 
 def test_since_is_a_template_that_every_run_can_render():
@@ -212,12 +319,12 @@ def test_an_execution_timeout_that_comes_first_does_not_move_the_start():
     ],
     ids=str,
 )
-def test_what_only_a_worker_can_render_is_refused(arguments, names):
+def test_a_template_that_only_a_worker_can_render_is_refused(arguments, names):
     with pytest.raises(ValueError, match=names):
         sensor(start_from_trigger=True, **arguments)
 
 
-def test_the_output_of_a_task_is_refused():
+def test_start_from_trigger_refuses_the_output_of_a_task():
     with DAG("dag", schedule=None):
         upstream = BaseOperator(task_id="run")
         with pytest.raises(ValueError, match="session_id is the output of a task"):
@@ -225,11 +332,11 @@ def test_the_output_of_a_task_is_refused():
 
 
 @pytest.mark.parametrize("template", ["{{ params.meter }}", "{{ dag_run.conf['m'] }}", "{{ ti.run_id }}", "{{ ds }}"])
-def test_what_the_triggerer_renders_is_not(template):
+def test_a_template_that_the_triggerer_can_render_is_accepted(template):
     sensor(start_from_trigger=True, meter_id=template)
 
 
-def test_airflow_32_renders_nothing_there(monkeypatch: pytest.MonkeyPatch):
+def test_airflow_3_2_renders_no_template_in_the_triggerer(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(meter_session, "AIRFLOW_V_3_3_PLUS", False)
     with pytest.raises(ValueError, match=r"3\.3.*since"):
         sensor(start_from_trigger=True)
@@ -238,7 +345,7 @@ def test_airflow_32_renders_nothing_there(monkeypatch: pytest.MonkeyPatch):
     sensor(start_from_trigger=True, session_id="R-1")
 
 
-def test_mapping_refuses_it_clearly_and_maps_without_it():
+def test_mapping_refuses_start_from_trigger_and_maps_without_it():
     with DAG("dag", schedule=None):
         with pytest.raises(ValueError, match="start_from_trigger cannot be used with mapping"):
             MeterSessionSensor.partial(task_id="wait", start_from_trigger=True)
@@ -247,7 +354,7 @@ def test_mapping_refuses_it_clearly_and_maps_without_it():
     assert mapped.start_trigger_args is None
 
 
-def test_a_mapped_one_starts_on_a_worker_whatever_it_is_expanded_with():
+def test_a_mapped_sensor_starts_on_a_worker_with_any_argument():
     with DAG("dag", schedule=None):
         mapped = MeterSessionSensor.partial(task_id="wait", meter_id="1").expand(start_from_trigger=[True])
     unmapped = mapped.unmap({"start_from_trigger": True})
@@ -278,7 +385,7 @@ def no_listeners(monkeypatch: pytest.MonkeyPatch) -> None:
     ids=str,
 )
 @pytest.mark.usefixtures("no_listeners")
-def test_a_task_ends_there_only_where_airflow_loses_nothing(cost):
+def test_a_task_ends_in_the_triggerer_only_if_airflow_loses_nothing(cost):
     from airflow.sdk import Asset
 
     assert may_end_without_worker(sensor())
@@ -306,7 +413,7 @@ def test_tasks_mapped_over_the_session_keep_the_end_on_a_worker():
 
 
 @pytest.mark.usefixtures("no_listeners")
-def test_the_serialized_task_answers_alike():
+def test_the_serialized_task_ends_in_the_same_place():
     from airflow.serialization.serialized_objects import DagSerialization
 
     with DAG("dag", schedule=None) as dag:

@@ -1,4 +1,4 @@
-"""A simulator with a clock that stands still, and a client that knows nothing but HTTP."""
+"""A simulator with a manual clock, and a plain HTTP client."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class Answer:
 
 @dataclass
 class Client:
-    """Calls a simulator: one connection a call, and a token where none is given."""
+    """Calls a simulator: one connection for each call, and a token by default."""
 
     url: str
     token: str | None = None
@@ -57,7 +57,7 @@ class Client:
         return self.send("POST", "/oauth/token", form, {"Content-Type": "application/x-www-form-urlencoded"})
 
     def call(self, method: str, path: str, body: Any = None, **query: Any) -> Answer:
-        """Call an operation with a good token and the headers that Zuora asks for."""
+        """Call an operation with a valid token and the headers that Zuora requires."""
         if self.token is None:
             self.token = self.login().json["access_token"]
         path = f"{path}?{urlencode(query, doseq=True)}" if query else path
@@ -74,8 +74,8 @@ class Client:
 
 
 @pytest.fixture
-def sim() -> Iterator[Simulator]:
-    """A demo tenant whose time stands still."""
+def sim(services: None) -> Iterator[Simulator]:
+    """A demo tenant with a manual clock."""
     with running_simulator(SimulatorConfig(clock="manual")) as simulator:
         yield simulator
 
@@ -98,13 +98,13 @@ class Bench:
 
 @pytest.fixture
 def bench(request: pytest.FixtureRequest) -> Bench:
-    """A tenant whose engine tests drive; parametrize indirectly with settings."""
+    """A tenant whose engine a test drives; parametrize indirectly with settings."""
     tenant = Tenant(SimulatorConfig(clock="manual", **getattr(request, "param", {})))
     assert isinstance(tenant.clock, ManualClock)
     return Bench(tenant, tenant.clock)
 
 
 @pytest.fixture
-def receiver() -> Iterator[Receiver]:
+def receiver(services: None) -> Iterator[Receiver]:
     with running_receiver() as running:
         yield running

@@ -1,4 +1,4 @@
-"""A receiver of callouts: real HTTP on 127.0.0.1, and a test says what it answers."""
+"""A receiver of callouts: real HTTP on 127.0.0.1, with the answers of a test."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ class Receiver:
     _open: int = 0
 
     def answers(self, *statuses: int) -> None:
-        """Answer with these statuses, one after the other; the last one for ever."""
+        """Answer with these statuses, one after the other; the last one repeats."""
         left = list(statuses)
         self.answer = lambda received: Answer(left.pop(0) if len(left) > 1 else left[0])
 

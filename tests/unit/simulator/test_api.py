@@ -26,7 +26,7 @@ def error(answer: Answer) -> tuple[int, str | None, str]:
 # ---- OAuth
 
 
-def test_a_token_is_given_for_the_right_credentials(sim: Simulator, client: Client) -> None:
+def test_valid_credentials_get_a_token(sim: Simulator, client: Client) -> None:
     body = client.login().json
     assert set(body) == {"access_token", "token_type", "expires_in", "scope", "jti"}
     assert (body["token_type"], body["expires_in"]) == ("bearer", 3599)
@@ -43,12 +43,12 @@ def test_a_token_is_given_for_the_right_credentials(sim: Simulator, client: Clie
         ({"grant_type": "password"}, 400),
     ],
 )
-def test_wrong_credentials_get_none(sim: Simulator, client: Client, changes: dict[str, str], status: int) -> None:
+def test_wrong_credentials_get_no_token(sim: Simulator, client: Client, changes: dict[str, str], status: int) -> None:
     assert client.login(**changes).status == status
     assert [entry["granted"] for entry in sim.log(kind="token")] == [False]
 
 
-def test_the_token_request_is_a_form(client: Client) -> None:
+def test_a_token_request_that_is_no_form_is_refused(client: Client) -> None:
     body = {"grant_type": "client_credentials", "client_id": "simulator-client", "client_secret": "simulator-secret"}
     assert client.send("POST", "/oauth/token", body, {"Content-Type": "application/json"}).status == 400
 
@@ -62,7 +62,7 @@ def test_no_secret_and_no_token_is_in_the_log(sim: Simulator, client: Client) ->
 
 
 @pytest.mark.parametrize("authorization", [None, "Bearer ", "Bearer made-up", "Basic abc"])
-def test_a_call_without_a_good_token_is_401(sim: Simulator, client: Client, authorization: str | None) -> None:
+def test_a_call_without_a_valid_token_is_401(sim: Simulator, client: Client, authorization: str | None) -> None:
     headers = {"Content-Type": "application/json"} | ({"Authorization": authorization} if authorization else {})
     answer = client.send("POST", "/meters/run/1001/0.0.1", None, headers)
     assert error(answer) == (401, None, "Authentication error")
@@ -107,7 +107,7 @@ def test_run_answers_as_documented(client: Client) -> None:
     }
 
 
-def test_a_start_in_the_log_says_who_asked_for_it(sim: Simulator, client: Client) -> None:
+def test_a_start_in_the_log_names_its_request(sim: Simulator, client: Client) -> None:
     client.headers["Zuora-Track-Id"] = "dag.task.1"
     answer = client.run(uniqueKey="lms_meter2_2026-03-31T22:00:00Z")
     (start,) = sim.log(kind="start")
@@ -133,7 +133,7 @@ def test_a_duplicate_key_is_400_and_names_no_session(sim: Simulator, client: Cli
     assert len(sim.log(kind="start")) == 1
 
 
-def test_a_sixth_meter_is_400(client: Client) -> None:
+def test_a_sixth_running_meter_is_400(client: Client) -> None:
     for meter in range(1005, 1010):
         assert client.run(str(meter)).status == 200
     assert error(client.run("1001")) == (400, None, "maximum running meter count exceeded")
@@ -149,7 +149,7 @@ def test_a_sixth_meter_is_400(client: Client) -> None:
         {"sourceType": "STREAMING_API"},
     ],
 )
-def test_sources_for_one_run_are_taken(client: Client, source: dict[str, Any]) -> None:
+def test_sources_for_one_run_are_accepted(client: Client, source: dict[str, Any]) -> None:
     assert client.run(runtimeSourceConfigs=[source]).status == 200
 
 
@@ -181,7 +181,7 @@ def test_a_body_that_is_no_json_object_is_refused(client: Client, body: str) -> 
     assert error(client.call("POST", "/meters/run/1001/0.0.1", body))[:2] == (400, "70002023")
 
 
-def test_a_compressed_request_is_read(client: Client) -> None:
+def test_a_compressed_request_is_decompressed(client: Client) -> None:
     client.headers["Content-Encoding"] = "gzip"
     content = gzip.compress(json.dumps({"uniqueKey": "k"}).encode())
     assert client.call("POST", "/meters/run/1001/0.0.1", content).status == 200
@@ -228,14 +228,14 @@ def test_run_status_gives_code_and_name(sim: Simulator, client: Client, code: in
     assert body == {"success": True, "data": {"runStatus": code, "runStatusDescription": name}}
 
 
-def test_stopping_has_a_code_that_is_not_documented(sim: Simulator, client: Client) -> None:
+def test_stopping_has_an_undocumented_code(sim: Simulator, client: Client) -> None:
     sim.set_meter("7", initial_status="STOPPING")
     assert client.call("GET", "/meters/7/0.0.1/runStatus").json["data"]["runStatus"] == 14
     sim.configure(stopping_code=20)
     assert client.call("GET", "/meters/7/0.0.1/runStatus").json["data"]["runStatus"] == 20
 
 
-def test_a_script_may_show_a_code_nobody_knows(sim: Simulator, client: Client) -> None:
+def test_a_script_may_contain_an_undocumented_code(sim: Simulator, client: Client) -> None:
     sim.set_meter("7", script=[["RUNNING", 1], [77, 1], ["COMPLETED", None]])
     client.run("7")
     sim.advance(1)
@@ -267,11 +267,11 @@ def test_stop_answers_as_documented(sim: Simulator, client: Client) -> None:
     ]
 
 
-def test_stop_wants_a_boolean(client: Client) -> None:
+def test_force_stop_must_be_a_boolean(client: Client) -> None:
     assert error(client.call("POST", "/meters/stop/1004/0.0.1", forceStop="yes"))[:2] == (400, "70002023")
 
 
-# ---- what every call is checked for
+# ---- the checks of every call
 
 CALLS = [
     ("POST", "/meters/run/{}", None),
@@ -282,7 +282,7 @@ CALLS = [
 
 
 @pytest.mark.parametrize(("method", "path", "body"), CALLS)
-def test_unknown_meters_and_versions(client: Client, method: str, path: str, body: Any) -> None:
+def test_unknown_meters_and_versions_are_refused(client: Client, method: str, path: str, body: Any) -> None:
     answer = client.call(method, path.format("9999/0.0.1"), body)
     assert error(answer)[:2] == (404 if "runStatus" in path else 400, "70002103")
     assert (answer.json["previousPage"], answer.json["nextPage"]) == (None, None)
@@ -291,7 +291,9 @@ def test_unknown_meters_and_versions(client: Client, method: str, path: str, bod
 
 
 @pytest.mark.parametrize(("method", "path", "body"), CALLS)
-def test_a_tenant_without_mediation(sim: Simulator, client: Client, method: str, path: str, body: Any) -> None:
+def test_a_tenant_without_mediation_refuses_every_call(
+    sim: Simulator, client: Client, method: str, path: str, body: Any
+) -> None:
     sim.configure(mediation_enabled=False)
     assert error(client.call(method, path.format("1001/0.0.1"), body))[:2] == (400, "70002004")
 
@@ -305,7 +307,9 @@ def test_a_tenant_without_mediation(sim: Simulator, client: Client, method: str,
         (["Configure Meters and Events"], [False, False, True, True]),
     ],
 )
-def test_permissions_of_the_client(sim: Simulator, client: Client, permissions: list[str], allowed: list[bool]) -> None:
+def test_each_operation_needs_its_permission(
+    sim: Simulator, client: Client, permissions: list[str], allowed: list[bool]
+) -> None:
     sim.configure(permissions=permissions)
     answers = [client.call(method, path.format("1001/0.0.1"), body) for method, path, body in CALLS]
     assert [answer.json.get("error", {}).get("code") != "70002006" for answer in answers] == allowed
@@ -331,7 +335,7 @@ def test_content_type_is_required_except_for_stop(
     assert client.call(method, path.format("1005/0.0.1"), body).status in ((400,) if "stop" in path else (200,))
 
 
-def test_ids_of_request_and_track_come_back(client: Client) -> None:
+def test_request_and_track_ids_are_returned(client: Client) -> None:
     client.headers["Zuora-Track-Id"] = "dag.task-1_try.2"
     first, second = client.run(), client.run("9999")
     for answer in (first, second):
@@ -349,7 +353,7 @@ def test_an_illegal_track_id_is_refused(sim: Simulator, client: Client, track: s
     assert client.run().status == 200
 
 
-def test_a_rate_limit_is_told_and_kept(sim: Simulator, client: Client) -> None:
+def test_a_rate_limit_is_in_the_headers_and_enforced(sim: Simulator, client: Client) -> None:
     assert "RateLimit-Limit" not in client.run().headers
     sim.configure(rate_limit=2, rate_limit_window=30)
     answers = [client.call("GET", "/meters/1001/0.0.1/runStatus") for _ in range(3)]
@@ -371,24 +375,35 @@ def test_a_rate_limit_is_told_and_kept(sim: Simulator, client: Client) -> None:
         ("message", lambda body: body | {"code": "70002103"}),
     ],
 )
-def test_errors_come_in_every_documented_shape(sim: Simulator, client: Client, shape: str, read: Any) -> None:
+def test_errors_have_the_configured_documented_shape(sim: Simulator, client: Client, shape: str, read: Any) -> None:
     sim.configure(error_shape=shape)
     detail = read(client.run("9999").json)
     assert (detail["code"], detail["message"]) == ("70002103", "Meter 9999 does not exist.")
 
 
-def test_errors_without_a_documented_code_can_be_given_one(sim: Simulator, client: Client) -> None:
+def test_errors_without_a_documented_code_can_get_one(sim: Simulator, client: Client) -> None:
     sim.configure(undocumented_code="70002120", null_page=None)
     assert client.run(uniqueKey="k").json["nextPage"] is None
     assert error(client.run(uniqueKey="k"))[1] == "70002120"
 
 
-def test_what_is_no_operation_is_404(client: Client) -> None:
+def test_no_page_is_written_as_documented_or_everywhere_alike(sim: Simulator, client: Client) -> None:
+    def pages() -> tuple[Any, Any]:
+        return client.run("1001").json["nextPage"], client.call("POST", "/meters/1001/summary").json["nextPage"]
+
+    assert pages() == ("null", None)
+    sim.configure(null_page="null")
+    assert pages() == ("null", "null")
+    sim.configure(null_page=None)
+    assert pages() == (None, None)
+
+
+def test_an_unknown_operation_is_404(client: Client) -> None:
     assert client.call("GET", "/meters/run/1001/0.0.1").status == 404
     assert client.call("GET", "/v1/meters/1001/0.0.1/runStatus").status == 404
 
 
-def test_long_replies_are_compressed_for_who_accepts_it(client: Client) -> None:
+def test_long_replies_are_compressed_for_clients_that_accept_gzip(client: Client) -> None:
     client.headers["Accept-Encoding"] = "gzip"
     client.run("1001")
     assert "Content-Encoding" not in client.run("1001").headers

@@ -4,6 +4,7 @@ import csv
 import gzip
 import io
 import json
+import re
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -35,9 +36,11 @@ def test_summary_counts_per_session(sim: Simulator, client: Client, failed: str)
     answer = client.call("POST", "/meters/1002/summary", body).json
     data = answer["data"]
     assert answer["success"] is True
-    assert data["query"] == body
+    assert data["query"] == {**body, "sessionIds": None, "operatorIds": None}
+    assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{9}Z", data["requestTime"])
+    assert (answer["previousPage"], answer["nextPage"]) == (None, None)
     assert data["output"] == [{"dimensions": {"sessionId": failed}, "output": 80, "totalErrorCount": 12}]
-    sim.advance(3)  # RUNNING: half of it can be seen
+    sim.advance(3)  # RUNNING: half of the records are visible
     of_later = client.call("POST", "/meters/1002/summary", {**body, "sessionIds": [later]}).json["data"]["output"]
     assert of_later == [{"dimensions": {"sessionId": later}, "output": 40, "totalErrorCount": 6}]
 
@@ -78,9 +81,9 @@ def test_counts_of_entries_and_summary_agree(client: Client, failed: str) -> Non
 # ---- entries
 
 
-def test_entries_look_as_documented(client: Client, failed: str) -> None:
+def test_entries_have_the_documented_form(client: Client, failed: str) -> None:
     body = client.call("GET", "/meters/1002/auditTrail/entries", **NORMAL_ERRORS, sessionId=failed).json
-    assert (body["success"], len(body["data"]), body["nextPage"]) == (True, 12, "null")
+    assert (body["success"], len(body["data"]), body["nextPage"]) == (True, 12, None)
     entry = body["data"][0]
     assert set(entry) == {
         "errorTime",
@@ -98,9 +101,11 @@ def test_entries_look_as_documented(client: Client, failed: str) -> None:
     assert {"AccountNumber", "SubscriptionNumber", "UnitOfMeasure", "Quantity", "UniqueKey"} <= set(entry["payload"])
     again = client.call("GET", "/meters/1002/auditTrail/entries", **NORMAL_ERRORS, sessionId=failed).json
     assert again["data"] == body["data"]
+    [sample, *_] = client.call("GET", "/meters/1002/auditTrail/entries", **NORMAL_SAMPLES).json["data"]
+    assert (sample["errorCode"], sample["errorTime"].isdigit()) == ("", True)
 
 
-def test_entries_come_page_by_page(client: Client, failed: str) -> None:
+def test_entries_are_returned_page_by_page(client: Client, failed: str) -> None:
     seen: list[str] = []
     pages: list[int] = []
     query: dict[str, Any] = {**NORMAL_SAMPLES}
@@ -108,14 +113,14 @@ def test_entries_come_page_by_page(client: Client, failed: str) -> None:
         body = client.call("GET", "/meters/1002/auditTrail/entries", **query).json
         pages.append(len(body["data"]))
         seen += [entry["eventId"] for entry in body["data"]]
-        if body["nextPage"] == "null":
+        if body["nextPage"] is None:
             break
         query["cursor"] = body["nextPage"]
     assert pages == [30, 30, 20]
     assert len(set(seen)) == 80
 
 
-def test_entries_are_picked_by_session_operator_type_and_time(sim: Simulator, client: Client, failed: str) -> None:
+def test_entries_are_filtered_by_session_operator_type_and_time(sim: Simulator, client: Client, failed: str) -> None:
     other = client.run("1002").json["data"]["sessionId"]
     client.call("POST", "/meters/debug/1002/0.0.1", {})
     sim.advance(60)
@@ -186,11 +191,15 @@ def test_an_export_job_runs_ends_and_is_downloaded(sim: Simulator, client: Clien
     (job,) = jobs(client, requestId=request_id)
     assert (job["status"], job["fileList"], job["completionTime"]) == ("RUNNING", [], None)
     assert job["query"]["statuses"] == ["FAILED", "CANCELED"]
+    assert job["creationTime"].endswith("Z")
     sim.advance(2)
     (job,) = jobs(client)
     assert (job["status"], job["count"], len(job["fileList"])) == ("FINISHED", 12, 1)
     assert (job["requestId"], job["meterId"]) == (request_id, 1002)
-    url = client.call("GET", "/meters/auditTrail/presignedUrl", fileKey=job["fileList"][0]).json["data"]
+    assert (job["fileList"], job["completionTime"][-1]) == ([f"{request_id}/audit_trail.csv"], "Z")
+    reply = client.call("GET", "/meters/auditTrail/presignedUrl", fileKey=job["fileList"][0]).json
+    assert reply.keys() == {"success", "data"}
+    url = reply["data"]
     assert "X-Amz-Expires=3600" in url
     file = client.send("GET", url.removeprefix(sim.url))
     rows = list(csv.DictReader(io.StringIO(file.content.decode())))
@@ -202,7 +211,7 @@ def test_an_export_job_runs_ends_and_is_downloaded(sim: Simulator, client: Clien
     assert client.send("GET", url.removeprefix(sim.url).partition("?")[0]).status == 403
 
 
-def test_one_export_of_the_tenant_after_the_other(sim: Simulator, client: Client, failed: str) -> None:
+def test_exports_of_a_tenant_run_one_after_the_other(sim: Simulator, client: Client, failed: str) -> None:
     first, second = export(client), export(client, exportType="SAMPLE")
     sim.advance(2)
     assert [(job["requestId"], job["status"]) for job in jobs(client)] == [(second, "RUNNING"), (first, "FINISHED")]
@@ -212,7 +221,7 @@ def test_one_export_of_the_tenant_after_the_other(sim: Simulator, client: Client
     assert [job["count"] for job in jobs(client)] == [80, 12]
 
 
-def test_an_export_by_final_status_leaves_the_others_out(sim: Simulator, client: Client, failed: str) -> None:
+def test_an_export_by_final_status_contains_only_such_sessions(sim: Simulator, client: Client, failed: str) -> None:
     export(client, runStatuses="COMPLETED,CANCELED")
     sim.advance(2)
     assert [job["count"] for job in jobs(client)] == [0]

@@ -1,4 +1,4 @@
-"""The callout history and sending again, as Zuora documents them."""
+"""The callout history and the repetition of its callouts, as Zuora documents them."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def history(client: Client, **query: Any) -> list[dict[str, Any]]:
     return list(answer.json["calloutHistories"])
 
 
-def test_only_failed_callouts_by_default(sent: Simulator, client: Client, receiver: Receiver) -> None:
+def test_only_failed_callouts_are_returned_by_default(sent: Simulator, client: Client, receiver: Receiver) -> None:
     (record,) = history(client)
     context = record.pop("eventContext")
     assert record == {
@@ -55,7 +55,7 @@ def test_only_failed_callouts_by_default(sent: Simulator, client: Client, receiv
     assert json.loads(context["<sendXML>"])["status"] == "RUNNING"
 
 
-def test_all_callouts_page_by_page_the_newest_first(sent: Simulator, client: Client) -> None:
+def test_all_callouts_are_returned_page_by_page_the_newest_first(sent: Simulator, client: Client) -> None:
     statuses, path = [], f"{HISTORY}?failedOnly=false&pageSize=2"
     for count in (2, 1):
         body = client.call("GET", path).json
@@ -69,7 +69,7 @@ def test_all_callouts_page_by_page_the_newest_first(sent: Simulator, client: Cli
     assert statuses == ["FAILED", "RUNNING", "INITIALIZING"]
 
 
-def test_a_window_of_time_is_a_day_unless_told(sent: Simulator, client: Client) -> None:
+def test_the_default_span_of_time_is_a_day(sent: Simulator, client: Client) -> None:
     at = "2026-01-01T00:00:01"
     assert len(history(client, failedOnly="false", startTime=at, endTime=at)) == 1
     assert len(history(client, failedOnly="false", startTime=at)) == 2
@@ -81,13 +81,13 @@ def test_a_window_of_time_is_a_day_unless_told(sent: Simulator, client: Client) 
     assert len(history(client, failedOnly="false", startTime="2026-01-01T00:00:00Z")) == 3
 
 
-def test_times_are_those_of_the_tenants_zone(sent: Simulator, client: Client) -> None:
+def test_times_are_in_the_tenants_zone(sent: Simulator, client: Client) -> None:
     sent.delivery(history_timezone="America/New_York")
     assert history(client)[0]["createTime"] == "2025-12-31T19:00:01"
     assert len(history(client, startTime="2025-12-31T19:00:00", endTime="2025-12-31T19:00:02")) == 1
 
 
-def test_categories_sessions_and_contents(sent: Simulator, client: Client) -> None:
+def test_callouts_are_filtered_and_have_their_contents(sent: Simulator, client: Client) -> None:
     assert history(client, eventCategory="com.zuora.notification:other") == []
     assert len(history(client, eventCategory="com.zuora.notification:status_change")) == 1
     assert len(history(client, objectId="R-00005468")) == 1
@@ -96,7 +96,7 @@ def test_categories_sessions_and_contents(sent: Simulator, client: Client) -> No
 
 
 @pytest.mark.parametrize(
-    ("query", "said"),
+    ("query", "expected"),
     [
         ({"page": 2}, "pageSize"),
         ({"pageSize": 41}, "pageSize"),
@@ -106,13 +106,13 @@ def test_categories_sessions_and_contents(sent: Simulator, client: Client) -> No
         ({"failedOnly": "perhaps"}, "failedOnly"),
     ],
 )
-def test_a_wrong_parameter_is_refused(client: Client, query: dict[str, Any], said: str) -> None:
+def test_a_wrong_parameter_is_refused(client: Client, query: dict[str, Any], expected: str) -> None:
     answer = client.call("GET", HISTORY, **query)
     assert answer.status == 400
-    assert said in answer.json["error"]["message"]
+    assert expected in answer.json["error"]["message"]
 
 
-def test_it_takes_a_token_and_a_permission_but_no_mediation(sim: Simulator, client: Client) -> None:
+def test_the_history_needs_a_token_and_a_permission_but_not_mediation(sim: Simulator, client: Client) -> None:
     assert client.send("GET", HISTORY).status == 401
     sim.configure(mediation_enabled=False)
     assert history(client) == []
@@ -141,7 +141,7 @@ def test_a_callout_is_sent_again(sent: Simulator, client: Client, receiver: Rece
     assert [record["responseCode"] for record in history(client, failedOnly="false")][:2] == [200, 200]
 
 
-def test_what_cannot_be_sent_again_is_named(sent: Simulator, client: Client) -> None:
+def test_callouts_that_cannot_be_sent_again_are_named(sent: Simulator, client: Client) -> None:
     known = sent.callout_history()[0]["id"]
     some = client.call("POST", RESEND, [known, "unknown"])
     assert (some.status, some.json["unknown"]["code"]) == (202, "ObjectNotFound")
@@ -152,7 +152,7 @@ def test_what_cannot_be_sent_again_is_named(sent: Simulator, client: Client) -> 
 
 
 @pytest.mark.parametrize(("kind", "attempts"), [("callout", [(3, 503)]), ("attempt", [(3, 503), (2, 503), (1, 503)])])
-def test_whether_each_attempt_has_a_record_is_a_setting(
+def test_a_setting_decides_if_each_attempt_has_a_record(
     sim: Simulator, client: Client, receiver: Receiver, kind: str, attempts: list[tuple[int, int]]
 ) -> None:
     receiver.answers(503)

@@ -1,4 +1,4 @@
-"""What a template makes of an event, byte by byte: field names, dates, signatures."""
+"""The requests that a template makes from an event, byte by byte: field names, dates, signatures."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def config(**settings: Any) -> CalloutConfig:
         ),
     ],
 )
-def test_keys_are_spelled_as_asked(event: Event, spelling: str, keys: str) -> None:
+def test_keys_have_the_configured_spelling(event: Event, spelling: str, keys: str) -> None:
     body = json.loads(render(config(body=spelling), event))
     assert list(body) == keys.split()
     assert list(body.values()) == [
@@ -93,7 +93,13 @@ def test_labels_are_those_of_zuoras_page(event: Event) -> None:
     ]
 
 
-def test_a_template_of_ones_own(event: Event) -> None:
+def test_advanced_merge_fields_may_begin_with_the_base_object(event: Event) -> None:
+    assert json.loads(render(config(body="base_object"), event))["MeterSessionMeterId"] == "1002"
+    template = {"MeterSession": {"Meter": {"Id": "{{MeterSession.Meter.Id}}"}}}
+    assert json.loads(render(config(body=template), event)) == {"MeterSession": {"Meter": {"Id": "1002"}}}
+
+
+def test_a_users_own_template_is_filled_in(event: Event) -> None:
     template = {
         "now": "{{MeterSession.Status}}",
         "before": "{{ DataSource.MeterSession.PreviousStatus }}",
@@ -116,7 +122,7 @@ def test_a_template_of_ones_own(event: Event) -> None:
 
 
 @pytest.mark.parametrize(
-    ("form", "zone", "said"),
+    ("form", "zone", "expected"),
     [
         ("iso", "UTC", "2026-01-01T00:01:05.500Z"),
         ("iso", "America/New_York", "2025-12-31T19:01:05.500-05:00"),
@@ -128,14 +134,14 @@ def test_a_template_of_ones_own(event: Event) -> None:
         ("%d-%b-%Y", "UTC", "01-Jan-2026"),
     ],
 )
-def test_dates_are_written_as_the_locale_wants(event: Event, form: str, zone: str, said: str) -> None:
-    assert text(event, "MeterSession.EndTime", config(date_format=form, timezone=zone)) == said
+def test_dates_have_the_format_of_the_locale(event: Event, form: str, zone: str, expected: str) -> None:
+    assert text(event, "MeterSession.EndTime", config(date_format=form, timezone=zone)) == expected
     ended = event.values["MeterSession.EndTime"]
-    assert date_text(ended, form, zone) == said  # type: ignore[arg-type]
+    assert date_text(ended, form, zone) == expected  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("null", ["", "null", "NEVER_RUN"])
-def test_a_field_without_a_value_is_what_the_setting_says(bench: Bench, null: str) -> None:
+def test_a_field_without_a_value_becomes_the_configured_text(bench: Bench, null: str) -> None:
     bench.tenant.configure({"callouts": [{"url": "http://127.0.0.1:9", "null_text": null}]})
     bench.tenant.start_session("1002")
     entry = bench.tenant.callouts.begin()
@@ -154,7 +160,7 @@ def test_a_field_without_a_value_is_what_the_setting_says(bench: Bench, null: st
         ("SHA-512", "sha512"),
     ],
 )
-def test_signatures(name: tuple[str, str]) -> None:
+def test_each_algorithm_and_format_signs_correctly(name: tuple[str, str]) -> None:
     digest = hmac.new(b"geheim", "größer".encode(), getattr(hashlib, name[1])).digest()
     assert signature("geheim", "größer", name[0], "HEX") == digest.hex()
     assert base64.b64decode(signature("geheim", "größer", name[0], "BASE64")) == digest
@@ -179,7 +185,7 @@ def test_the_signed_message_and_the_headers_value_are_templates(event: Event) ->
     }
 
 
-def test_what_the_history_tells_of_an_event(event: Event) -> None:
+def test_the_history_contains_the_context_of_an_event(event: Event) -> None:
     full = context(config(), event, "{}", "full")
     assert (full["<MeterSession.Status>"], full["<sendXML>"]) == ("FAILED", "{}")
     assert full["<Event.Category>"] == "com.zuora.notification:status_change"
@@ -187,7 +193,7 @@ def test_what_the_history_tells_of_an_event(event: Event) -> None:
     assert context(config(), event, "{}", "dotted")["MeterSession.PreviousStatus"] == "RUNNING"
 
 
-def test_a_query_of_the_event_store_has_the_documented_names() -> None:
+def test_an_event_store_query_has_the_documented_field_names() -> None:
     body = json.loads(render(config(event="event_store_query", body="dotted"), event_store_query({}, 0.0)))
     assert list(body) == [
         "EventStoreQuery.Id",

@@ -1,4 +1,4 @@
-"""Zuora's rules of callouts: what is sent, what is tried again and when, and what may go wrong on request."""
+"""Zuora's rules of callouts: what is sent, what is repeated and when, and the faults on request."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def attempts(sim: Simulator, **fields: Any) -> list[dict[str, Any]]:
 
 
 def fail(sim: Simulator) -> str:
-    """Let one session begin, whose one callout is of interest."""
+    """Start one session, whose only callout a test checks."""
     return str(sim.start_session("1002", script=[["RUNNING", None]])["session_id"])
 
 
@@ -60,7 +60,7 @@ def test_each_change_of_a_status_is_sent(sim: Simulator, receiver: Receiver) -> 
     assert all(entry["outcome"] == "delivered" and entry["code"] == 200 for entry in attempts(sim))
 
 
-def test_nothing_is_sent_before_it_is_set_up_nor_when_it_is_inactive(sim: Simulator, receiver: Receiver) -> None:
+def test_nothing_is_sent_without_an_active_notification(sim: Simulator, receiver: Receiver) -> None:
     play(sim)
     sim.callouts(CalloutConfig(url=receiver.url, active=False))
     play(sim)
@@ -76,7 +76,7 @@ def test_nothing_is_sent_before_it_is_set_up_nor_when_it_is_inactive(sim: Simula
         ({"run_types": ["DEBUG"]}, 2),
     ],
 )
-def test_filters(sim: Simulator, receiver: Receiver, filters: dict[str, Any], sent: int) -> None:
+def test_filters_select_events(sim: Simulator, receiver: Receiver, filters: dict[str, Any], sent: int) -> None:
     sim.callouts(CalloutConfig(url=receiver.url, **filters))
     play(sim)
     sim.start_session("1001" if "meters" not in filters else "1003", run_type="DEBUG")
@@ -101,7 +101,7 @@ def test_every_attempt_has_zuoras_headers_and_the_notification_keeps_its_id(sim:
 
 
 @pytest.mark.parametrize("status", [201, 202, 204, 301, 307, 400, 401, 404, 405, 409, 410, 413, 422])
-def test_an_answer_that_is_not_retried(sim: Simulator, receiver: Receiver, status: int) -> None:
+def test_a_final_answer_is_not_retried(sim: Simulator, receiver: Receiver, status: int) -> None:
     receiver.answer = lambda received: Answer(status, b"", {"Location": "/elsewhere"})
     sim.callouts(CalloutConfig(url=receiver.url))
     fail(sim)
@@ -113,7 +113,7 @@ def test_an_answer_that_is_not_retried(sim: Simulator, receiver: Receiver, statu
 
 
 @pytest.mark.parametrize("status", [403, 408, 429, 500, 502, 503, 504, 599])
-def test_an_answer_that_is_retried_three_times_in_all(sim: Simulator, receiver: Receiver, status: int) -> None:
+def test_a_retriable_answer_leads_to_three_attempts_in_all(sim: Simulator, receiver: Receiver, status: int) -> None:
     receiver.answers(status)
     sim.callouts(CalloutConfig(url=receiver.url))
     fail(sim)
@@ -159,13 +159,13 @@ def test_no_answer_is_retried(sim: Simulator, receiver: Receiver) -> None:
     assert sim.wait_for("callout", outcome="delivered")[0]["attempt"] == 2
 
 
-def test_a_receiver_that_is_not_there(sim: Simulator) -> None:
+def test_a_receiver_that_does_not_listen_is_no_answer(sim: Simulator) -> None:
     sim.callouts(CalloutConfig(url="http://127.0.0.1:9/callouts"))
     fail(sim)
     assert sim.wait_for("callout", code=-1)[0]["outcome"] == "retried"
 
 
-def test_an_answer_that_takes_too_long_is_none(sim: Simulator, receiver: Receiver) -> None:
+def test_an_answer_after_the_timeout_does_not_count(sim: Simulator, receiver: Receiver) -> None:
     gate = threading.Event()
     receiver.answer = lambda received: Answer(wait_for=gate)
     sim.callouts(CalloutConfig(url=receiver.url))
@@ -213,7 +213,9 @@ def test_basic_authentication_may_be_preemptive(sim: Simulator, receiver: Receiv
 
 
 @pytest.mark.parametrize(("retry", "outcome"), [(False, "failed"), (True, "retried")])
-def test_wrong_credentials(sim: Simulator, receiver: Receiver, retry: bool, outcome: str) -> None:
+def test_wrong_credentials_are_retried_only_if_configured(
+    sim: Simulator, receiver: Receiver, retry: bool, outcome: str
+) -> None:
     receiver.answer = asks_for_basic
     sim.callouts(CalloutConfig(url=receiver.url, username="zuora", password="wrong"))
     sim.delivery(retry_unauthorized=retry)
@@ -232,7 +234,7 @@ def test_a_body_that_is_no_json_is_neither_sent_nor_retried(sim: Simulator, rece
     assert receiver.received == []
 
 
-def test_several_notifications_on_one_event_have_ids_of_their_own(sim: Simulator, receiver: Receiver) -> None:
+def test_several_notifications_on_one_event_have_different_ids(sim: Simulator, receiver: Receiver) -> None:
     sim.callouts(CalloutConfig(url=receiver.url, name="a"), CalloutConfig(url=receiver.url, name="b"))
     fail(sim)
     sim.wait_delivered()
@@ -255,7 +257,7 @@ def test_copies_have_the_same_another_or_no_id(sim: Simulator, receiver: Receive
     assert sent == sorted(str(entry["notification_id"]) for entry in attempts(sim))
 
 
-def test_disorder_holds_callouts_back_and_the_same_seed_does_the_same(receiver: Receiver) -> None:
+def test_disorder_delays_callouts_and_the_same_seed_repeats_the_order(receiver: Receiver) -> None:
     def order(seed: int) -> list[str]:
         with running_simulator(SimulatorConfig(clock="manual", delivery={"seed": seed})) as sim:
             sim.callouts(CalloutConfig(url=receiver.url, disorder=100))
@@ -284,7 +286,7 @@ def test_a_lost_callout_fails_in_the_history_and_a_vanished_one_is_not_in_it(
     assert receiver.received == []
 
 
-def test_about_the_asked_share_is_lost(sim: Simulator, receiver: Receiver) -> None:
+def test_about_the_configured_share_of_callouts_is_lost(sim: Simulator, receiver: Receiver) -> None:
     sim.callouts(CalloutConfig(url=receiver.url, loss=0.5, retry=False))
     for _ in range(40):
         play(sim)
@@ -303,7 +305,7 @@ def test_a_lost_answer_makes_zuora_send_again_what_arrived(sim: Simulator, recei
     assert len({each.headers["Zuora-Notification-Id"] for each in receiver.received}) == 1
 
 
-def test_as_many_at_once_as_allowed(sim: Simulator, receiver: Receiver) -> None:
+def test_as_many_callouts_are_sent_at_once_as_allowed(sim: Simulator, receiver: Receiver) -> None:
     gate, third = threading.Event(), threading.Event()
 
     def answer(received: Received) -> Answer:
@@ -322,7 +324,7 @@ def test_as_many_at_once_as_allowed(sim: Simulator, receiver: Receiver) -> None:
     assert (len(receiver.received), receiver.most_at_once) == (10, 3)
 
 
-def test_it_stops_while_callouts_are_under_way(receiver: Receiver) -> None:
+def test_the_simulator_stops_while_callouts_are_being_sent(receiver: Receiver) -> None:
     gate = threading.Event()
     receiver.answer = lambda received: Answer(wait_for=gate)
     with running_simulator(SimulatorConfig(clock="manual", callouts=({"url": receiver.url},))) as sim:
@@ -332,7 +334,7 @@ def test_it_stops_while_callouts_are_under_way(receiver: Receiver) -> None:
     assert [entry["outcome"] for entry in sim.log("callout")] == [None]
 
 
-def test_reset_forgets_callouts(sim: Simulator, receiver: Receiver) -> None:
+def test_reset_deletes_callouts(sim: Simulator, receiver: Receiver) -> None:
     gate = threading.Event()
     receiver.answer = lambda received: Answer(503, wait_for=gate)
     sim.callouts(CalloutConfig(url=receiver.url))
@@ -346,7 +348,7 @@ def test_reset_forgets_callouts(sim: Simulator, receiver: Receiver) -> None:
     assert sim.log("callout") == []  # the notification was not of the start
 
 
-def test_the_siblings_are_sent_on_demand(sim: Simulator, receiver: Receiver) -> None:
+def test_other_events_are_sent_on_demand(sim: Simulator, receiver: Receiver) -> None:
     sim.callouts(
         CalloutConfig(url=receiver.url + "/periodic", event="periodic"),
         CalloutConfig(url=receiver.url + "/query", event="event_store_query"),
@@ -367,7 +369,7 @@ def test_the_siblings_are_sent_on_demand(sim: Simulator, receiver: Receiver) -> 
         sim.publish("periodic", "R-1")
 
 
-def test_everything_is_within_reach_of_the_control_api(sim: Simulator, client: Client, receiver: Receiver) -> None:
+def test_the_control_api_has_all_callout_operations(sim: Simulator, client: Client, receiver: Receiver) -> None:
     callout = {
         "url": receiver.url,
         "hmac_secret": "top",
@@ -393,7 +395,7 @@ def test_everything_is_within_reach_of_the_control_api(sim: Simulator, client: C
 
 
 @pytest.mark.parametrize(
-    ("settings", "said"),
+    ("settings", "expected"),
     [
         ({"url": "mediation.example"}, "url"),
         ({"colour": 1}, "unknown setting colour"),
@@ -408,6 +410,6 @@ def test_everything_is_within_reach_of_the_control_api(sim: Simulator, client: C
         ({"timezone": "Mars/Olympus"}, "Mars"),
     ],
 )
-def test_a_wrong_setting_is_named(settings: dict[str, Any], said: str) -> None:
-    with pytest.raises(ValueError, match=said):
+def test_a_wrong_setting_is_named(settings: dict[str, Any], expected: str) -> None:
+    with pytest.raises(ValueError, match=expected):
         CalloutConfig.parse({"url": "https://airflow.example", **settings})

@@ -1,4 +1,4 @@
-"""Whatever template, date format and proof the simulator is given: the provider reads what it sends."""
+"""The provider reads the simulator's callouts with every template, date format and authentication."""
 
 from __future__ import annotations
 
@@ -7,17 +7,17 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from airflow_mediation_provider.protocol.callout import read_callout
-from airflow_mediation_provider.protocol.callout_auth import Refused, authenticate
-from airflow_mediation_provider.protocol.callout_settings import callout_settings
-from airflow_mediation_provider.protocol.callout_template import template_body
-from airflow_mediation_provider.protocol.entry import EntryKind
-from airflow_mediation_provider.protocol.history import read_history
+from airflow_mediation_provider.protocol.callouts.history import read_history
+from airflow_mediation_provider.protocol.callouts.parse import read_callout
+from airflow_mediation_provider.protocol.callouts.settings import callout_settings
+from airflow_mediation_provider.protocol.callouts.setup import template_body
+from airflow_mediation_provider.protocol.callouts.verify import CalloutRefused, authenticate
+from airflow_mediation_provider.protocol.sessions.journal_entry import EntryKind
 from airflow_mediation_provider.simulator import CalloutConfig
 from airflow_mediation_provider.simulator.callout_config import SPELLINGS
 
 if TYPE_CHECKING:
-    from airflow_mediation_provider.protocol.entry import Entry
+    from airflow_mediation_provider.protocol.sessions.journal_entry import JournalEntry
     from airflow_mediation_provider.simulator import Simulator
     from airflow_mediation_provider.simulator.callouts import Attempt
 
@@ -49,18 +49,18 @@ def attempts(bench: Bench, **settings: Any) -> list[Attempt]:
     return found
 
 
-def read(extra: dict[str, Any], attempt: Attempt) -> Entry:
+def read(extra: dict[str, Any], attempt: Attempt) -> JournalEntry:
     settings = callout_settings("mediation_default", extra)
     headers = {
         **attempt.headers,
         **({"Authorization": "Basic enVvcmE6cGFzcw=="} if "callout_username" in extra else {}),
     }
-    authenticate(settings, headers, attempt.body)
+    authenticate(settings, headers, attempt.body, now=NOW)
     return read_callout(settings, attempt.headers, attempt.body, NOW)
 
 
 @pytest.mark.parametrize("body", [*SPELLINGS, template_body()])
-def test_every_spelling(bench: Bench, body: str) -> None:
+def test_every_spelling_of_the_keys_is_read(bench: Bench, body: str) -> None:
     entries = [read({"callout_hmac_secret": "top"}, each) for each in attempts(bench, body=body, hmac_secret="top")]
     changes = [entry.transition for entry in entries[:3]]
     assert [(each.previous_status, each.status) for each in changes if each] == [
@@ -84,10 +84,13 @@ def test_every_spelling(bench: Bench, body: str) -> None:
         ("en_US", "America/New_York", {"callout_date_format": "MM/DD/YYYY hh:mm:ss A"}),
         ("en_GB", "Europe/London", {"callout_date_format": "DD/MM/YYYY HH:mm:ss"}),
         ("de_DE", "Europe/Berlin", {"callout_date_format": "DD.MM.YYYY HH:mm:ss"}),
-        ("ja_JP", "Asia/Tokyo", {"callout_date_format": "YYYY/MM/DD HH:mm:ss"}),
+        ("ja_JP", "Asia/Tokyo", {}),
+        ("%d-%b-%Y %I:%M:%S %p", "America/Los_Angeles", {}),
+        ("%a %b %d %H:%M:%S %Z %Y", "America/Los_Angeles", {}),
+        ("%Y%m%d%H%M%S", "Asia/Kolkata", {}),
     ],
 )
-def test_every_locale(bench: Bench, form: str, zone: str, extra: dict[str, str]) -> None:
+def test_dates_of_every_locale_are_read(bench: Bench, form: str, zone: str, extra: dict[str, str]) -> None:
     sent = attempts(bench, hmac_secret="top", date_format=form, timezone=zone)
     transition = read({"callout_hmac_secret": "top", "callout_timezone": zone, **extra}, sent[2]).transition
     assert transition is not None
@@ -98,7 +101,7 @@ def test_every_locale(bench: Bench, form: str, zone: str, extra: dict[str, str])
 
 
 @pytest.mark.parametrize("null", ["", "null", "NULL", "NEVER_RUN"])
-def test_every_way_to_say_that_there_was_no_status_before(bench: Bench, null: str) -> None:
+def test_every_form_of_a_missing_previous_status_is_read(bench: Bench, null: str) -> None:
     first = read({"callout_hmac_secret": "top"}, attempts(bench, hmac_secret="top", null_text=null)[0])
     assert first.transition is not None
     assert first.transition.previous_status in (None, "NEVER_RUN")
@@ -108,7 +111,9 @@ def test_every_way_to_say_that_there_was_no_status_before(bench: Bench, null: st
 @pytest.mark.parametrize("form", ["full", "tags", "dotted"])
 @pytest.mark.parametrize("kind", ["callout", "attempt"])
 @pytest.mark.parametrize("body", ["labels", "camelCase"])
-def test_every_form_of_the_callout_history(sim: Simulator, client: Client, form: str, kind: str, body: str) -> None:
+def test_every_form_of_the_callout_history_is_read(
+    sim: Simulator, client: Client, form: str, kind: str, body: str
+) -> None:
     sim.delivery(history_context=form, history_of=kind)
     sim.callouts(CalloutConfig(url="http://127.0.0.1:9", body=body, loss=1.0))
     sim.start_session("1002", script=[["INITIALIZING", 1], ["RUNNING", 1], ["FAILED", None]])
@@ -131,7 +136,7 @@ DATED = "{{Request.Headers.Date}}\n{{Request.Body}}"
 
 @pytest.mark.parametrize("algorithm", ["SHA-256", "SHA-384", "SHA-512"])
 @pytest.mark.parametrize("encoding", ["BASE64", "HEX"])
-def test_every_signature(bench: Bench, algorithm: str, encoding: str) -> None:
+def test_every_signature_is_accepted(bench: Bench, algorithm: str, encoding: str) -> None:
     sent = attempts(
         bench,
         hmac_secret="top",
@@ -157,5 +162,5 @@ def test_every_signature(bench: Bench, algorithm: str, encoding: str) -> None:
     }
     assert read(extra, sent).kind is EntryKind.STATUS_CHANGE
     for wrong in ("callout_hmac_secret", "callout_token", "callout_password"):
-        with pytest.raises(Refused):
+        with pytest.raises(CalloutRefused):
             read({**extra, wrong: "wrong"}, sent)

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 
-def test_a_script_takes_names_codes_and_codes_that_zuora_does_not_document() -> None:
+def test_a_script_accepts_names_codes_and_undocumented_codes() -> None:
     steps = parse_script([["running", 1], [10, 0], ["14", 2.5], ("COMPLETED", None)])
     assert steps == (Step("RUNNING", 1), Step("INITIALIZING", 0), Step("14", 2.5), Step("COMPLETED", None))
 
@@ -23,14 +23,14 @@ def test_a_script_takes_names_codes_and_codes_that_zuora_does_not_document() -> 
         ([], "at least one step"),
         (["RUNNING"], "each step is"),
         ([["RUNNING"]], "each step is"),
-        ([["CANCELLED", 1]], "CANCELED"),
+        ([["CANCELT", 1]], "CANCELED"),
         ([["RUNNING", -1]], "seconds of RUNNING"),
         ([["RUNNING", "1"]], "seconds of RUNNING"),
         ([["RUNNING", True]], "seconds of RUNNING"),
         ([["", 1]], "empty"),
     ],
 )
-def test_a_wrong_script_says_what_is_wrong(script: list[Any], named: str) -> None:
+def test_the_error_of_a_wrong_script_names_the_cause(script: list[Any], named: str) -> None:
     with pytest.raises(ValueError, match=named):
         parse_script(script)
 
@@ -50,7 +50,7 @@ def test_a_wrong_script_says_what_is_wrong(script: list[Any], named: str) -> Non
         ({}, "id"),
     ],
 )
-def test_a_wrong_meter_says_what_is_wrong(settings: dict[str, Any], named: str) -> None:
+def test_the_error_of_a_wrong_meter_names_the_cause(settings: dict[str, Any], named: str) -> None:
     with pytest.raises(ValueError, match=named):
         MeterConfig.parse(settings)
 
@@ -66,7 +66,7 @@ def test_a_wrong_meter_says_what_is_wrong(settings: dict[str, Any], named: str) 
         ({"time_scale": -1}, "time_scale"),
     ],
 )
-def test_a_wrong_tenant_says_what_is_wrong(settings: dict[str, Any], named: str) -> None:
+def test_the_error_of_a_wrong_tenant_names_the_cause(settings: dict[str, Any], named: str) -> None:
     with pytest.raises(ValueError, match=named):
         SimulatorConfig.parse(settings)
 
@@ -107,13 +107,13 @@ def test_a_file_is_yaml_or_json(tmp_path: Path, name: str, text: str) -> None:
 
 
 @pytest.mark.parametrize("text", ["[1, 2]", "{unclosed", "a: b: c"])
-def test_a_file_that_is_none_is_a_value_error(tmp_path: Path, text: str) -> None:
+def test_a_file_without_settings_is_a_value_error(tmp_path: Path, text: str) -> None:
     (tmp_path / "a.yaml").write_text(text)
     with pytest.raises(ValueError, match=r"a\.yaml"):
         SimulatorConfig.load(tmp_path / "a.yaml")
 
 
-def test_the_demo_meters_end_as_the_manual_says() -> None:
+def test_the_demo_meters_end_as_the_manual_describes() -> None:
     ends = {meter.id: meter.runs[0].script[-1].status for meter in demo_meters()}
     assert ends == {
         "1001": "COMPLETED",

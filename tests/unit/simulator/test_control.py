@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from .conftest import Client
 
 
-def test_health_tells_meters_and_connections(sim: Simulator, client: Client) -> None:
+def test_health_returns_meters_and_connections(sim: Simulator, client: Client) -> None:
     client.run("1002")
     body = client.control("GET", "/health").json
     assert body["ok"] is True
@@ -21,7 +21,7 @@ def test_health_tells_meters_and_connections(sim: Simulator, client: Client) -> 
     assert (body["total_connections"], body["max_open_connections"], body["requests_in_flight"]) == (2, 1, 0)
 
 
-def test_a_foreign_session_is_started_and_seen(sim: Simulator, client: Client) -> None:
+def test_a_foreign_session_is_started_and_listed(sim: Simulator, client: Client) -> None:
     script = [["INITIALIZING", 1], ["FAILED", None]]
     answer = client.control("POST", "/sessions", {"meter": 1001, "script": script, "errors": 4, "unique_key": "k"})
     assert answer.status == 201
@@ -39,7 +39,7 @@ def test_a_foreign_session_is_started_and_seen(sim: Simulator, client: Client) -
     assert client.run(uniqueKey="k").status == 400
 
 
-def test_a_session_is_steered(sim: Simulator, client: Client) -> None:
+def test_the_script_of_a_running_session_is_replaced(sim: Simulator, client: Client) -> None:
     session_id = client.run().json["data"]["sessionId"]
     answer = client.control("POST", f"/sessions/{session_id}", {"script": [["CANCELED", None]]})
     assert answer.json["status"] == "CANCELED"
@@ -59,7 +59,7 @@ def test_a_meter_is_added_and_changed(sim: Simulator, client: Client) -> None:
     assert client.status("7001") == "RUNNING"
 
 
-def test_faults_are_put_in_force_listed_and_lifted(sim: Simulator, client: Client) -> None:
+def test_faults_are_activated_listed_and_removed(sim: Simulator, client: Client) -> None:
     first = client.control("POST", "/faults", {"kind": "status", "status": 500, "count": 3})
     client.control("POST", "/faults", {"kind": "hang", "path": "nowhere"})
     assert first.status == 201
@@ -91,7 +91,7 @@ def test_settings_are_changed_while_it_runs(sim: Simulator, client: Client) -> N
     assert client.run().json["error"]["message"] == "maximum running meter count exceeded"
 
 
-def test_reset_goes_back_to_the_start(sim: Simulator, client: Client) -> None:
+def test_reset_restores_the_state_of_the_start(sim: Simulator, client: Client) -> None:
     client.run(uniqueKey="k")
     sim.fault("status")
     sim.configure(mediation_enabled=False)
@@ -102,7 +102,7 @@ def test_reset_goes_back_to_the_start(sim: Simulator, client: Client) -> None:
     assert client.run(uniqueKey="k").status == 200
 
 
-def test_time_is_moved_by_hand_only_where_it_stands_still(sim: Simulator, client: Client) -> None:
+def test_time_can_be_moved_only_with_a_manual_clock(sim: Simulator, client: Client) -> None:
     client.run("1002")
     assert client.control("POST", "/advance", {"seconds": 60}).status == 200
     assert client.status("1002") == "FAILED"
@@ -130,7 +130,7 @@ def test_time_is_moved_by_hand_only_where_it_stands_still(sim: Simulator, client
         ("POST", "/advance", {"seconds": -1}, 400, "cannot go back"),
     ],
 )
-def test_wrong_calls_say_what_is_wrong(
+def test_the_error_of_a_wrong_call_names_the_cause(
     client: Client, method: str, path: str, body: Any, status: int, named: str
 ) -> None:
     answer = client.control(method, path, body)

@@ -54,7 +54,7 @@ def test_time_scale_is_real_seconds_per_second_of_a_script(bench: Bench) -> None
     assert bench.tenant.engine.run_status("7") == "RUNNING"
 
 
-def test_a_run_goes_by_the_next_plan_and_the_last_one_repeats(bench: Bench) -> None:
+def test_a_run_follows_the_next_plan_and_the_last_one_repeats(bench: Bench) -> None:
     bench.tenant.engine.set_meter("7", {"runs": [ends("FAILED", 1), [["COMPLETED", None]]]})
     results = []
     for _ in range(3):
@@ -94,7 +94,7 @@ def test_a_meter_may_refuse_to_overlap(bench: Bench) -> None:
     assert bench.tenant.engine.start("7", unique_key="k").unique_key == "k"  # a refused start does not use a key up
 
 
-def test_the_status_before_a_start_is_read_for_a_while(bench: Bench) -> None:
+def test_the_run_status_is_stale_for_a_while_after_a_start(bench: Bench) -> None:
     bench.tenant.engine.set_meter("7", {"stale_for": 5, "runs": [ends("FAILED", 2), ends("COMPLETED", 2)]})
     engine = bench.tenant.engine
     engine.start("7")
@@ -109,7 +109,7 @@ def test_the_status_before_a_start_is_read_for_a_while(bench: Bench) -> None:
 
 
 @pytest.mark.parametrize(("visible", "shown"), [(True, "TESTING"), (False, "INITIALIZING")])
-def test_a_debug_run_shows_in_the_run_status_or_not(bench: Bench, visible: bool, shown: str) -> None:
+def test_a_setting_decides_if_a_debug_run_changes_the_run_status(bench: Bench, visible: bool, shown: str) -> None:
     meter(bench, debug_visible=visible)
     bench.tenant.engine.start("7")
     debug = bench.tenant.engine.start("7", run_type=RunType.DEBUG)
@@ -133,7 +133,7 @@ def test_a_sixth_running_meter_is_refused_until_one_ends(bench: Bench) -> None:
     engine = bench.tenant.engine
     sessions = [engine.start(str(meter_id)) for meter_id in range(1005, 1010)]
     assert refused(engine.start, "1001", unique_key="k").message == "maximum running meter count exceeded"
-    engine.start("1005")  # a meter that runs already is not one more
+    engine.start("1005")  # a meter that runs already does not count again
     engine.start("1001", run_type=RunType.DEBUG)
     engine.steer(sessions[1].session_id, [["PAUSED", None]])
     assert engine.start("1001", unique_key="k").status == "INITIALIZING"
@@ -154,7 +154,7 @@ def test_stop_cancels_every_batch_run_of_the_version_at_once(bench: Bench) -> No
     assert (second["sessions"], second["refused"]) == ([], "70002122")
 
 
-def test_stop_cancels_debug_runs_too_where_the_meter_says_so(bench: Bench) -> None:
+def test_stop_cancels_debug_runs_too_if_the_meter_is_configured_so(bench: Bench) -> None:
     meter(bench, stop_cancels_debug=True)
     debug = bench.tenant.engine.start("7", run_type=RunType.DEBUG)
     bench.tenant.engine.stop("7")
@@ -175,7 +175,7 @@ def test_a_streaming_run_stops_gracefully(bench: Bench) -> None:
     assert refused(engine.stop, "7").code == "70002122"
 
 
-def test_a_graceful_stop_that_fails_goes_on_where_it_was(bench: Bench) -> None:
+def test_a_session_goes_on_after_a_graceful_stop_that_failed(bench: Bench) -> None:
     script = [["RUNNING", 10], ["COMPLETED", None]]
     meter(bench, script=script, streaming=True, stopping_for=3, stop_results=["RUNNING", "PAUSED"])
     engine = bench.tenant.engine
@@ -202,7 +202,7 @@ def test_a_forced_stop_ends_a_streaming_run_at_once(bench: Bench) -> None:
 
 
 @pytest.mark.parametrize(("resume", "same"), [("new", False), ("same", True)])
-def test_running_a_paused_meter(bench: Bench, resume: str, same: bool) -> None:
+def test_running_a_paused_meter_resumes_or_starts_a_session(bench: Bench, resume: str, same: bool) -> None:
     meter(bench, script=ENDLESS, streaming=True, stopping_for=0, resume=resume)
     engine = bench.tenant.engine
     paused = engine.start("7", unique_key="1")
@@ -218,7 +218,7 @@ def test_running_a_paused_meter(bench: Bench, resume: str, same: bool) -> None:
         assert bench.history(paused.session_id) == ["INITIALIZING", "STOPPING", "PAUSED", "INITIALIZING"]
 
 
-def test_a_session_can_be_steered_and_even_reopened(bench: Bench) -> None:
+def test_a_session_can_get_a_new_script_and_even_be_reopened(bench: Bench) -> None:
     meter(bench)
     engine = bench.tenant.engine
     session = engine.start("7")
@@ -229,7 +229,7 @@ def test_a_session_can_be_steered_and_even_reopened(bench: Bench) -> None:
         engine.steer("R-99999999", [["FAILED", None]])
 
 
-def test_what_a_steered_session_would_have_done_does_not_happen(bench: Bench) -> None:
+def test_the_old_script_of_a_session_does_not_continue(bench: Bench) -> None:
     meter(bench)
     session = bench.tenant.engine.start("7")
     bench.tenant.engine.steer(session.session_id, [["RUNNING", None]])
@@ -255,7 +255,7 @@ def test_unknown_meters_and_versions_are_refused(bench: Bench) -> None:
     assert refused(engine.stop, "1001", "0.0.2").code == "70002104"
 
 
-def test_observers_are_told_each_change_and_cannot_hurt(bench: Bench) -> None:
+def test_observers_get_each_change_and_their_errors_have_no_effect(bench: Bench) -> None:
     meter(bench)
     seen: list[SessionChange] = []
     bench.tenant.engine.observers += [seen.append, lambda change: 1 / 0]
@@ -270,7 +270,7 @@ def test_observers_are_told_each_change_and_cannot_hurt(bench: Bench) -> None:
     assert len(bench.tenant.log.read(kind="observer_failed")) == 3
 
 
-def test_reset_forgets_sessions_and_keys_but_no_id_comes_twice(bench: Bench) -> None:
+def test_reset_deletes_sessions_and_keys_but_no_id_is_reused(bench: Bench) -> None:
     engine = bench.tenant.engine
     meter(bench)
     before = engine.start("1001", unique_key="k")
@@ -282,7 +282,7 @@ def test_reset_forgets_sessions_and_keys_but_no_id_comes_twice(bench: Bench) -> 
     assert refused(engine.start, "7").code == "70002103"  # a meter that was added is gone too
 
 
-def test_a_plan_for_one_run_leaves_the_sequence_alone(bench: Bench) -> None:
+def test_a_plan_for_one_run_does_not_advance_the_sequence(bench: Bench) -> None:
     session = bench.tenant.start_session("1002", records=3)
     assert (session.foreign, session.plan.records, session.plan.errors) == (True, 3, 12)
     odd = bench.tenant.start_session("1002", script=[["COMPLETED", None]])

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 
-def test_entries_come_in_order_and_can_be_picked() -> None:
+def test_entries_are_in_order_and_can_be_filtered() -> None:
     clock = ManualClock()
     log = EventLog(clock)
     log.add("start", meter_id="1")
@@ -35,7 +35,7 @@ def test_readers_get_copies() -> None:
     assert log.read()[0]["kind"] == "start"
 
 
-def test_a_pending_entry_is_seen_at_once_and_completed_later() -> None:
+def test_a_pending_entry_is_readable_at_once_and_completed_later() -> None:
     log = EventLog(ManualClock())
     seq = log.add("request", pending=True, status=None)
     log.add("start")
@@ -46,7 +46,7 @@ def test_a_pending_entry_is_seen_at_once_and_completed_later() -> None:
     assert [entry.get("status") for entry in log.read()] == [200, None]
 
 
-def test_what_a_request_causes_carries_its_number() -> None:
+def test_entries_caused_by_a_request_have_its_number() -> None:
     log = EventLog(ManualClock())
     seq = log.add("request", pending=True)
     with log.during(seq):
@@ -68,7 +68,7 @@ def test_the_file_has_every_entry_once_and_only_complete(tmp_path: Path) -> None
     assert len(lines) == 3
 
 
-def test_waiting_ends_with_the_entry_that_was_waited_for() -> None:
+def test_waiting_ends_with_the_awaited_entry() -> None:
     log = EventLog(ManualClock())
     adder = threading.Thread(target=lambda: [log.add("noise"), log.add("start", meter_id="1")])
     adder.start()
@@ -79,7 +79,7 @@ def test_waiting_ends_with_the_entry_that_was_waited_for() -> None:
         log.wait_for(lambda: log.read(kind="start"), 2, 0.01)
 
 
-def test_clear_forgets_entries_but_numbers_go_on() -> None:
+def test_clear_deletes_entries_but_numbers_go_on() -> None:
     log = EventLog(ManualClock())
     pending = log.add("request", pending=True)
     log.clear()

@@ -19,21 +19,21 @@ if TYPE_CHECKING:
 STATUS = "/meters/1001/0.0.1/runStatus"
 
 
-# ---- which requests a fault strikes
+# ---- which requests a fault affects
 
 
 def struck(faults: Faults, method: str = "GET", path: str = STATUS, meter: str | None = "1001") -> list[str]:
     return [str(fault.kind) for fault in faults.strike(method, path, meter)]
 
 
-def test_a_fault_strikes_as_often_as_it_says_after_what_it_lets_pass() -> None:
+def test_a_fault_affects_its_count_of_requests_after_the_first_ones() -> None:
     faults = Faults(ManualClock())
     faults.add(Fault(kind=FaultKind.STATUS, after=1, count=2))
     assert [len(struck(faults)) for _ in range(5)] == [0, 1, 1, 0, 0]
     assert faults.active() == []
 
 
-def test_a_fault_strikes_for_as_long_as_it_says() -> None:
+def test_a_fault_ends_after_its_seconds() -> None:
     clock = ManualClock()
     faults = Faults(clock)
     faults.add(Fault(kind=FaultKind.STATUS, seconds=6))
@@ -53,7 +53,7 @@ def test_a_fault_strikes_for_as_long_as_it_says() -> None:
         ({"meter": 1001}, [True, True, False, False]),
     ],
 )
-def test_a_fault_strikes_what_it_is_meant_for(scope: dict[str, Any], hits: list[bool]) -> None:
+def test_a_fault_affects_only_matching_requests(scope: dict[str, Any], hits: list[bool]) -> None:
     faults = Faults(ManualClock())
     faults.add(Fault.parse({"kind": "status", **scope}))
     calls = [
@@ -65,7 +65,7 @@ def test_a_fault_strikes_what_it_is_meant_for(scope: dict[str, Any], hits: list[
     assert [bool(struck(faults, *call)) for call in calls] == hits
 
 
-def test_delays_come_with_the_oldest_other_fault() -> None:
+def test_delays_combine_with_the_oldest_other_fault() -> None:
     faults = Faults(ManualClock())
     for kind in ("latency", "reset", "status", "slow"):
         faults.add(Fault.parse({"kind": kind, "count": 1}))
@@ -86,12 +86,12 @@ def test_delays_come_with_the_oldest_other_fault() -> None:
         ({"kind": "status", "served": 5}, "unknown field served"),
     ],
 )
-def test_a_wrong_fault_says_what_is_wrong(fault: dict[str, Any], named: str) -> None:
+def test_the_error_of_a_wrong_fault_names_the_cause(fault: dict[str, Any], named: str) -> None:
     with pytest.raises(ValueError, match=named):
         Fault.parse(fault)
 
 
-# ---- what a client sees of each
+# ---- the effect of each on a client
 
 
 def outcome(sim: Simulator) -> tuple[int | None, str, bool]:
@@ -102,7 +102,7 @@ def outcome(sim: Simulator) -> tuple[int | None, str, bool]:
     return entry["status"], entry["outcome"], entry["carried_out"]
 
 
-def test_status_answers_what_it_is_told(sim: Simulator, client: Client) -> None:
+def test_status_sends_the_configured_answer(sim: Simulator, client: Client) -> None:
     client.run()
     fault = sim.fault("status", status=429, headers={"Retry-After": 7}, body={"reasons": [{"code": "70"}]}, count=1)
     answer = client.call("GET", STATUS)
@@ -114,7 +114,7 @@ def test_status_answers_what_it_is_told(sim: Simulator, client: Client) -> None:
     assert client.call("GET", STATUS).status == 200
 
 
-def test_status_without_a_body_is_an_error_of_zuoras(sim: Simulator, client: Client) -> None:
+def test_status_without_a_body_is_an_error_in_zuoras_form(sim: Simulator, client: Client) -> None:
     sim.fault("status", count=1)
     answer = client.call("GET", STATUS)
     assert (answer.status, answer.json["success"]) == (503, False)
@@ -123,7 +123,7 @@ def test_status_without_a_body_is_an_error_of_zuoras(sim: Simulator, client: Cli
     assert (answer.headers["Content-Type"], answer.content) == ("text/html", b"<h1>Bad gateway</h1>")
 
 
-def test_a_gateway_timeout_after_the_start(sim: Simulator, client: Client) -> None:
+def test_a_gateway_timeout_may_follow_a_start(sim: Simulator, client: Client) -> None:
     sim.fault("status", status=504, carried_out=True, count=1)
     assert client.run(uniqueKey="k").status == 504
     assert [start["unique_key"] for start in sim.log(kind="start")] == ["k"]
@@ -172,7 +172,7 @@ def test_hang_never_answers(sim: Simulator, client: Client) -> None:
     assert client.call("GET", STATUS).status == 200
 
 
-def test_clearing_faults_cuts_off_what_hangs(sim: Simulator, client: Client) -> None:
+def test_clearing_faults_closes_connections_that_hang(sim: Simulator, client: Client) -> None:
     client.call("GET", STATUS)
     sim.fault("hang")
     ends: list[BaseException] = []
@@ -194,7 +194,7 @@ def test_clearing_faults_cuts_off_what_hangs(sim: Simulator, client: Client) -> 
 
 
 @pytest.mark.parametrize("kind", ["latency", "slow"])
-def test_delays_hold_the_reply(sim: Simulator, client: Client, kind: str) -> None:
+def test_delays_delay_the_reply(sim: Simulator, client: Client, kind: str) -> None:
     client.call("GET", STATUS)
     sim.fault(kind, delay=0.1, count=1)
     began = time.monotonic()
@@ -203,7 +203,7 @@ def test_delays_hold_the_reply(sim: Simulator, client: Client, kind: str) -> Non
     assert client.call("GET", STATUS).status == 200
 
 
-def test_latency_holds_the_reply_of_what_was_done_delay_before_holds_the_deed(sim: Simulator, client: Client) -> None:
+def test_latency_delays_the_reply_and_delay_before_the_operation(sim: Simulator, client: Client) -> None:
     client.call("GET", STATUS)
     client.timeout = 0.3
     sim.fault("latency", delay=1, count=1)
@@ -214,7 +214,7 @@ def test_latency_holds_the_reply_of_what_was_done_delay_before_holds_the_deed(si
     with pytest.raises(TimeoutError):
         client.run(uniqueKey="second")
     assert len(sim.log(kind="start")) == 1
-    sim.wait_for("start", 2)  # carried out, though nobody waits for the reply any more
+    sim.wait_for("start", 2)  # carried out, though the client has gone
     assert outcome(sim)[1] == "client gone"
 
 
@@ -247,7 +247,7 @@ def test_expire_tokens_happens_at_once_and_once(sim: Simulator, client: Client) 
     assert sim.faults() == []
 
 
-def test_faults_are_listed_with_what_they_did_and_lifted_one_by_one(sim: Simulator, client: Client) -> None:
+def test_faults_are_listed_with_their_counts_and_removed_one_by_one(sim: Simulator, client: Client) -> None:
     first, second = sim.fault("status", count=5), sim.fault("reset", path="nowhere")
     client.call("GET", STATUS)
     assert [(fault["id"], fault["served"]) for fault in sim.faults()] == [(first, 1), (second, 0)]
@@ -256,7 +256,7 @@ def test_faults_are_listed_with_what_they_did_and_lifted_one_by_one(sim: Simulat
     assert client.call("GET", STATUS).status == 200
 
 
-def test_the_control_api_is_never_struck(sim: Simulator, client: Client) -> None:
+def test_faults_never_affect_the_control_api(sim: Simulator, client: Client) -> None:
     sim.fault("status", path=".*")
     assert client.send("POST", "/oauth/token").status == 503
     assert client.control("GET", "/health").status == 200

@@ -5,12 +5,15 @@ import signal
 import subprocess
 import sys
 from typing import TYPE_CHECKING
+from unittest.mock import AsyncMock
 
 import pytest
 
-from airflow_mediation_provider.simulator.__main__ import configuration, main, parser
+from airflow_mediation_provider.simulator.__main__ import configuration, main, parser, serve
+from airflow_mediation_provider.simulator.config import SimulatorConfig
 from airflow_mediation_provider.simulator.control import CHANGEABLE
 from airflow_mediation_provider.simulator.faults import FaultKind
+from airflow_mediation_provider.simulator.server import SimulatorServer
 
 from .conftest import Client
 
@@ -18,7 +21,8 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 
-def test_it_serves_until_it_is_told_to_end(tmp_path: Path) -> None:
+@pytest.mark.services
+def test_the_simulator_serves_until_a_signal(tmp_path: Path) -> None:
     log = tmp_path / "log.jsonl"
     command = [sys.executable, "-m", "airflow_mediation_provider.simulator", "--port", "0", "--log-file", str(log)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
@@ -58,6 +62,7 @@ def test_wrong_settings_exit_with_2(tmp_path: Path, capsys: pytest.CaptureFixtur
     assert "error:" in capsys.readouterr().err
 
 
+@pytest.mark.services
 def test_an_address_that_cannot_be_listened_on_exits_with_1(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--host", "203.0.113.1"]) == 1
     assert "cannot serve" in capsys.readouterr().err
@@ -69,3 +74,13 @@ def test_help_names_every_fault_and_setting() -> None:
     options = text.replace("-", "_")
     assert {name for name in CHANGEABLE if name not in options and name not in text} == set()
     assert max(len(line) for line in text.splitlines()) <= 120
+
+
+async def test_on_an_address_that_others_reach_it_warns(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(SimulatorServer, "start", AsyncMock(side_effect=OSError("in use")))
+    for host in ("127.0.0.1", "0.0.0.0"):
+        with pytest.raises(OSError, match="in use"):
+            await serve(SimulatorConfig(host=host))
+        assert ("control the simulator without a login" in capsys.readouterr().err) is (host != "127.0.0.1")

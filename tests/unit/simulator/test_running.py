@@ -24,6 +24,9 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 
+pytestmark = pytest.mark.services
+
+
 @pytest.fixture
 def no_thread_is_left() -> Iterator[None]:
     before = set(threading.enumerate())
@@ -32,10 +35,10 @@ def no_thread_is_left() -> Iterator[None]:
 
 
 @pytest.mark.usefixtures("no_thread_is_left")
-def test_it_runs_for_as_long_as_the_block_and_its_log_stays() -> None:
+def test_the_simulator_runs_during_the_block_and_its_log_stays() -> None:
     with running_simulator(SimulatorConfig(time_scale=0.001)) as sim:
         assert Client(sim.url).run("1002").status == 200
-        sim.wait_for("transition", status="FAILED")  # no request is needed to make it move
+        sim.wait_for("transition", status="FAILED")  # transitions need no request
         url = sim.url
     with pytest.raises(ConnectionRefusedError):
         Client(url).login()
@@ -44,7 +47,7 @@ def test_it_runs_for_as_long_as_the_block_and_its_log_stays() -> None:
 
 
 @pytest.mark.usefixtures("no_thread_is_left")
-def test_time_stands_still_once_it_is_stopped() -> None:
+def test_time_stands_still_after_a_stop() -> None:
     with running_simulator() as sim:
         sim.start_session("1001")
     clock = sim._server.tenant.clock
@@ -55,7 +58,7 @@ def test_time_stands_still_once_it_is_stopped() -> None:
 
 
 @pytest.mark.usefixtures("no_thread_is_left")
-def test_requests_that_hang_or_are_held_do_not_keep_it_from_stopping() -> None:
+def test_requests_that_hang_or_are_delayed_do_not_prevent_a_stop() -> None:
     with running_simulator(SimulatorConfig(clock="manual")) as sim:
         client = Client(sim.url)
         client.call("GET", "/meters/1001/0.0.1/runStatus")
@@ -92,7 +95,7 @@ def test_a_wrong_setting_is_an_error() -> None:
         pass
 
 
-async def test_it_can_be_asked_from_within_another_loop(sim: Simulator) -> None:
+async def test_the_simulator_can_be_used_within_another_event_loop(sim: Simulator) -> None:
     client = Client(sim.url)
     answer = await asyncio.to_thread(client.run, "1001")
     assert answer.status == 200
@@ -101,7 +104,7 @@ async def test_it_can_be_asked_from_within_another_loop(sim: Simulator) -> None:
     assert sim.sessions("1001")[0]["status"] == "COMPLETED"
 
 
-def test_errors_come_back_to_the_caller(sim: Simulator) -> None:
+def test_errors_are_raised_in_the_callers_thread(sim: Simulator) -> None:
     with pytest.raises(ValueError, match="unknown field"):
         sim.fault("status", colour=1)
     with pytest.raises(Refusal, match="does not exist"):
@@ -112,7 +115,7 @@ def test_errors_come_back_to_the_caller(sim: Simulator) -> None:
         real.advance(1)
 
 
-def test_observers_are_told_in_the_simulators_thread_and_may_call_back(sim: Simulator) -> None:
+def test_observers_run_in_the_simulators_thread_and_may_call_it(sim: Simulator) -> None:
     told: list[tuple[str, int]] = []
 
     def observer(change: SessionChange) -> None:
@@ -140,7 +143,7 @@ def test_open_connections_are_counted(sim: Simulator) -> None:
         connection.close()
 
 
-def test_the_log_file_holds_what_the_log_holds(tmp_path: Path) -> None:
+def test_the_log_file_contains_the_entries_of_the_log(tmp_path: Path) -> None:
     config = SimulatorConfig(clock="manual", log_file=tmp_path / "log.jsonl")
     with running_simulator(config) as sim:
         Client(sim.url).run("1002")

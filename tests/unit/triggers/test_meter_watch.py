@@ -1,4 +1,4 @@
-"""The trigger that watches a meter for scheduled DAGs, in virtual time: one poll for all, and each change is told."""
+"""The trigger that polls a meter for scheduled Dags, in virtual time: one poll for all, each change reported."""
 
 from __future__ import annotations
 
@@ -11,28 +11,28 @@ import pytest
 from airflow.sdk import DAG
 from airflow.serialization.serialized_objects import DagSerialization
 
-from airflow_mediation_provider import watch
+from airflow_mediation_provider import triggerer as watch
 from airflow_mediation_provider.assets import on_meter_session
-from airflow_mediation_provider.protocol.errors import MisconfigurationError, TransientError
+from airflow_mediation_provider.feed.flow import FeedUnavailableError
+from airflow_mediation_provider.protocol.zuora.errors import MisconfigurationError, TransientError
 from airflow_mediation_provider.triggers.meter_watch import MeterWatchTrigger
-from airflow_mediation_provider.watch.feed_client import FeedLostError
 from tests.unit.virtual import Clock, Zuora, run
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from airflow_mediation_provider.protocol.entry import Entry
+    from airflow_mediation_provider.protocol.sessions.journal_entry import JournalEntry
 
 
 class Server:
-    """The API server as a client of it sees it; it is away for a while."""
+    """The API server as its client sees it; it does not answer for a while."""
 
     address = None
 
     def __init__(self, clock: Clock, away: Sequence[tuple[float, float]] = ()) -> None:
         self.clock = clock
         self.away = away
-        self.told: list[tuple[float, Entry]] = []
+        self.told: list[tuple[float, JournalEntry]] = []
         self.tries = 0
         self.clients = 0
 
@@ -40,17 +40,17 @@ class Server:
         self.clients += 1
         return self
 
-    async def report(self, entries: Sequence[Entry]) -> None:
+    async def report(self, entries: Sequence[JournalEntry]) -> None:
         self.tries += 1
         if any(begin <= self.clock.seconds < end for begin, end in self.away):
-            raise FeedLostError("the API server gave no answer")
+            raise FeedUnavailableError("the API server gave no answer")
         self.told += [(self.clock.seconds, entry) for entry in entries]
 
     async def follow(self, _view: Any) -> None:
         await asyncio.Event().wait()
 
-    async def observe(self, entries: Sequence[Entry]) -> None:
-        """What waiting tasks would see is of no interest here."""
+    async def observe(self, entries: Sequence[JournalEntry]) -> None:
+        """Observations of waiting tasks are not needed here."""
 
     async def close(self) -> None:
         self.clients -= 1
@@ -95,7 +95,7 @@ def trigger(**options: Any) -> MeterWatchTrigger:
 SESSION = ((0, "COMPLETED"), (30, "RUNNING"), (60, "COMPLETED"))
 
 
-def test_each_change_is_told_once_and_drives(monkeypatch: pytest.MonkeyPatch):
+def test_each_change_is_reported_once_and_starts_runs(monkeypatch: pytest.MonkeyPatch):
     world = World(monkeypatch)
     world.zuora.script("m", *SESSION)
 
@@ -104,11 +104,11 @@ def test_each_change_is_told_once_and_drives(monkeypatch: pytest.MonkeyPatch):
     assert world.server.changes() == [(None, "COMPLETED"), ("COMPLETED", "RUNNING"), ("RUNNING", "COMPLETED")]
     assert all(entry.drives for _, entry in world.server.told)
     assert 60 <= world.server.told[-1][0] < 85
-    # What it would fire has no key: Airflow would merge it with others.
+    # Events of the trigger itself would have no key: Airflow would merge them with others.
     assert world.events == []
 
 
-def test_siblings_share_the_poll_and_the_last_one_closes(monkeypatch: pytest.MonkeyPatch):
+def test_triggers_of_a_meter_share_the_poll_and_the_last_one_closes_the_hub(monkeypatch: pytest.MonkeyPatch):
     world = World(monkeypatch)
     world.zuora.script("m", *SESSION)
 
@@ -120,7 +120,7 @@ def test_siblings_share_the_poll_and_the_last_one_closes(monkeypatch: pytest.Mon
     assert world.server.clients == 1  # the hub's own, which this stand-in is not asked to close
 
 
-def test_what_could_not_be_told_is_told_later_in_its_order(monkeypatch: pytest.MonkeyPatch):
+def test_failed_reports_are_repeated_later_in_order(monkeypatch: pytest.MonkeyPatch):
     world = World(monkeypatch, away=[(20, 300)])
     world.zuora.script("m", *SESSION)
 
@@ -133,7 +133,7 @@ def test_what_could_not_be_told_is_told_later_in_its_order(monkeypatch: pytest.M
 @pytest.mark.parametrize(
     "fault", [TransientError("503"), MisconfigurationError("unknown meter"), RuntimeError("a bug")]
 )
-def test_errors_end_nothing_and_are_said_once(monkeypatch: pytest.MonkeyPatch, fault: Exception):
+def test_errors_do_not_end_the_watch_and_are_logged_once(monkeypatch: pytest.MonkeyPatch, fault: Exception):
     world = World(monkeypatch)
     said: list[str] = []
     log = SimpleNamespace(**dict.fromkeys(("info", "warning"), lambda line, *args: said.append(line % args)))
@@ -143,15 +143,18 @@ def test_errors_end_nothing_and_are_said_once(monkeypatch: pytest.MonkeyPatch, f
     world.play(trigger(), seconds=500)
 
     assert world.server.changes() == [(None, "RUNNING"), ("RUNNING", "COMPLETED")]
-    assert [line.split(":")[0] for line in said] == ["Meter m is not seen at the moment", "Meter m is seen again."]
+    assert [line.split(":")[0] for line in said] == [
+        "Meter m cannot be polled at the moment",
+        "Meter m can be polled again.",
+    ]
 
 
-def test_a_bug_of_ours_ends_nothing(monkeypatch: pytest.MonkeyPatch):
+def test_an_unexpected_error_does_not_end_the_watch(monkeypatch: pytest.MonkeyPatch):
     world = World(monkeypatch)
     world.zuora.script("m", *SESSION)
     report, errors = world.server.report, [RuntimeError("a bug")]
 
-    async def fail_once(entries: Sequence[Entry]) -> None:
+    async def fail_once(entries: Sequence[JournalEntry]) -> None:
         if errors:
             raise errors.pop()
         await report(entries)
@@ -163,12 +166,12 @@ def test_a_bug_of_ours_ends_nothing(monkeypatch: pytest.MonkeyPatch):
     assert world.server.changes() == [(None, "COMPLETED"), ("COMPLETED", "RUNNING"), ("RUNNING", "COMPLETED")]
 
 
-def test_it_is_made_anew_from_its_arguments():
+def test_the_trigger_is_rebuilt_from_its_arguments():
     path, arguments = trigger().serialize()
 
     assert path == "airflow_mediation_provider.triggers.meter_watch.MeterWatchTrigger"
     assert MeterWatchTrigger(**json.loads(json.dumps(arguments))).serialize() == (path, arguments)
-    # Of a published version: these must load for ever.
+    # Of a published version: these must always load.
     MeterWatchTrigger(mediation_conn_id="zuora", meter_id="m", version="0.0.1", poll_interval=60.0, arguments_version=1)
 
 
@@ -177,7 +180,7 @@ def stored(schedule: Any) -> Any:
 
 
 class TestSchedule:
-    def test_a_schedule_with_polls_has_the_meter_watched(self):
+    def test_a_schedule_with_poll_interval_has_a_watcher(self):
         assets = {
             asset.uri: asset
             for _, asset in stored(
@@ -188,17 +191,17 @@ class TestSchedule:
         polls = assets.pop("mediation://mediation_default/meters/1001/polls/60")
         [watcher] = polls.watchers
         assert watcher.trigger["classpath"] == trigger().serialize()[0]
-        # The status's own asset is that of every other DAG on it: no watcher comes and goes with their files.
+        # The status's own asset is shared with all other Dags on it: their files must not add or remove a watcher.
         assert {uri: asset.watchers for uri, asset in assets.items()} == {
             "mediation://mediation_default/meters/1001/COMPLETED": []
         }
 
-    def test_without_them_nothing_is(self):
+    def test_a_schedule_without_poll_interval_has_no_watcher(self):
         timetable = stored(on_meter_session("1001", "COMPLETED"))
 
         assert [asset.watchers for _, asset in timetable.asset_condition.iter_assets()] == [[]]
 
-    def test_two_statuses_of_a_meter_are_one_watch(self):
+    def test_two_statuses_of_a_meter_share_one_watcher(self):
         both = on_meter_session(1, "COMPLETED", poll_interval=60) | on_meter_session(1, "FAILED", poll_interval=60.0)
         assets = {asset.uri: asset for _, asset in stored(both).asset_condition.iter_assets()}
 

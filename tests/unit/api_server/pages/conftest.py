@@ -1,4 +1,4 @@
-"""The pages under ``/mediation`` of an Airflow whose auth manager is told whom to allow what."""
+"""The pages under ``/mediation`` of an Airflow whose auth manager allows what the test sets."""
 
 from __future__ import annotations
 
@@ -40,14 +40,14 @@ class User:
 
 
 class Manager:
-    """Airflow's auth manager: everybody with a good token may do everything that is not denied."""
+    """Airflow's auth manager: a user with a good token may do everything that is not denied."""
 
     def __init__(self) -> None:
         self.denied: set[Permission] = set()
         self.asked: list[Permission] = []
 
     def deny(self, *permission: str) -> None:
-        """`asset`, `connection` or `dag`; the method; the entity of a DAG; whose id."""
+        """`asset`, `connection` or `dag`; the method; the entity of a Dag; the id."""
         self.denied.add(permission)
 
     def _allows(self, user: User, *permission: str) -> bool:
@@ -73,7 +73,7 @@ class Manager:
 
 
 class Directory(dict[str, dict[str, Any]]):
-    """Connections by id, each given by its extra; `down` while the backends fail, `fields` are other ones."""
+    """Connections by id, each given by its extra; `down` while the backends fail, `fields` has the other fields."""
 
     down = False
     fields: ClassVar[dict[str, str]] = {"login": "client", "password": "secret"}
@@ -90,7 +90,7 @@ class Directory(dict[str, dict[str, Any]]):
 
 
 class Browser:
-    """Somebody who looks at pages."""
+    """A user's browser."""
 
     def __init__(self, client: httpx.AsyncClient, base: str) -> None:
         self.client, self.base = client, base
@@ -103,13 +103,13 @@ class Browser:
         return await self.client.post(f"{self.base}/mediation{path}", data=form, headers=headers)
 
     async def sees(self, path: str, **asked: object) -> Element:
-        """What is there, which must be a page."""
+        """The parsed page, which must be one."""
         reply = await self.get(path, **asked)
         assert reply.status_code == 200, reply.text
         return parsed(reply.text)
 
     async def does(self, path: str, **form: str) -> Element:
-        """What is there after a button was pressed."""
+        """The parsed page after a button was pressed."""
         reply = await self.post(path, **form)
         assert reply.status_code == 200, reply.text
         return parsed(reply.text)
@@ -130,7 +130,7 @@ def directory() -> Directory:
 
 @pytest.fixture
 def base_path() -> str:
-    """Under which a reverse proxy shows Airflow."""
+    """The path under which a reverse proxy shows Airflow."""
     return ""
 
 
@@ -138,7 +138,7 @@ def base_path() -> str:
 async def pages(directory: Directory) -> AsyncIterator[LazyApp]:
     made = create_app(Connections(directory.find, lambda: 0.0))
     yield LazyApp(lambda: made)
-    # A thread that still writes would meet a database that is taken away.
+    # A thread that still writes would outlive its database.
     if made.state.calls._writing is not None:
         await made.state.calls._writing
 
@@ -166,7 +166,7 @@ def journal(sqlite_database: str, airflow_on: Callable[[str], str]) -> str:
 
 @pytest.fixture
 def airflow(journal: str) -> Airflow:
-    """Airflow with DAGs and runs, and an empty journal."""
+    """Airflow with Dags and runs, and an empty journal."""
     del journal
     return Airflow()
 

@@ -1,4 +1,4 @@
-"""A page as a browser's parser sees it: its elements, what they say, and where they lead."""
+"""A page as a browser's parser reads it: its elements, their texts, and their links."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class Element:
 
     @property
     def text(self) -> str:
-        """What it says, with one space where there is any."""
+        """The text, with single spaces."""
         return " ".join("".join(self._words()).split())
 
     @property
@@ -35,7 +35,7 @@ class Element:
             if isinstance(each, str):
                 yield each
             else:
-                # What stands in a cell or a line of its own is no part of the word before or after it.
+                # The text of a cell or a line of its own is separate from the text before or after it.
                 around = "" if each.tag in WITHIN_WORDS else " "
                 yield from (around, *each._words(), around)
 
@@ -46,7 +46,7 @@ class Element:
                 yield from each.walk()
 
     def all(self, tag: str | None = None, **attributes: str) -> list[Element]:
-        """The elements within; `class_` and `data_x` stand for what Python cannot name."""
+        """The elements within; `class_` and `data_x` stand for names that Python does not allow."""
 
         def fits(element: Element) -> bool:
             if tag is not None and element.tag != tag:
@@ -66,11 +66,11 @@ class Element:
         return found[0]
 
     def links(self) -> dict[str, str]:
-        """Where each link leads, by what it says."""
+        """The target of each link, by its text."""
         return {each.text: each.attributes["href"] for each in self.all("a")}
 
     def cells(self) -> list[dict[str, str]]:
-        """What each row of the tables says, by the heads of its cells."""
+        """The text of each cell of the tables, by the heads of the columns."""
         return [
             {cell.attributes["data-label"]: cell.text for cell in row.all() if "data-label" in cell.attributes}
             for body in self.all("tbody")
@@ -80,7 +80,7 @@ class Element:
     def skeleton(self) -> Counter[tuple[str, ...]]:
         """The elements with the names of their attributes, and how often: all that values must not change.
 
-        Where there is a choice of names, they stand in the order of the alphabet.
+        Alternative names are in alphabetical order.
         """
         return Counter((each.tag, *each.attributes) for each in self.walk())
 
@@ -108,7 +108,7 @@ class _Builder(HTMLParser):
 
 
 def parsed(text: str) -> Element:
-    """Return the page; every element that is opened must be closed where it should be."""
+    """Return the page; every opened element must be closed at the right place."""
     builder = _Builder()
     builder.feed(text)
     builder.close()
@@ -117,6 +117,6 @@ def parsed(text: str) -> Element:
 
 
 def asked(address: str) -> tuple[str, dict[str, str]]:
-    """Return the path of an address and what it asks for."""
+    """Return the path of an address and its parameters."""
     parts = urlsplit(address)
     return parts.path, dict(parse_qsl(parts.query, keep_blank_values=True))

@@ -1,4 +1,4 @@
-"""Addresses and words of the pages: under any path of Airflow, whatever is in a name."""
+"""Addresses and texts of the pages: under any path of Airflow, with any name."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from starlette.requests import Request
 
 from airflow_mediation_provider import version_compat
 from airflow_mediation_provider.api_server.pages import rendering
-from airflow_mediation_provider.api_server.pages.rendering import SOURCES, TONES, Place, tone
+from airflow_mediation_provider.api_server.pages.rendering import SOURCES, TONES, Urls, tone
 from airflow_mediation_provider.assets import on_meter_session
-from airflow_mediation_provider.journal.consequences import StartedRun
-from airflow_mediation_provider.journal.listing import SessionKey
+from airflow_mediation_provider.journal.session_list import SessionKey
+from airflow_mediation_provider.journal.triggered_runs import StartedRun
 from airflow_mediation_provider.protocol.status import SessionStatus
 from airflow_mediation_provider.protocol.transition import Source
 from tests.unit.api_server.pages.conftest import now
@@ -27,8 +27,8 @@ if TYPE_CHECKING:
     from tests.unit.journal.scheduling import Airflow
 
 
-def place(root_path: str) -> Place:
-    return Place(Request({"type": "http", "root_path": root_path}))
+def place(root_path: str) -> Urls:
+    return Urls(Request({"type": "http", "root_path": root_path}))
 
 
 @pytest.mark.parametrize(
@@ -43,14 +43,14 @@ def test_addresses_are_under_the_path_that_the_mount_has(root_path: str, airflow
     assert here.dag("load") == f"{airflow}/dags/load"
 
 
-def test_where_airflow_shows_no_page_but_the_list_in_a_frame_one_is_by_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_page_that_airflow_cannot_frame_is_opened_by_itself(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(version_compat, "AIRFLOW_V_3_3_PLUS", False)
     here = place("/a/mediation")
     assert here.framed(here.page("/session", conn="c")) == "/a/mediation/session?conn=c"
 
 
 @pytest.mark.parametrize("odd", ["a/b", "a?b#c", "a b", "100%", "ä\u202e", "..", '"><x>', "manual__2026+00:00"])
-def test_what_is_in_an_id_stays_one_part_of_the_path(odd: str) -> None:
+def test_an_id_with_special_characters_is_one_part_of_the_path(odd: str) -> None:
     run = StartedRun(odd, odd, "success", None, None, "COMPLETED")
     wait: Any = wait_of("w", dag_id=odd, run_id=odd, task_id=odd, map_index=3)
     here = place("/mediation")
@@ -66,7 +66,7 @@ def test_every_documented_status_has_a_tone_and_any_other_one_too() -> None:
     assert [tone(status) for status in ("COMPLETED", "WHATEVER", "", None)] == ["success", "none", "none", "none"]
 
 
-def test_every_source_has_words() -> None:
+def test_every_source_has_a_text() -> None:
     assert set(SOURCES) == set(Source)
 
 

@@ -1,4 +1,4 @@
-"""What goes wrong is a page too: with the right status, a sentence that helps, and the headers of every page."""
+"""Errors are pages too: with the right status, a sentence that helps, and the headers of every page."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ A_TASK = {"dag_id": "load", "run_id": "r", "task_id": "wait"}
 
 
 def said(reply: httpx.Response, status: int) -> str:
-    """What the error page says below its heading."""
+    """The text of the error page below its heading."""
     assert reply.status_code == status
     section = parsed(reply.text).one("section", class_="message")
     assert section.attributes["data-error"] == str(status)
@@ -47,7 +47,7 @@ def secured(reply: httpx.Response) -> bool:
 
 
 @pytest.mark.usefixtures("journal")
-async def test_every_answer_is_kept_by_nobody_and_loads_nothing_from_elsewhere(alice: Browser) -> None:
+async def test_no_answer_is_cached_or_loads_anything_from_another_origin(alice: Browser) -> None:
     keep(session_of("R-1"))
     for path in ("/sessions", "/sessions/chart", "/unread", "/health"):
         reply = await alice.get(path)
@@ -68,7 +68,7 @@ async def test_every_answer_is_kept_by_nobody_and_loads_nothing_from_elsewhere(a
 
 
 @pytest.mark.usefixtures("journal")
-async def test_no_style_or_script_stands_in_a_page_for_the_policy_would_not_let_it_work(alice: Browser) -> None:
+async def test_pages_have_no_inline_style_or_script_which_the_policy_would_block(alice: Browser) -> None:
     keep(session_of("R-1"))
     for page in (await alice.sees("/sessions"), await alice.sees("/session", **A_SESSION)):
         assert [each for each in page.all() if "style" in each.attributes] == []
@@ -84,37 +84,39 @@ async def test_no_style_or_script_stands_in_a_page_for_the_policy_would_not_let_
         (
             "/sessions",
             {"since": "yesterday"},
-            "since=yesterday is no time: write 2026-03-31T09:00, or one of 1h, 24h, 7d, 30d.",
+            "since=yesterday is not a valid time: write 2026-03-31T09:00, or one of 1h, 24h, 7d, 30d.",
         ),
-        ("/sessions", {"until": "2026-13-01"}, "until=2026-13-01 is no time"),
-        ("/sessions", {"since": "0001-01-01T00:00"}, "since=0001-01-01T00:00 is no time"),
-        ("/sessions", {"since": "9999-12-31T23:59Z"}, "since=9999-12-31T23:59Z is no time"),
-        ("/sessions/chart", {"until": "0001-01-01T00:00Z"}, "until=0001-01-01T00:00Z is no time"),
-        ("/sessions", {"since": "2026-03-31T09:00", "tz": "Mars/Base"}, "since=2026-03-31T09:00 is no time"),
-        ("/sessions", {"since": "2026-03-31T09:00", "tz": "../../etc/passwd"}, "is no time"),
-        ("/sessions", {"since": "2026-03-31T09:00", "tz": "A" * 300}, "is no time"),
-        ("/sessions", {"since": "2026-03-31T09:00", "tz": "Europe"}, "is no time"),
-        ("/sessions", {"before": "1-2-3"}, "'1-2-3' is no place in the list: go back to the newest sessions."),
-        ("/sessions", {"after": "x"}, "'x' is no place in the list"),
-        ("/sessions", {"before": "0-99999999999999999999"}, "is no place in the list"),
-        ("/task", {**A_TASK, "map_index": "first"}, "map_index=first is no number of a mapped task."),
-        ("/task", {**A_TASK, "map_index": "-2"}, "map_index=-2 is no number of a mapped task."),
-        ("/task", {**A_TASK, "map_index": "9" * 30}, "is no number of a mapped task."),
-        ("/task", {"dag_id": "load"}, "These parts of it are missing or wrong: run_id, task_id."),
-        ("/session", {"conn": "zuora"}, "These parts of it are missing or wrong: meter, session."),
-        ("/sessions", {"meter": "1\0"}, "These parts of it are missing or wrong: meter."),
-        ("/sessions/chart", {"status": "\0"}, "These parts of it are missing or wrong: status."),
-        ("/session", {**A_SESSION, "session": "R\0"}, "These parts of it are missing or wrong: session."),
-        ("/run", {"dag_id": "a\0", "run_id": "\0"}, "These parts of it are missing or wrong: dag_id, run_id."),
-        ("/task", {**A_TASK, "map_index": "\0"}, "These parts of it are missing or wrong: map_index."),
+        ("/sessions", {"until": "2026-13-01"}, "until=2026-13-01 is not a valid time"),
+        ("/sessions", {"since": "0001-01-01T00:00"}, "since=0001-01-01T00:00 is not a valid time"),
+        ("/sessions", {"since": "9999-12-31T23:59Z"}, "since=9999-12-31T23:59Z is not a valid time"),
+        ("/sessions/chart", {"until": "0001-01-01T00:00Z"}, "until=0001-01-01T00:00Z is not a valid time"),
+        ("/sessions", {"since": "2026-03-31T09:00", "tz": "Mars/Base"}, "since=2026-03-31T09:00 is not a valid time"),
+        ("/sessions", {"since": "2026-03-31T09:00", "tz": "../../etc/passwd"}, "is not a valid time"),
+        ("/sessions", {"since": "2026-03-31T09:00", "tz": "A" * 300}, "is not a valid time"),
+        ("/sessions", {"since": "2026-03-31T09:00", "tz": "Europe"}, "is not a valid time"),
+        ("/sessions", {"before": "1-2-3"}, "'1-2-3' is not a place in the list: go back to the newest sessions."),
+        ("/sessions", {"after": "x"}, "'x' is not a place in the list"),
+        ("/sessions", {"before": "0-99999999999999999999"}, "is not a place in the list"),
+        ("/task", {**A_TASK, "map_index": "first"}, "map_index=first is not the index of a mapped task."),
+        ("/task", {**A_TASK, "map_index": "-2"}, "map_index=-2 is not the index of a mapped task."),
+        ("/task", {**A_TASK, "map_index": "9" * 30}, "is not the index of a mapped task."),
+        ("/task", {"dag_id": "load"}, "Missing or invalid parameters: run_id, task_id."),
+        ("/session", {"conn": "zuora"}, "Missing or invalid parameters: meter, session."),
+        ("/sessions", {"meter": "1\0"}, "Missing or invalid parameters: meter."),
+        ("/sessions/chart", {"status": "\0"}, "Missing or invalid parameters: status."),
+        ("/session", {**A_SESSION, "session": "R\0"}, "Missing or invalid parameters: session."),
+        ("/run", {"dag_id": "a\0", "run_id": "\0"}, "Missing or invalid parameters: dag_id, run_id."),
+        ("/task", {**A_TASK, "map_index": "\0"}, "Missing or invalid parameters: map_index."),
     ],
 )
-async def test_an_address_that_cannot_be_read(alice: Browser, path: str, asked: dict[str, str], sentence: str) -> None:
+async def test_an_invalid_address_is_a_400_page(
+    alice: Browser, path: str, asked: dict[str, str], sentence: str
+) -> None:
     assert sentence in said(await alice.get(path, **asked), 400)
 
 
-async def test_a_form_that_cannot_be_read(alice: Browser) -> None:
-    missing = "These parts of it are missing or wrong: "
+async def test_an_invalid_form_is_a_400_page(alice: Browser) -> None:
+    missing = "Missing or invalid parameters: "
     assert said(await alice.post("/unread/reparse"), 400) == f"{missing}conn."
     assert said(await alice.post("/unread/reparse", conn="a\0"), 400) == f"{missing}conn."
     assert said(await alice.post("/session/summary", conn="zuora", meter="1"), 400) == f"{missing}session."
@@ -122,13 +124,13 @@ async def test_a_form_that_cannot_be_read(alice: Browser) -> None:
 
 
 @pytest.mark.usefixtures("journal")
-async def test_of_what_nobody_knows_it_says_so(alice: Browser) -> None:
+async def test_an_unknown_session_is_a_404_page(alice: Browser) -> None:
     sentence = said(await alice.get("/session", conn="zuora", meter="1001", session="R-404"), 404)
-    assert sentence.startswith("The journal does not know session R-404 of meter 1001 over connection zuora.")
+    assert sentence.startswith("The journal has no session R-404 of meter 1001 over connection zuora.")
 
 
-async def test_in_any_database_whatever_is_asked_for_is_found_or_not(alice: Browser, airflow_database: str) -> None:
-    """PostgreSQL refuses what SQLite takes."""
+async def test_any_parameter_is_found_or_not_found_in_any_database(alice: Browser, airflow_database: str) -> None:
+    """PostgreSQL refuses values that SQLite accepts."""
     del airflow_database
     odd = "\ud7ff\ufffd\u202e%_'\";--\\"
     for name in ("conn", "meter", "status", "run_type"):
@@ -166,7 +168,7 @@ async def test_with_the_tables_of_an_older_version_too(alice: Browser) -> None:
     assert "run `airflow db migrate`" in said(await alice.get("/health"), 503)
 
 
-async def test_a_database_that_is_away_is_a_matter_of_the_log(
+async def test_an_unavailable_database_is_a_503_page_and_logged(
     alice: Browser, monkeypatch: pytest.MonkeyPatch, said_log: Callable[[], list[str]]
 ) -> None:
     def away(_: object) -> None:
@@ -174,7 +176,7 @@ async def test_a_database_that_is_away_is_a_matter_of_the_log(
 
     monkeypatch.setattr(sessions, "read", away)
     for _ in range(3):
-        assert said(await alice.get("/sessions"), 503) == "The API server's log says why."
+        assert said(await alice.get("/sessions"), 503) == "The API server's log has the reason."
     [line] = said_log()
     assert "A page was answered 503" in line
     assert "db.internal" in line

@@ -1,4 +1,4 @@
-"""All routes of the application, as they are found in it: what each asks for before it says anything."""
+"""All routes of the application, as they are registered: what each requires before it returns data."""
 
 from __future__ import annotations
 
@@ -10,25 +10,29 @@ import pytest
 from fastapi.routing import APIRoute
 from starlette.routing import Mount
 
+from airflow_mediation_provider.api_server import LazyApp
 from airflow_mediation_provider.api_server import pages as package
 from airflow_mediation_provider.api_server.app import create_app
-from airflow_mediation_provider.api_server.pages.route import PageRoute
+from airflow_mediation_provider.api_server.connections import Connections
+from airflow_mediation_provider.api_server.pages.rendering import PageRoute
+from tests.unit.api_server.conftest import Directory
 from tests.unit.api_server.pages.conftest import SAME_ORIGIN
 from tests.unit.api_server.pages.html import parsed
 
 if TYPE_CHECKING:
     from tests.unit.api_server.pages.conftest import Browser, Manager
 
-# They authenticate by signatures, and one tells nothing.
+# They authenticate by signatures, and one of them returns no data.
 MACHINES = {
-    ("POST", "/callouts/{conn_id:path}"),
+    *((method, "/callouts/{conn_id:path}") for method in ("POST", "PUT", "PATCH", "GET", "HEAD", "DELETE", "OPTIONS")),
     ("POST", "/feed"),
+    ("POST", "/history"),
     ("POST", "/observations"),
     ("POST", "/prune"),
     ("POST", "/reconcile"),
     ("GET", "/handshake"),
 }
-APP = create_app()
+APP = create_app(Connections(Directory(zuora={"callout_hmac_secret": "s3cret-of-zuora"}).find, lambda: 0.0))
 ROUTES = {
     (method, route.path): route for route in APP.routes if isinstance(route, APIRoute) for method in route.methods
 }
@@ -37,7 +41,13 @@ WRITING = [which for which in PAGES if which[0] != "GET"]
 each_page = pytest.mark.parametrize(("method", "path"), PAGES)
 
 
-def test_nothing_but_pages_machines_and_files_is_there() -> None:
+@pytest.fixture
+def pages() -> LazyApp:
+    """Return one application for all tests: refused requests change nothing in it, and creating one is slow."""
+    return LazyApp(lambda: APP)
+
+
+def test_all_routes_are_pages_machine_routes_or_files() -> None:
     assert set(ROUTES) >= MACHINES
     others = [route for route in APP.routes if not isinstance(route, APIRoute)]
     assert [(type(route), getattr(route, "path", "")) for route in others] == [(Mount, "/static")]
@@ -48,7 +58,7 @@ def test_nothing_but_pages_machines_and_files_is_there() -> None:
 
 
 @each_page
-def test_a_page_is_html_whatever_happens_and_reads_or_writes(method: str, path: str) -> None:
+def test_a_page_is_always_html_and_reads_or_writes(method: str, path: str) -> None:
     assert isinstance(ROUTES[method, path], PageRoute)
     assert method in ("GET", "POST")
     assert ROUTES[method, path].methods == {method}
@@ -56,7 +66,7 @@ def test_a_page_is_html_whatever_happens_and_reads_or_writes(method: str, path: 
 
 @each_page
 @pytest.mark.parametrize("token", [None, "expired", "forged"])
-async def test_without_a_login_it_says_so_and_nothing_else(
+async def test_without_a_login_a_page_shows_only_that(
     stranger: Browser, manager: Manager, method: str, path: str, token: str | None
 ) -> None:
     if token:
@@ -70,16 +80,18 @@ async def test_without_a_login_it_says_so_and_nothing_else(
 
 
 @each_page
-async def test_who_may_not_read_assets_sees_nothing(alice: Browser, manager: Manager, method: str, path: str) -> None:
+async def test_a_user_who_may_not_read_assets_sees_nothing(
+    alice: Browser, manager: Manager, method: str, path: str
+) -> None:
     manager.deny("asset", "GET")
     reply = await alice.client.request(method, f"/mediation{path}", headers=SAME_ORIGIN)
     assert reply.status_code == 403
-    assert parsed(reply.text).one("h1").text == "You may not see this"
+    assert parsed(reply.text).one("h1").text == "Access denied"
     assert manager.asked == [("asset", "GET")]
 
 
 async def test_a_token_in_a_header_is_a_login_too(stranger: Browser, manager: Manager) -> None:
-    """As scripts send it; a good cookie does not help a bad one."""
+    """As scripts send it; a good cookie does not replace a bad token."""
     manager.deny("asset", "GET")
     for token, status in [("good", 403), ("expired", 401), ("forged", 401)]:
         stranger.client.cookies.set("_token", "good")
@@ -88,7 +100,7 @@ async def test_a_token_in_a_header_is_a_login_too(stranger: Browser, manager: Ma
 
 
 @pytest.mark.parametrize(("method", "path"), WRITING)
-async def test_what_writes_is_not_done_for_another_site(alice: Browser, method: str, path: str) -> None:
+async def test_a_form_of_another_site_is_refused(alice: Browser, method: str, path: str) -> None:
     for headers in ({}, {"Sec-Fetch-Site": "cross-site"}, {"Origin": "https://evil.example"}):
         reply = await alice.client.request(method, f"/mediation{path}", headers=headers)
         assert reply.status_code == 403
@@ -97,25 +109,25 @@ async def test_what_writes_is_not_done_for_another_site(alice: Browser, method: 
 
 
 @pytest.mark.parametrize(("method", "path"), sorted(MACHINES))
-async def test_what_is_for_machines_takes_no_users_login_for_a_proof(alice: Browser, method: str, path: str) -> None:
+async def test_machine_routes_do_not_accept_a_users_login(alice: Browser, method: str, path: str) -> None:
     reply = await alice.client.request(
         method, f"/mediation{path.replace('{conn_id:path}', 'zuora')}", headers=SAME_ORIGIN
     )
     if path == "/handshake":
         assert set(reply.json()) == {"service", "protocol", "version"}
     else:
-        assert reply.status_code == 401
-        assert reply.json()["success"] is False
+        assert reply.status_code == (401 if method in ("POST", "PUT", "PATCH") else 405)
+        assert method == "HEAD" or reply.json()["success"] is False
 
 
 @each_page
-async def test_by_another_method_nothing_is_there(alice: Browser, method: str, path: str) -> None:
+async def test_another_method_is_refused(alice: Browser, method: str, path: str) -> None:
     others = {"GET", "POST", "PUT", "DELETE", "PATCH"} - {each for each, of in PAGES if of == path}
     for other in sorted(others):
         assert (await alice.client.request(other, f"/mediation{path}", headers=SAME_ORIGIN)).status_code == 405
 
 
-async def test_files_are_for_everybody_and_only_those_that_are_meant(stranger: Browser) -> None:
+async def test_static_files_need_no_login_and_no_others_are_served(stranger: Browser) -> None:
     folder = Path(package.__file__).parent / "static"
     kinds = {".css": "text/css", ".js": "text/javascript", ".svg": "image/svg+xml"}
     files = list(folder.iterdir())
@@ -128,7 +140,7 @@ async def test_files_are_for_everybody_and_only_those_that_are_meant(stranger: B
         assert (await stranger.get(f"/static/{other}")).status_code == 404
 
 
-def test_the_files_name_nothing_that_is_elsewhere() -> None:
+def test_static_files_refer_to_no_other_origin() -> None:
     for file in (Path(package.__file__).parent / "static").iterdir():
         named = re.findall(r"//[\w.-]+\.\w[^\s\"']*", file.read_text())
         assert set(named) <= {"//www.w3.org/2000/svg"}, file

@@ -1,4 +1,4 @@
-"""The list of all sessions: what a row says, by which filters, page by page, and with whose eyes."""
+"""The list of all sessions: the content of a row, filters, pages, and permissions."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ import pytest
 
 from airflow_mediation_provider.api_server.pages import sessions as module
 from airflow_mediation_provider.assets import on_meter_session
-from airflow_mediation_provider.journal import filters as journal_filters
-from airflow_mediation_provider.journal import listing as journal_listing
+from airflow_mediation_provider.journal import session_list as journal_filters
+from airflow_mediation_provider.journal import session_list as journal_listing
 from tests.unit.api_server.pages.conftest import now
 from tests.unit.api_server.pages.html import asked, parsed
-from tests.unit.journal.old_rows import NOW, keep, session_of, told, wait_of
+from tests.unit.journal.old_rows import NOW, concluded, keep, session_of, told, wait_of
 from tests.unit.journal.scheduling import CONN, change, tell
 
 if TYPE_CHECKING:
@@ -47,7 +47,7 @@ async def listed(browser: Browser, **filters: object) -> list[str]:
 
 
 class TestRow:
-    async def test_it_says_what_is_known(self, alice: Browser) -> None:
+    async def test_a_row_shows_the_session(self, alice: Browser) -> None:
         keep(
             began("R-1", 0, meter_name="Usage of April", last_observed_at=at(95), ended_at=at(90)),
             told("R-1", at(0), status="INITIALIZING", notification_id="a"),
@@ -62,11 +62,11 @@ class TestRow:
                 "Meter": "1001 Usage of April",
                 "Run type": "NORMAL",
                 "Phases": "INITIALIZING: 30m RUNNING: 1h COMPLETED: 0s",
-                "Started": "2026-06-01 00:00:00 UTC",
-                "Ended": "2026-06-01 01:30:00 UTC",
+                "Start Date": "2026-06-01 00:00:00 UTC",
+                "End Date": "2026-06-01 01:30:00 UTC",
                 "Duration": "1h 30m",
-                "Waits on it": NOTHING,
-                "Started by it": NOTHING,
+                "Tasks": NOTHING,
+                "Triggered by asset event": NOTHING,
             }
         ]
         assert page.one("span", class_="badge").classes == {"badge", "t-success"}
@@ -75,13 +75,13 @@ class TestRow:
         assert [each.classes for each in picture.all("rect")] == [{"f-queued"}, {"f-running"}, {"f-success"}]
         drawn = [(float(each.attributes["x"]), float(each.attributes["width"])) for each in picture.all("rect")]
         assert drawn[:2] == [(0, 333.3), (333.3, 666.7)]
-        assert drawn[2] == (994, 6)  # what is there is seen
+        assert drawn[2] == (994, 6)  # at least so wide that it is visible
         times = {each.text: each.attributes["datetime"] for each in page.all("time")}
         assert times["2026-06-01 01:30:00 UTC"] == "2026-06-01T01:30:00+00:00"
         path, which = asked(page.links()["R-1"])
         assert (path, which) == ("/mediation/session", {"conn": "zuora", "meter": "1001", "session": "R-1"})
 
-    async def test_each_status_has_a_colour_and_a_failed_one_stands_out(self, alice: Browser) -> None:
+    async def test_each_status_has_a_colour_and_failed_sessions_are_marked(self, alice: Browser) -> None:
         colours = {
             "COMPLETED": "success",
             "FAILED": "failed",
@@ -101,7 +101,7 @@ class TestRow:
         failed = [row.one("span", class_="badge").text for row in rows if "is-failed" in row.classes]
         assert sorted(failed) == ["FAILED", "TESTING_FAILED"]
 
-    async def test_one_of_which_nothing_was_told_for_hours_stands_out_while_it_goes_on(self, alice: Browser) -> None:
+    async def test_a_running_session_without_reports_for_hours_is_marked_as_silent(self, alice: Browser) -> None:
         live: dict[str, Any] = {"status": "RUNNING", "terminal": False}
         keep(
             session_of("R-1", ago(hours=8), **live),
@@ -112,10 +112,29 @@ class TestRow:
         assert [("is-silent" in row.classes) for row in rows] == [True, False, False]
         cells = (await alice.sees("/sessions")).cells()
         assert [row["Status"] for row in cells] == ["RUNNING silent for 8h", "RUNNING", "COMPLETED"]
-        assert [row["Ended"] for row in cells][:2] == [NOTHING, NOTHING]
+        assert [row["End Date"] for row in cells][:2] == [NOTHING, NOTHING]
         assert [row["Duration"] for row in cells][:2] == ["8h so far", "9h so far"]
 
-    async def test_what_is_not_certain_says_so(self, alice: Browser) -> None:
+    async def test_what_a_task_concluded_from_polls_is_the_status_with_a_mark(self, alice: Browser) -> None:
+        keep(
+            concluded("R-1", ago(hours=7)),
+            concluded("R-2", ago(hours=8), best="COMPLETED", certain=True, differs=True),
+            concluded("R-3", ago(hours=9), reported=False),
+        )
+        page = await alice.sees("/sessions")
+        assert [(row["Status"], row["Duration"]) for row in page.cells()] == [
+            ("FAILED by poll, not certain", "11m"),
+            ("COMPLETED by poll tasks disagree", "11m"),
+            ("FAILED by poll, not certain; known from a task only", "11m"),
+        ]
+        rows = page.one("tbody").all("tr")
+        assert [each.classes for each in rows] == [{"is-failed"}, set(), {"is-failed"}]
+        assert await listed(alice, status="FAILED") == ["R-1", "R-3"]
+        assert await listed(alice, status="INITIALIZING") == []
+        label = (await alice.sees("/sessions/chart")).one("svg").attributes["aria-label"]
+        assert label == "Sessions started, by status: 2 FAILED, 1 COMPLETED"
+
+    async def test_an_uncertain_status_is_marked(self, alice: Browser) -> None:
         keep(
             session_of("R-1", ago(minutes=1), ambiguous=True, terminal=False),
             session_of("R-2", ago(minutes=2), conflict=True, status="FAILED"),
@@ -131,11 +150,11 @@ class TestRow:
 
 
 class TestFilters:
-    async def test_each_of_them(self, alice: Browser) -> None:
+    async def test_each_filter_restricts_the_list(self, alice: Browser) -> None:
         keep(
             began("R-1", 1, conn_id="other"),
             began("R-2", 2, run_type="DEBUG", status="TESTING_PASSED"),
-            began("R-3", 3, meter_id="7"),
+            began("R-3", 3, meter_id="7", run_type="CANARY"),
             began("R-4", 4, status="FAILED"),
             session_of("R-5", ago(minutes=30)),
         )
@@ -146,6 +165,7 @@ class TestFilters:
             ({"since": " ", "until": " "}, "R-5 R-4 R-3 R-2 R-1"),
             ({"status": "failed"}, "R-4"),
             ({"run_type": "debug"}, "R-2"),
+            ({"run_type": "canary"}, "R-3"),
             ({"since": "1h"}, "R-5"),
             ({"since": "24h"}, "R-5"),
             ({"since": "2026-06-01T00:04", "until": "2026-06-01T00:05"}, "R-4"),
@@ -158,10 +178,10 @@ class TestFilters:
         ]:
             assert await listed(alice, **filters) == found.split(), filters  # type: ignore[arg-type]
 
-    async def test_they_stand_in_the_form_again(self, alice: Browser) -> None:
+    async def test_filters_are_shown_in_the_form(self, alice: Browser) -> None:
         keep(began("R-1", 0), began("R-2", 0, conn_id="other"))
         filters = {
-            "conn": "other", "meter": "7", "status": "FAILED", "run_type": "DEBUG",
+            "conn": "other", "meter": "7", "status": "FAILED", "run_type": "CANARY",
             "since": "2026-06-01T02:04", "until": "2026-06-01T02:05", "tz": "Europe/Berlin",
         }  # fmt: skip
         page = await alice.sees("/sessions", **filters)
@@ -179,16 +199,16 @@ class TestFilters:
         assert {**chosen, **written} == {name: [value] for name, value in filters.items()}
         assert form.links() == {"Clear": "/mediation/sessions"}
 
-    async def test_what_is_none_of_the_choices_is_chosen_nevertheless(self, alice: Browser) -> None:
+    async def test_a_value_outside_the_choices_is_selected_too(self, alice: Browser) -> None:
         page = await alice.sees("/sessions", conn="gone", status="mystery")
         assert [each.text for each in page.all("option", selected="")] == ["gone", "mystery"]
 
-    async def test_without_any_there_is_nothing_to_clear(self, alice: Browser) -> None:
+    async def test_without_filters_there_is_no_clear_link(self, alice: Browser) -> None:
         page = await alice.sees("/sessions", tz="Europe/Berlin")
         assert "Clear" not in page.links()
         assert page.all("option", selected="") == []
 
-    async def test_the_chart_is_of_the_same_sessions(self, alice: Browser) -> None:
+    async def test_the_chart_has_the_same_filters(self, alice: Browser) -> None:
         page = await alice.sees("/sessions", meter="7", since="7d", tz="Europe/Berlin")
         path, of = asked(page.one("div", id="chart").attributes["data-src"])
         assert (path, of) == ("/mediation/sessions/chart", {"meter": "7", "since": "7d", "tz": "Europe/Berlin"})
@@ -199,7 +219,7 @@ class TestPaging:
     def _short_pages(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(module, "PAGE", 2)
 
-    async def test_forth_and_back_with_the_filters(self, alice: Browser) -> None:
+    async def test_paging_forth_and_back_keeps_the_filters(self, alice: Browser) -> None:
         keep(*(began(f"R-{number}", 0 if number < 3 else number, meter_id="7") for number in range(5)), began("R-9", 9))
         seen = []
         page = await alice.sees("/sessions", meter="7", tz="UTC")
@@ -222,26 +242,28 @@ class TestPaging:
         assert back == [["R-2", "R-1"], ["R-4", "R-3"]]
         assert set(links) == {"older"}
 
-    async def test_a_search_for_what_is_rare_stops_says_so_and_goes_on(
+    async def test_a_search_for_a_rare_value_stops_with_a_notice_and_continues(
         self, alice: Browser, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         for each in (module, journal_filters):
-            monkeypatch.setattr(each, "LOOKED_AT", 3)
+            monkeypatch.setattr(each, "SCANNED", 3)
         keep(*(began(f"R-{number}", number, status="FAILED" if number == 1 else "COMPLETED") for number in range(7)))
         keep(*(began(f"R-F{number}", -number, meter_id="7", status="FAILED") for number in range(1, 5)))
         page = await alice.sees("/sessions", meter="1001", status="FAILED", tz="UTC")
         assert names(page) == ["R-1"]
         notice = page.one("p", class_="notice")
-        assert notice.text.startswith("Few sessions fit so far: 3 that fit one of the filters were looked at, back to ")
+        assert notice.text.startswith(
+            "Few matching sessions so far: 3 sessions that match one of the filters were searched, back to "
+        )
         assert notice.one("time").attributes["datetime"] == at(-3).isoformat(timespec="seconds")
-        path, where = asked(notice.links()["Look further"])
+        path, where = asked(notice.links()["Search further"])
         assert {name: where[name] for name in ("meter", "status", "tz")} == {
             "meter": "1001",
             "status": "FAILED",
             "tz": "UTC",
         }
         page = await alice.sees(path.removeprefix("/mediation"), **where)
-        assert page.one("p", class_="empty").text == "No session fits. Show all."
+        assert page.one("p", class_="empty").text == "No matching sessions. Show all."
         assert page.all("p", class_="notice") == []
         back, where = asked(page.one("a", id="newer").attributes["href"])
         assert names(await alice.sees(back.removeprefix("/mediation"), **where)) == ["R-1"]
@@ -251,21 +273,21 @@ class TestPaging:
         assert (await alice.sees("/sessions")).one("nav").all("a") == []
 
 
-async def test_an_empty_journal_says_from_where_sessions_come(alice: Browser) -> None:
+async def test_an_empty_journal_explains_where_sessions_come_from(alice: Browser) -> None:
     page = await alice.sees("/sessions")
-    assert "The journal knows no session yet" in page.one("p", class_="empty").text
+    assert "No session has been received yet" in page.one("p", class_="empty").text
 
 
-async def test_filters_that_fit_nothing_lead_back_to_all(alice: Browser) -> None:
+async def test_filters_without_matches_link_to_all_sessions(alice: Browser) -> None:
     keep(began("R-1", 0))
     for filters in ({"meter": "8"}, {"before": "0-1"}):
         empty = (await alice.sees("/sessions", **filters)).one("p", class_="empty")
-        assert empty.text == "No session fits. Show all."
+        assert empty.text == "No matching sessions. Show all."
         assert empty.links() == {"Show all": "/mediation/sessions"}
 
 
-class TestWithWhoseEyes:
-    """What waits for a session and what it started are of DAGs that not everybody may see."""
+class TestPermissions:
+    """Tasks of a session and runs that it triggered are of Dags that not every user may see."""
 
     @pytest.fixture(autouse=True)
     def _story(self, airflow: Airflow) -> None:
@@ -283,15 +305,15 @@ class TestWithWhoseEyes:
         )
 
     async def page(self, alice: Browser, monkeypatch: pytest.MonkeyPatch) -> Element:
-        """As it is once the scheduler had its time."""
-        monkeypatch.setattr("airflow_mediation_provider.journal.consequences._SCHEDULED_WITHIN", timedelta(0))
+        """The list once the scheduler had its time."""
+        monkeypatch.setattr("airflow_mediation_provider.journal.triggered_runs._SCHEDULED_WITHIN", timedelta(0))
         return await alice.sees("/sessions")
 
-    async def test_who_may_see_all_sees_all(self, alice: Browser, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def test_a_user_with_all_permissions_sees_all(self, alice: Browser, monkeypatch: pytest.MonkeyPatch) -> None:
         page = await self.page(alice, monkeypatch)
         [cells] = page.cells()
-        assert cells["Waits on it"] == "covert.third waits usage.mapped [4] waits and 1 more"
-        started, _, missed = cells["Started by it"].partition(" no run: ")
+        assert cells["Tasks"] == "covert.third waits usage.mapped [4] waits usage.first condition met"
+        started, _, missed = cells["Triggered by asset event"].partition(" no run: ")
         assert started in ("load queued secret queued", "secret queued load queued")
         assert missed == "asleep and 1 more"
         links = page.links()
@@ -299,28 +321,28 @@ class TestWithWhoseEyes:
         assert links["covert.third"] == "/dags/covert/runs/r/tasks/third"
         assert links["load"].startswith("/dags/load/runs/asset_triggered__")
         assert "+" not in links["load"]
-        assert page.one("div", class_="missed").attributes["title"].endswith("not started: asleep, unlisted")
+        assert page.one("div", class_="missed").attributes["title"].endswith("not triggered: asleep, unlisted")
 
-    async def test_what_a_user_may_not_see_is_not_there(
+    async def test_rows_that_a_user_may_not_see_are_left_out(
         self, alice: Browser, manager: Manager, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         for dag_id in ("secret", "unlisted"):
             manager.deny("dag", "GET", "RUN", dag_id)
         manager.deny("dag", "GET", "TASK_INSTANCE", "covert")
-        monkeypatch.setattr("airflow_mediation_provider.journal.consequences._SCHEDULED_WITHIN", timedelta(0))
+        monkeypatch.setattr("airflow_mediation_provider.journal.triggered_runs._SCHEDULED_WITHIN", timedelta(0))
         reply = await alice.get("/sessions")
         assert not any(word in reply.text for word in ("secret", "unlisted", "covert", "third"))
         [cells] = parsed(reply.text).cells()
-        assert cells["Waits on it"] == "usage.mapped [4] waits usage.first condition met"
-        assert cells["Started by it"] == "load queued no run: asleep"
+        assert cells["Tasks"] == "usage.mapped [4] waits usage.first condition met"
+        assert cells["Triggered by asset event"] == "load queued no run: asleep"
 
     async def test_a_run_is_missing_only_once_the_scheduler_had_its_time(self, alice: Browser) -> None:
         [cells] = (await alice.sees("/sessions")).cells()
-        assert cells["Started by it"] in ("load queued secret queued", "secret queued load queued")
+        assert cells["Triggered by asset event"] in ("load queued secret queued", "secret queued load queued")
 
 
 class TestChart:
-    async def test_of_the_last_day_where_nothing_else_is_asked_for(self, alice: Browser) -> None:
+    async def test_the_chart_shows_the_last_day_by_default(self, alice: Browser) -> None:
         keep(
             session_of("R-1", ago(hours=23.5)),
             session_of("R-2", ago(hours=1.5), status="FAILED"),
@@ -330,16 +352,16 @@ class TestChart:
         page = await alice.sees("/sessions/chart")
         part = page.one("div", data_part="")
         picture = part.one("svg")
-        assert picture.attributes["aria-label"] == "Sessions that began, by status: 1 FAILED, 2 COMPLETED"
+        assert picture.attributes["aria-label"] == "Sessions started, by status: 1 FAILED, 2 COMPLETED"
         bars = picture.all("g")
         assert len(bars) == 24
         assert [len(each.all("rect")) - 1 for each in bars] == [1] + [0] * 21 + [2, 0]
         assert [each.text for each in part.all("span", class_="key")] == ["1 FAILED", "2 COMPLETED"]
-        assert "the highest bar is 2" in part.one("figcaption").text
+        assert "highest bar: 2" in part.one("figcaption").text
         assert bars[1].one("title").text.endswith("UTC: none")
         assert bars[-2].one("title").text.endswith("UTC: 1 FAILED, 1 COMPLETED")
 
-    async def test_of_the_time_and_the_sessions_that_are_asked_for(self, alice: Browser) -> None:
+    async def test_the_chart_shows_the_requested_time_and_sessions(self, alice: Browser) -> None:
         keep(began("R-1", 1), began("R-2", 2, meter_id="7"), began("R-3", 60 * 24))
         for filters, label in [
             ({"since": "2026-06-01", "until": "2026-06-02", "tz": "UTC"}, "2 COMPLETED"),
@@ -348,23 +370,23 @@ class TestChart:
             ({"until": "2026-06-02"}, "2 COMPLETED"),
         ]:
             page = await alice.sees("/sessions/chart", **filters)
-            assert page.one("svg").attributes["aria-label"] == f"Sessions that began, by status: {label}", filters
+            assert page.one("svg").attributes["aria-label"] == f"Sessions started, by status: {label}", filters
 
-    async def test_of_very_many_it_is_of_the_newest_and_says_so(
+    async def test_of_too_many_sessions_the_chart_counts_the_newest_with_a_notice(
         self, alice: Browser, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         keep(*(session_of(f"R-{hours}", ago(hours=hours)) for hours in (1, 2, 3, 4)))
         caption = (await alice.sees("/sessions/chart")).one("figcaption")
-        assert "looked at" not in caption.text
+        assert "are counted" not in caption.text
         for each in (module, journal_listing):
             monkeypatch.setattr(each, "COUNTED", 2)
         caption = (await alice.sees("/sessions/chart")).one("figcaption")
-        assert "; 2 sessions were looked at, and none before" in caption.text
+        assert "; only the newest 2 sessions are counted" in caption.text
         assert "3 COMPLETED" in caption.text
         began_at = datetime.fromisoformat(caption.all("time")[0].attributes["datetime"])
         assert abs(began_at - ago(hours=3)) < timedelta(minutes=1)
 
-    async def test_where_nothing_began_it_says_so(self, alice: Browser) -> None:
+    async def test_an_empty_chart_has_a_message(self, alice: Browser) -> None:
         for filters in ({}, {"since": "2026-06-02", "until": "2026-06-01"}, {"since": "1h", "until": "2026-06-01"}):
             page = await alice.sees("/sessions/chart", **filters)
-            assert page.one("div", data_part="").text == "No session began in this time."
+            assert page.one("div", data_part="").text == "No session started in this time."

@@ -1,17 +1,18 @@
-"""The tabs of a task instance and of a DAG run: what it waits for, and which sessions started it."""
+"""The tabs of a task instance and of a Dag run: what it waits for, and which sessions triggered it."""
 
 from __future__ import annotations
 
+import re
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from airflow_mediation_provider.assets import on_meter_session
-from airflow_mediation_provider.protocol.wait_result import WaitEnd
+from airflow_mediation_provider.protocol.waits.wait_result import WaitEnd
 from tests.unit.api_server.pages.conftest import now
 from tests.unit.api_server.pages.html import asked
-from tests.unit.journal.old_rows import keep, session_of, told, wait_of
+from tests.unit.journal.old_rows import concluded, is_in, keep, session_of, told, wait_of
 from tests.unit.journal.scheduling import CONN, change, tell
 
 if TYPE_CHECKING:
@@ -72,7 +73,7 @@ class TestTask:
         assert [row["To"] for row in page.cells() if "To" in row] == ["RUNNING", "INITIALIZING"]
         assert page.all("p", class_="notice") == []
 
-    async def test_what_its_condition_says_besides(self, alice: Browser) -> None:
+    async def test_all_parts_of_the_condition_are_shown(self, alice: Browser) -> None:
         keep(
             waiting(session_id="R-1", condition={"statuses": ["RUNNING"], "previous_statuses": ["PAUSED", "STOPPING"]})
         )
@@ -91,8 +92,8 @@ class TestTask:
             WaitEnd.TIMED_OUT: "timed out",
             WaitEnd.UNREACHABLE: "Zuora unreachable",
             WaitEnd.MISCONFIGURED: "misconfigured",
-            WaitEnd.UNCERTAIN: "not certain",
-            "left": "left",
+            WaitEnd.UNCERTAIN: "not certain; certainty was required",
+            "left": "ended",
             "of a version": "of a version",
             None: "ended",
         }
@@ -106,20 +107,66 @@ class TestTask:
             assert facts(page)["Ended"].endswith(f"UTC {words}")
             assert page.all("p", class_="notice") == []
 
-    async def test_one_that_nobody_reports_any_more_has_lost_its_process(self, alice: Browser) -> None:
+    async def test_an_end_that_only_its_worker_reported_is_shown(self, alice: Browser) -> None:
+        found = {"status": "FAILED", "evidence": "poll", "certain": False}
+        keep(wait_of("w", session_id="R-1", condition=CONDITION, mode="worker", **found))
+        is_in("success", wait_of("w"))
+        page = await alice.sees("/task", **TASK)
+        assert page.one("h1").text == "Waited for R-1 of meter 1001"
+        assert facts(page)["Ended"] == "ended: FAILED (poll, not certain)"
+
+    async def test_a_wait_without_reports_has_lost_its_process(self, alice: Browser) -> None:
         keep(waiting(session_id="R-1", seen_at=ago(minutes=2)))
         assert (await alice.sees("/task", **TASK)).all("p", class_="notice") == []
         keep(wait_of("v", task_id="lost", session_id="R-1", seen_at=ago(minutes=4), condition=CONDITION))
         notice = (await alice.sees("/task", **{**TASK, "task_id": "lost"})).one("p", class_="notice")
         assert "l-bad" in notice.classes
-        assert notice.text.startswith("Its triggerer has not reported this wait for 4m")
+        assert notice.text.startswith("No triggerer has reported this wait since 20")
 
-    async def test_of_a_session_of_which_nothing_was_told(self, alice: Browser) -> None:
+    @pytest.mark.parametrize(
+        ("state", "mode", "lost"),
+        [
+            ("deferred", "worker", True),  # no triggerer has ever taken it over
+            ("scheduled", "triggerer", False),  # its trigger has fired
+            ("running", "worker", False),
+        ],
+    )
+    async def test_a_triggerer_is_missed_where_the_task_is_deferred(
+        self, alice: Browser, state: str, mode: str, lost: bool
+    ) -> None:
+        wait = waiting(session_id="R-1", seen_at=ago(minutes=9), mode=mode)
+        is_in(state, wait)
+        keep(wait)
+        assert bool((await alice.sees("/task", **TASK)).all("p", class_="notice")) is lost
+
+    async def test_a_wait_that_a_stopped_triggerer_left_goes_on_while_its_task_waits(self, alice: Browser) -> None:
+        left = waiting(session_id="R-1", outcome="left", seen_at=ago(minutes=1), conn_id="other")
+        is_in("deferred", left)
+        keep(left, session_of("R-1", ago(hours=1), conn_id="other"))
+        page = await alice.sees("/task", **TASK)
+        assert page.one("h1").text == "Waits for R-1 of meter 1001"
+        notice = page.one("p", class_="notice")
+        assert "l-warn" in notice.classes
+        assert re.fullmatch(
+            r"No triggerer has reported this wait since [-0-9]+ [0-9:]+ UTC \(the one that did was stopped\)\."
+            r" The wait goes on once a triggerer runs that can reach the API server\.",
+            notice.text,
+        )
+        assert facts(page)["State of the task"] == "deferred"
+        [row] = [row for row in (await alice.sees("/sessions")).cells() if "usage.wait" in row["Tasks"]]
+        assert row["Tasks"].startswith("usage.wait waits; no triggerer has reported it since 20")
+
+    async def test_a_session_without_reports_has_a_message(self, alice: Browser) -> None:
         keep(waiting(session_id="R-1"))
         page = await alice.sees("/task", **TASK)
-        assert page.one("p", class_="empty").text == "Nothing was told of this session yet."
+        assert page.one("p", class_="empty").text == "No report of this session has been received yet."
 
-    async def test_while_no_session_is_known_it_says_which_one_it_takes(self, alice: Browser) -> None:
+    async def test_a_window_is_shown_with_both_its_bounds(self, alice: Browser) -> None:
+        keep(waiting(condition={**CONDITION, "since": "2026-03-31T09:00:00Z", "before": "2026-03-31T10:00:00Z"}))
+        text = (await alice.sees("/task", **TASK)).text
+        assert "starts at 2026-03-31 09:00:00 UTC or later, and before 2026-03-31 10:00:00 UTC" in text
+
+    async def test_without_a_session_the_tab_shows_which_one_the_task_takes(self, alice: Browser) -> None:
         keep(waiting(condition={**CONDITION, "since": "2026-03-31T09:00:00+00:00"}))
         page = await alice.sees("/task", **TASK)
         assert page.one("h1").text == "Waits for a session of meter 1001"
@@ -139,7 +186,7 @@ class TestTask:
             page = await alice.sees("/task", **{**TASK, "run_id": str(number)})
             assert "the first session that starts from now on" in page.text
 
-    async def test_mapped_tasks_are_told_apart(self, alice: Browser) -> None:
+    async def test_mapped_tasks_are_distinguished(self, alice: Browser) -> None:
         keep(
             wait_of("a", session_id="R-0", map_index=0, condition=CONDITION),
             wait_of("b", session_id="R-1", map_index=1, condition=CONDITION),
@@ -155,20 +202,125 @@ class TestTask:
         keep(waiting(run_id=run_id, session_id="R-1"))
         assert "R-1" in (await alice.sees("/task", **{**TASK, "run_id": run_id})).one("h1").text
 
-    async def test_of_a_task_that_waits_for_nothing_it_says_why_that_may_be(self, alice: Browser) -> None:
+    @pytest.mark.parametrize(
+        ("task", "reason"),
+        [
+            (None, "Airflow has no such task instance."),
+            (
+                {"operator": "PythonOperator", "state": "success"},
+                "This task runs PythonOperator, which reports no session.",
+            ),
+            (
+                {"operator": "StopMeterOperator", "state": "success"},
+                "This task runs StopMeterOperator, which reports no session.",
+            ),
+            ({"state": "queued"}, "The task has not started yet."),
+            ({"state": None}, "The task has not started yet."),
+            ({"state": "upstream_failed"}, "The task is upstream_failed, so it did nothing."),
+            (
+                {"state": "running", "start_date": 0.1},
+                "The task has reported nothing yet: its log shows whether it reaches the API server.",
+            ),
+            (
+                {"state": "success", "start_date": 3, "end_date": 2},
+                "The task reported nothing, as it could not reach the API server: its log has the reason.",
+            ),
+            (
+                {"state": "failed", "start_date": 3, "end_date": 2},
+                "The task failed before it reported anything: its log has the reason.",
+            ),
+            (
+                {"state": "up_for_retry", "start_date": 3},
+                "The task failed before it reported anything: its log has the reason.",
+            ),
+            (
+                {"state": "success", "start_date": 100, "end_date": 99},
+                "The task ended 99d ago, and what it reported was pruned.",
+            ),
+        ],
+    )
+    async def test_the_tab_of_a_task_without_a_session_gives_one_reason(
+        self, alice: Browser, task: dict[str, Any] | None, reason: str
+    ) -> None:
+        if task is not None:
+            dates = {name: ago(days=task[name]) for name in ("start_date", "end_date") if name in task}
+            known = {"operator": "MeterSessionSensor", **task, **dates}
+            is_in(known.pop("state"), wait_of("w"), **known)
         page = await alice.sees("/task", **TASK)
         assert page.one("h1").text == "No meter session"
-        assert "The journal knows of no wait of this task." in page.text
+        assert page.one("section").one("p").text == reason
 
-    async def test_who_may_not_see_the_tasks_of_the_dag_sees_nothing(self, alice: Browser, manager: Manager) -> None:
+    async def test_a_task_that_ended_after_a_stored_wait_is_not_called_pruned(self, alice: Browser) -> None:
+        dates = {"start_date": ago(days=100), "end_date": ago(days=99)}
+        is_in("success", wait_of("w"), operator="MeterSessionSensor", **dates)
+        keep(wait_of("v", task_id="earlier", ended_at=ago(days=120), outcome="MET"))
+        page = await alice.sees("/task", **TASK)
+        assert page.one("section").one("p").text.startswith("The task reported nothing, as it could not reach")
+
+    async def test_the_tab_of_a_branch_shows_its_session_and_its_branch(self, alice: Browser) -> None:
+        note = {
+            "kind": "branch", "status": "FAILED", "evidence": "poll", "certain": False, "message": "Following alert.",
+            "followed": ["alert"], "skipped": ["load", "clean"],
+        }  # fmt: skip
+        branch = wait_of("w", session_id="R-1", mode="task", note=note, ended_at=now(), seen_at=now())
+        is_in("success", branch)
+        keep(branch, concluded("R-1", ago(hours=1)))
+        page = await alice.sees("/task", **TASK)
+        assert page.one("h1").text == "Branched on R-1 of meter 1001"
+        found = facts(page)
+        assert (found["Branched on"], found["Branch"], found["State of the task"]) == (
+            "FAILED (poll, not certain)",
+            "alert skipped: load, clean",
+            "success",
+        )
+        assert not {"Until it is", "Deadline", "Last reported", "Waits since"} & set(found)
+        assert page.all("h2")[0].text == "R-1 FAILED by poll, not certain"
+        assert "Following alert." in page.text
+
+    async def test_the_tab_of_a_branch_that_waited_shows_wait_and_branch(self, alice: Browser) -> None:
+        note = {"kind": "branch", "status": "COMPLETED", "evidence": "callout", "certain": True, "followed": []}
+        ended: dict[str, Any] = {"ended_at": now(), "outcome": "MET", "status": "COMPLETED", "evidence": "callout"}
+        keep(waiting(session_id="R-1", certain=True, note=note, **ended), session_of("R-1", ago(hours=1)))
+        page = await alice.sees("/task", **TASK)
+        assert page.one("h1").text == "Waited for R-1 of meter 1001"
+        found = facts(page)
+        assert (found["Branched on"], found["Branch"]) == ("COMPLETED (callout)", "none")
+        assert found["Ended"].endswith("UTC ended: COMPLETED (callout); followed no branch")
+
+    @pytest.mark.parametrize(
+        ("kind", "session_id", "heading"),
+        [
+            ("summary", "R-1", "Summary of R-1 of meter 1001"),
+            ("summary", None, "Summary of meter 1001"),
+            ("export", "R-1", "Export of R-1 of meter 1001"),
+            ("run", "R-1", "Run of R-1 of meter 1001"),
+            ("run", None, "Run of meter 1001"),
+            ("of a version", None, "About meter 1001"),
+        ],
+    )
+    async def test_the_tab_of_any_other_task_shows_its_note(
+        self, alice: Browser, kind: str, session_id: str | None, heading: str
+    ) -> None:
+        note = {"kind": kind, "message": "The meter was not started: the meter does not exist."}
+        keep(wait_of("w", session_id=session_id, mode="task", note=note, ended_at=now(), seen_at=now()))
+        page = await alice.sees("/task", **TASK)
+        assert page.one("h1").text == heading
+        assert note["message"] in page.text
+        refused = kind == "run" and session_id is None
+        assert [each.text for each in page.all("p", class_="l-bad")] == [note["message"]] * refused
+        assert "It was for the first session" not in page.text
+
+    async def test_a_user_who_may_not_see_the_tasks_of_the_dag_sees_nothing(
+        self, alice: Browser, manager: Manager
+    ) -> None:
         keep(waiting(session_id="R-1"))
         manager.deny("dag", "GET", "TASK_INSTANCE", "usage")
         reply = await alice.get("/task", **TASK)
         assert reply.status_code == 403
-        assert "You may not see the tasks of the DAG usage." in reply.text
+        assert "You may not see the tasks of the Dag usage." in reply.text
         assert "R-1" not in reply.text
 
-    async def test_beside_it_no_other_dag_is_named(self, alice: Browser) -> None:
+    async def test_the_tab_names_no_other_dag(self, alice: Browser) -> None:
         keep(
             waiting(),
             session_of("R-1", ago(hours=1)),
@@ -180,7 +332,7 @@ class TestTask:
 
 
 class TestRun:
-    async def test_the_session_that_started_it_and_those_that_its_tasks_wait_for(
+    async def test_the_tab_shows_the_triggering_session_and_those_that_tasks_wait_for(
         self, alice: Browser, airflow: Airflow, manager: Manager
     ) -> None:
         airflow.know("load", on_meter_session("1", "COMPLETED"))
@@ -197,11 +349,11 @@ class TestRun:
             wait_of("c", **of_run, task_id="open", map_index=2, created_at=ago(hours=1)),
         )
         page = await alice.sees("/run", dag_id="load", run_id=first)
-        assert [each.text for each in (page.one("h1"), page.one("h2"))] == ["Started by", "Its tasks wait for"]
+        assert [each.text for each in (page.one("h1"), page.one("h2"))] == ["Triggered by", "Tasks"]
         rows = page.cells()
         [started_by] = [row["Session"] for row in rows if "Task" not in row]
         assert started_by in ("R-1", "R-2")
-        waits = [(row["Task"], row["Session"], row["Status"], row["Outcome"]) for row in rows if "Task" in row]
+        waits = [(row["Task"], row["Session"], row["Status"], row["What it did"]) for row in rows if "Task" in row]
         assert waits == [
             ("open [2]", "not known yet", NOTHING, "waits"),
             ("untold", "R-9", NOTHING, "waits"),
@@ -214,20 +366,36 @@ class TestRun:
         assert [row["Session"] for row in page.cells()] == [started_by]
         assert page.all("h2") == []
 
-    async def test_a_run_whose_tasks_wait_and_that_no_session_started(self, alice: Browser) -> None:
+    async def test_a_run_with_waiting_tasks_that_no_session_triggered(self, alice: Browser) -> None:
         keep(waiting(session_id="R-1"))
         page = await alice.sees("/run", **RUN)
-        assert page.one("h1").text == "Its tasks wait for"
+        assert page.one("h1").text == "Tasks"
         assert [row["Task"] for row in page.cells()] == ["wait"]
 
-    async def test_a_run_that_has_nothing_to_do_with_sessions(self, alice: Browser) -> None:
+    async def test_each_task_about_a_session_is_listed_with_its_branch(self, alice: Browser) -> None:
+        note: dict[str, Any] = {"kind": "branch", "followed": ["alert"], "skipped": ["load"]}
+        ended: dict[str, Any] = {"ended_at": now(), "session_id": "R-1", "mode": "task"}
+        keep(
+            concluded("R-1", ago(hours=1)),
+            wait_of("a", task_id="summary", note={"kind": "summary", "message": "No errors."}, **ended),
+            wait_of("b", task_id="branch", note=note, **ended),
+        )
+        rows = (await alice.sees("/run", **RUN)).cells()
+        assert {row["Task"]: (row["Status"], row["What it did"], row["Branch"]) for row in rows} == {
+            "summary": ("FAILED by poll, not certain", "No errors.", NOTHING),
+            "branch": ("FAILED by poll, not certain", "followed alert", "alert skipped: load"),
+        }
+
+    async def test_a_run_without_sessions_has_a_message(self, alice: Browser) -> None:
         page = await alice.sees("/run", dag_id="daily", run_id="r")
         assert page.one("h1").text == "No meter session"
 
-    async def test_who_may_not_see_the_runs_of_the_dag_sees_nothing(self, alice: Browser, manager: Manager) -> None:
+    async def test_a_user_who_may_not_see_the_runs_of_the_dag_sees_nothing(
+        self, alice: Browser, manager: Manager
+    ) -> None:
         keep(waiting(session_id="R-1"))
         manager.deny("dag", "GET", "RUN", "usage")
         reply = await alice.get("/run", **RUN)
         assert reply.status_code == 403
-        assert "You may not see the runs of the DAG usage." in reply.text
+        assert "You may not see the runs of the Dag usage." in reply.text
         assert "R-1" not in reply.text

@@ -1,4 +1,4 @@
-"""Whatever Zuora, a template or a DAG puts into a name is shown as text: no page's structure changes by it."""
+"""Any name that comes from Zuora, a template or a Dag is shown as text: it changes no page's structure."""
 
 from __future__ import annotations
 
@@ -9,14 +9,16 @@ import pytest
 from airflow import settings
 from airflow.models.asset import AssetEvent, association_table
 from airflow.models.dagrun import DagRun
+from airflow.sdk import Asset
 from sqlalchemy import delete
 
 from airflow_mediation_provider.api_server.pages import session as session_page
-from airflow_mediation_provider.assets import on_meter_session
-from airflow_mediation_provider.journal import consequences
+from airflow_mediation_provider.assets import MeterSessionTimetable
+from airflow_mediation_provider.journal import triggered_runs as consequences
 from airflow_mediation_provider.journal.tables import Base
+from airflow_mediation_provider.protocol.sessions.asset_uri import asset_uri
 from tests.unit.api_server.pages.html import Element, parsed
-from tests.unit.journal.old_rows import keep, session_of, told, wait_of
+from tests.unit.journal.old_rows import keep, session_of, told, verdict_of, wait_of
 from tests.unit.journal.scheduling import change, tell
 
 if TYPE_CHECKING:
@@ -31,7 +33,7 @@ HOSTILE = [
     "</title></textarea><svg onload=alert(1)> --> ]]> <!-- x",
     "javascript:alert(1)//&lt;b&gt;&amp;&#39;\u202e\u2066\u05d0\u05d1 x\u2069",
 ]
-# No more than the others can it be the id of a connection.
+# Like the others, it cannot be the id of a connection.
 HARMLESS = "harm less"
 
 
@@ -53,21 +55,26 @@ class Zuora:
         yield {"errorCode": self.text, "fields": {self.text: [self.text]}}
 
 
-def tell_a_story(airflow: Airflow, directory: Directory, text: str, word: str) -> dict[str, dict[str, str]]:
-    """Put the text into all that comes from outside, and return the addresses that show it.
+def schedule(name: str) -> MeterSessionTimetable:
+    """On sessions of a meter and a connection of that name, as a Dag of an older version may be scheduled."""
+    return MeterSessionTimetable(assets=Asset(asset_uri(name, name, "COMPLETED")))
 
-    :param word: put into what only processes of Airflow tell
+
+def tell_a_story(airflow: Airflow, directory: Directory, text: str, word: str) -> dict[str, dict[str, str]]:
+    """Put the text into all values from outside, and return the addresses that show it.
+
+    :param word: put into values that only processes of Airflow report
     """
-    short = text[:60]  # what the columns of ids hold
+    short = text[:60]  # as long as the columns of ids allow
     at = datetime.now(UTC) - timedelta(hours=7)
     directory["zuora"] = {
         "ui_link_template": "https://zuora.example/{meter_id}/{session_id}",
         "callout_timezone": text,
         "callout_hmac_secret": "s3cret",
     }
-    # The id of a DAG, and of a run that a session starts, is Airflow's.
-    airflow.know("load", on_meter_session(short, "COMPLETED", mediation_conn_id=short))
-    airflow.know("asleep", on_meter_session(short, "COMPLETED", mediation_conn_id=short), paused=True)
+    # The id of a Dag, and of a run that a session triggers, is Airflow's.
+    airflow.know("load", schedule(short))
+    airflow.know("asleep", schedule(short), paused=True)
     tell(
         change(
             short, "COMPLETED", short, meter=short, meter_name=text, notification_id=text[:180],
@@ -80,7 +87,18 @@ def tell_a_story(airflow: Airflow, directory: Directory, text: str, word: str) -
     condition = {"statuses": [text], "previous_statuses": [text], "fail_on": [text], "run_type": text}
     wait: dict[str, Any] = {**key, "dag_id": text, "run_id": text, "condition": condition}
     poll: dict[str, Any] = {"kind": "poll", "source": "poll", "status": "FAILED", "previous_status": short}
+    note: dict[str, Any] = {
+        "kind": "branch", "message": text, "status": text, "evidence": text, "certain": False,
+        "followed": [text], "skipped": [text],
+    }  # fmt: skip
+    ended_on = {"status": short, "evidence": word, "certain": False, "ended_at": at}
+    differs = session_of("differs", at, **key)
+    differs.best_differs = True
     keep(
+        differs,
+        verdict_of("differs", "FAILED", at, **key, dag_id=text, run_id=text, task_id=text),
+        wait_of("e", **wait, task_id=f"{text}5", session_id=short, mode="task", note=note, ended_at=at),
+        wait_of("f", **wait, task_id=f"{text}6", session_id=short, outcome="MET", note=note, **ended_on),
         session_of("odd", at, **key, status=short, terminal=False, run_type=word, meter_name=text),
         told("odd", at, **key, status=short, previous_status=short[::-1], source=word, notification_id=f"{text}2"),
         told(None, at, **key, **poll),
@@ -101,14 +119,17 @@ def tell_a_story(airflow: Airflow, directory: Directory, text: str, word: str) -
         "/session": session,
         "/session ": {**session, "session": "odd"},
         "/session   ": {**session, "conn": "zuora"},
+        "/session    ": {**session, "session": "differs"},
         "/task": {**run, "task_id": text},
         "/task ": {**run, "task_id": f"{text}2"},
         "/task  ": {**run, "task_id": f"{text}3"},
+        "/task    ": {**run, "task_id": f"{text}5"},
+        "/task     ": {**run, "task_id": f"{text}6"},
         "/run": run,
         "/run ": {"dag_id": "load", "run_id": airflow.run_ids("load")[0]},
         "/unread": {},
         "/health": {},
-        # and what is refused
+        # and refused requests
         "/session  ": {**session, "session": text[::-1]},
         "/sessions  ": {"since": text},
         "/sessions   ": {"before": text},
@@ -117,14 +138,14 @@ def tell_a_story(airflow: Airflow, directory: Directory, text: str, word: str) -
 
 
 def clear() -> None:
-    """Forget the story, for another one."""
+    """Clear the journal, for another text."""
     with settings.get_engine().begin() as connection:
         for table in (*Base.metadata.sorted_tables, association_table, DagRun.__table__, AssetEvent.__table__):
             connection.execute(delete(table))
 
 
 def count(page: Element, text: str) -> int:
-    """In how many places of a page the text stands as it is."""
+    """How often a page has the text unchanged."""
     return sum(text in each for element in page.all() for each in element.inside if isinstance(each, str))
 
 
@@ -136,7 +157,7 @@ async def shown(
     text: str,
     word: str | None = None,
 ) -> dict[str, Element]:
-    """All pages, also those that buttons lead to."""
+    """All pages, also those behind buttons."""
     monkeypatch.setattr(session_page, "MediationHook", lambda *_, **__: Zuora(text))
     monkeypatch.setattr(consequences, "_SCHEDULED_WITHIN", timedelta(0))
     story = tell_a_story(airflow, directory, text, word or text[:16])
@@ -153,19 +174,21 @@ async def shown(
     return pages
 
 
-# One page in which each kind of place has the text: by the place's own words.
+# One page in which each kind of place has the text, by a name of the place.
 PLACES = {
     "/sessions": 8,
     "/session": 6,
     "/session ": 8,
     "/task": 6,
+    "/task    ": 6,
+    "/session    ": 1,
     "/run": 6,
     "/unread": 3,
     "/session/summary": 3,
 }
 
 
-async def test_it_is_text_and_changes_no_structure(
+async def test_a_text_from_outside_changes_no_structure_of_a_page(
     alice: Browser, airflow: Airflow, directory: Directory, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     harmless = await shown(alice, airflow, directory, monkeypatch, HARMLESS)
@@ -183,10 +206,10 @@ async def test_it_is_text_and_changes_no_structure(
             assert count(pages[path], text[:16]) >= least, (path, text)
 
 
-async def test_what_reads_from_right_to_left_turns_nothing_around_it(
+async def test_a_right_to_left_text_reverses_nothing_around_it(
     alice: Browser, airflow: Airflow, directory: Directory, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It stands alone: in an element that the direction of its text does not leave, or in a line of its own."""
+    """It is isolated: in an element that keeps the direction of its text inside, or on a line of its own."""
     turning = "\u202eabc"
     for path, page in (await shown(alice, airflow, directory, monkeypatch, turning, "word")).items():
         for element in page.one("body").walk():
@@ -196,7 +219,7 @@ async def test_what_reads_from_right_to_left_turns_nothing_around_it(
 
 
 @pytest.mark.usefixtures("journal")
-async def test_no_name_is_taken_for_a_template(alice: Browser) -> None:
+async def test_no_name_is_rendered_as_a_template(alice: Browser) -> None:
     name = "{{ 7 * 7 }}{% raw %}"
     keep(session_of(name, datetime.now(UTC), meter_id=name, meter_name=name, status=name))
     [row] = (await alice.sees("/sessions")).cells()

@@ -1,0 +1,238 @@
+"""One call to the API server, step by step, without a server: its address, its errors, and pauses without calls."""
+
+from __future__ import annotations
+
+import json
+import ssl
+from typing import Any
+
+import pytest
+import requests
+
+from airflow_mediation_provider.feed.flow import (
+    Candidate,
+    FeedUnavailableError,
+    NeedSecret,
+    SendSigned,
+    ServerAddress,
+    SignedCalls,
+    failure_of,
+    server_trust,
+)
+from airflow_mediation_provider.protocol.wire import FEED_PATH, PROTOCOL, derive_key, verify
+from airflow_mediation_provider.protocol.zuora.errors import MisconfigurationError
+from airflow_mediation_provider.protocol.zuora.flow import Failure
+from airflow_mediation_provider.protocol.zuora.refusals import Reply
+
+FIRST, SECOND = Candidate("http://first/mediation", "a"), Candidate("http://second/mediation", "b")
+GREETING = Reply(200, body=json.dumps({"service": "mediation", "protocol": PROTOCOL}).encode())
+REFUSED = Failure("ConnectionError")
+
+
+class Line:
+    """Drives calls: each address has a given answer and a given delay."""
+
+    def __init__(self, *, rests: bool = True) -> None:
+        self.seconds = 0.0
+        self.takes = 0.0
+        self.answers: dict[str, Any] = {}
+        self.secret: Any = "secret"
+        self.secrets_looked_up: list[bool] = []
+        self.asked: list[str] = []
+        self.whereabouts = ServerAddress(rests=rests)
+        self.calls = SignedCalls(
+            "zuora",
+            self.whereabouts,
+            candidates=lambda: [FIRST, SECOND],
+            monotonic=lambda: self.seconds,
+            now=lambda: 1_800_000_000 + self.seconds,
+        )
+
+    def call(self, seconds: float = 5) -> bytes:
+        flow, outcome = self.calls.call(FEED_PATH, b"question", seconds=seconds), None
+        try:
+            while True:
+                outcome = self._answer(flow.send(outcome))
+        except StopIteration as done:
+            return done.value
+
+    def _answer(self, step: Any) -> Any:
+        if isinstance(step, NeedSecret):
+            self.secrets_looked_up.append(step.anew)
+            return self.secret
+        assert isinstance(step, SendSigned)
+        self.asked.append(step.request.url)
+        self.seconds += min(self.takes, step.seconds)
+        answer = self.answers.get(step.request.url, REFUSED)
+        if isinstance(answer, Reply) and step.request.method == "POST":
+            headers = {name.lower(): value for name, value in step.request.headers.items()}
+            now = 1_800_000_000 + self.seconds
+            verify(derive_key("secret"), path=FEED_PATH, conn_id="zuora", body=b"question", headers=headers, now=now)
+        return answer
+
+    def trouble(self, seconds: float = 5) -> str:
+        with pytest.raises(FeedUnavailableError) as error:
+            self.call(seconds)
+        return str(error.value)
+
+
+@pytest.fixture
+def line() -> Line:
+    made = Line()
+    made.answers = {f"{SECOND.url}/handshake": GREETING, f"{SECOND.url}/feed": Reply(200, body=b"answer")}
+    return made
+
+
+def test_the_first_address_with_a_handshake_is_called_and_kept(line: Line):
+    line.answers[f"{FIRST.url}/handshake"] = Reply(200, body=b"<html>")
+    assert line.call() == line.call() == b"answer"
+    assert line.asked == [f"{FIRST.url}/handshake", f"{SECOND.url}/handshake", *[f"{SECOND.url}/feed"] * 2]
+    assert line.secrets_looked_up == [False]
+
+
+def test_without_a_handshake_the_error_names_each_address(line: Line):
+    line.answers = {f"{FIRST.url}/handshake": Reply(302), f"{SECOND.url}/handshake": REFUSED}
+    assert line.trouble() == (
+        "no API server with this provider was found: http://first/mediation is another service; "
+        "http://second/mediation/handshake gave no answer (ConnectionError)"
+    )
+
+
+def test_a_call_ends_at_its_time_limit(line: Line):
+    line.takes = 100
+    assert "it took too long" in line.trouble(seconds=5)
+    assert line.seconds == 5
+
+
+@pytest.mark.parametrize("status", [404, 500, 503])
+def test_a_bad_answer_is_reported_with_its_status(line: Line, status: int):
+    line.answers[f"{SECOND.url}/feed"] = Reply(status)
+    assert line.trouble() == f"{SECOND.url} answered {status}"
+    line.asked.clear()
+    line.trouble()
+    assert line.asked == [f"{SECOND.url}/feed"]  # it answered, so calls are not paused
+
+
+def test_after_a_refusal_the_secret_is_read_again(line: Line):
+    line.answers[f"{SECOND.url}/feed"] = Reply(401)
+    assert "another client secret in connection 'zuora', or its clock differs" in line.trouble()
+    line.trouble()
+    assert line.secrets_looked_up == [False, True]
+
+
+def test_a_missing_connection_is_reported(line: Line):
+    line.secret = Failure("Connection 'zuora' was not found.")
+    assert line.trouble() == "Connection 'zuora' was not found."
+
+
+class TestRest:
+    def test_after_a_missing_answer_no_call_is_made_for_a_while(self, line: Line):
+        line.call()
+        line.answers = {}
+        asked = []
+        for second in range(300):
+            line.seconds = 100.0 + second
+            line.asked.clear()
+            line.trouble()
+            if line.asked:
+                asked.append(second)
+        # The reasons after ten seconds, and after a minute, are from a recent call.
+        assert asked == [*range(0, 61, 5), 120, 180, 240]
+
+    def test_an_answer_ends_the_pause(self, line: Line):
+        line.call()
+        feed = line.answers.pop(f"{SECOND.url}/feed")
+        line.trouble()
+        line.answers[f"{SECOND.url}/feed"] = feed
+        line.seconds = 30
+        assert line.call() == b"answer"
+        line.answers = {}
+        line.seconds = 60
+        line.trouble()
+        line.seconds = 65
+        assert "gave no answer" in line.trouble()
+        assert line.asked[-2:] == [f"{FIRST.url}/handshake", f"{SECOND.url}/handshake"]
+
+    def test_calls_pause_even_if_only_the_handshake_is_answered(self, line: Line):
+        line.answers[f"{SECOND.url}/feed"] = REFUSED
+        for second in (0, 20, 40, 60, 80):
+            line.seconds = float(second)
+            line.asked.clear()
+            line.trouble()
+        assert line.asked == []
+
+    def test_a_caller_with_its_own_pace_is_never_paused(self):
+        line = Line(rests=False)
+        line.trouble()
+        line.trouble()
+        assert len(line.asked) == 4
+
+
+@pytest.fixture
+def api(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Set options of ``[api]``, without a CA bundle in the environment."""
+    for name in ("REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE", "SSL_CERT_FILE", "SSL_CERT_DIR"):
+        monkeypatch.delenv(name, raising=False)
+
+    def define(**options: str) -> None:
+        for name, value in options.items():
+            monkeypatch.setenv(f"AIRFLOW__API__{name.upper()}", value)
+
+    return define
+
+
+def authorities() -> list[str]:
+    return [each.path for each in server_trust().authorities or ()]
+
+
+def test_the_api_server_is_trusted_as_airflows_own_client_trusts_it(api, monkeypatch):
+    default = authorities()
+    certifi = requests.utils.DEFAULT_CA_BUNDLE_PATH
+    assert default[-1] == certifi
+
+    api(ssl_cert="/server.pem")
+    assert authorities() == [*default, "/server.pem"]
+    api(ssl_ca_file="/ca.pem")
+    assert authorities() == ["/ca.pem", certifi, "/server.pem"]
+    api(client_use_public_certs="False")
+    assert authorities() == ["/ca.pem", "/server.pem"]
+    monkeypatch.setenv("CURL_CA_BUNDLE", "/bundle.pem")
+    assert authorities() == ["/bundle.pem", "/ca.pem", "/server.pem"]
+
+
+def test_a_client_certificate_needs_its_key(api):
+    api(client_ssl_cert="/client.pem")
+    with pytest.raises(MisconfigurationError, match="client_ssl_cert and client_ssl_key must be set together"):
+        server_trust()
+
+    api(client_ssl_key="/client.key")
+    assert [each.path for each in server_trust().client] == ["/client.pem", "/client.key"]
+
+
+@pytest.mark.parametrize(
+    ("code", "words", "reason"),
+    [
+        (20, "unable to get local issuer certificate", "; set [api] ssl_ca_file to the certificates of its authority"),
+        (18, "self-signed certificate", "; set [api] ssl_ca_file to the certificates of its authority"),
+        (10, "certificate has expired", ""),
+        (62, "Hostname mismatch, certificate is not valid for 'airflow'.", ""),
+    ],
+)
+def test_a_certificate_that_is_not_trusted_is_named_with_its_remedy(code, words, reason):
+    cause = ssl.SSLCertVerificationError()
+    cause.verify_code, cause.verify_message = code, words
+    error = requests.exceptions.SSLError(ssl.SSLError("outer"))
+    error.__context__ = ValueError(cause)  # as urllib3 does, in an argument alone
+
+    assert failure_of(error).reason == f"its certificate is not trusted: {words.rstrip('.')}{reason}"
+
+
+def test_other_failures_have_no_remedy_but_their_kind():
+    wanted = ssl.SSLError(1, "alert")
+    wanted.reason = "TLSV13_ALERT_CERTIFICATE_REQUIRED"
+
+    assert failure_of(OSError(wanted)).reason == (
+        "TLS failed with TLSV13_ALERT_CERTIFICATE_REQUIRED; it requires a client certificate, see [api] client_ssl_cert"
+    )
+    assert failure_of(ConnectionResetError("peer")).reason == "ConnectionResetError"
+    assert failure_of(RuntimeError(MisconfigurationError("The file is missing"))).reason == "The file is missing"
