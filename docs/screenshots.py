@@ -1,6 +1,6 @@
 """Take the documentation's pictures of the real Airflow UI: `python -m docs.screenshots`.
 
-Starts the demo's stage, plays the scenes it needs, and looks at it with the browser of the tests.
+Starts the demo's stage, plays the scenes it needs, and takes the pictures with the browser of the tests.
 """
 
 from __future__ import annotations
@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import quote
 
-from airflow_mediation_provider.protocol.pages import NAV_ROUTE, framed, session_page
-from demo.browser import chromium
+from airflow_mediation_provider.protocol.urls import NAV_ROUTE, framed, session_page
 from demo.play import play
-from demo.processes import wait_until
 from demo.scenes import SCENES
-from demo.stage import CONN_ID, PROJECT, Stage
+from testkit.browser import chromium
+from testkit.processes import wait_until
+from testkit.stage import CONN_ID, PROJECT, Stage
 
 if TYPE_CHECKING:
     from playwright.sync_api import Page
@@ -27,19 +27,19 @@ STREAMING = "1004"
 
 
 def shoot(page: Page, name: str) -> None:
-    """Write a picture of the page, once it stands still."""
+    """Write a picture of the page once it no longer changes."""
     seen: list[bytes] = []
 
     def still() -> bool:
         seen.append(page.screenshot(animations="disabled", caret="hide"))
         return seen[-2:-1] == seen[-1:]
 
-    wait_until(still, timeout=30, what="the page to stand still", every=0.5)
+    wait_until(still, timeout=30, what="the page to stop changing", every=0.5)
     (IMAGES / f"{name}.png").write_bytes(seen[-1])
 
 
 def graph(page: Page, stage: Stage, failed: Played) -> None:
-    """The demo's main DAG after a session that FAILED."""
+    """Take the graph of the demo's main Dag after a session that FAILED."""
     page.set_viewport_size({"width": 1500, "height": 560})
     page.goto(f"{stage.airflow.url}/dags/run_and_branch/runs/{failed.run_id}")
     page.locator("button[value=graph]").click()
@@ -84,7 +84,7 @@ def connection_test(page: Page, stage: Stage, connection_id: str, name: str) -> 
 
 
 def framed_page(page: Page, address: str, size: tuple[int, int]) -> None:
-    """Open one of our pages where Airflow shows it, and wait until all of it is there."""
+    """Open one of our pages within Airflow's frame, and wait until all of it is loaded."""
     page.set_viewport_size({"width": size[0], "height": size[1]})
     page.goto(address)
     inside = page.frame_locator("iframe")
@@ -94,7 +94,7 @@ def framed_page(page: Page, address: str, size: tuple[int, int]) -> None:
 
 
 def sessions(page: Page, stage: Stage, failed: Played) -> None:
-    """The list, light and dark, and on a phone; and the page of a session."""
+    """Take the list, light and dark and on a phone, and the page of a session."""
     url = stage.airflow.url
     for theme, name in (("dark", "sessions-dark"), ("light", "sessions")):
         page.add_init_script(f"window.localStorage.setItem('theme', '{theme}')")
@@ -111,7 +111,7 @@ def sessions(page: Page, stage: Stage, failed: Played) -> None:
 
 
 def tabs(page: Page, stage: Stage, scheduled: Played) -> None:
-    """The tab of a task that waits, and that of a DAG run that a session started."""
+    """Take the tab of a task that waits, and that of a Dag run that a session triggered."""
     dag_id, task_id = "run_and_branch", "run_meter"
     run_id = stage.airflow.trigger(dag_id, {"meter_id": STREAMING})
     stage.airflow.wait_task(dag_id, run_id, task_id, {"deferred"})
