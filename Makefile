@@ -15,14 +15,11 @@ unexport PYTHONDONTWRITEBYTECODE
 SCRATCH = $(CURDIR)/.scratch/$@
 PYTEST = rm -rf $(SCRATCH) && mkdir -p $(SCRATCH) && trap 'rm -rf $(SCRATCH)' EXIT && \
 	TMPDIR=$(SCRATCH) AIRFLOW_HOME=$(SCRATCH)/airflow $(MODESTLY) $(BIN)/python -m pytest
-# Unit tests share nothing; the others share one Airflow, and spend half of their time waiting for it. Beside those, one
-# process is enough: it is done before them, and leaves Airflow a processor.
-IN_PARALLEL = --numprocesses $(PROCESSES) --dist worksteal
-PROCESSES = logical
-# What runs beside each other is told one after the other, where make can do that.
+# The output of parallel targets is printed one after the other, if make supports it.
 APART = $(if $(filter output-sync,$(.FEATURES)),--output-sync=target)
 
-.PHONY: help setup demo test lint unit e2e airflow integration drill-callouts bench format constraints clean
+.PHONY: help setup demo test lint unit services unit-and-services e2e integration drill-callouts drill-any-meter drill-export drill-history drill-stops \
+	bench mutants format constraints clean
 
 help:  ## this list
 	@grep -hE '^[a-z0-9-]+:.*##' $(firstword $(MAKEFILE_LIST)) | sed -E 's/^([a-z0-9-]+):.*## */\1|/' | \
@@ -31,28 +28,33 @@ help:  ## this list
 setup:  ## make .venv (with uv where there is one), or bring it up to date
 	@.ci/setup
 
-demo: setup  ## run the example DAGs on a private Airflow against a simulated Zuora Mediation (KEEP=1: leave the UI up)
+demo: setup  ## run the example Dags on a private Airflow against a simulated Zuora Mediation (KEEP=1: leave the UI up)
 	@exec $(BIN)/python -m demo $(if $(filter-out 0,$(KEEP)),--keep)
 
 test: lint  ## everything: lint, types, unit tests, and those on a real Airflow, with a browser and without
-	@$(MAKE) --no-print-directory --jobs=2 $(APART) PROCESSES=1 unit airflow
+	@$(MAKE) --no-print-directory --jobs=3 $(APART) unit-and-services e2e integration
 
-lint: setup  ## ruff (rules and format) and mypy
+lint: setup  ## ruff (rules and format), mypy, and a check of the wording
 	@$(BIN)/ruff check --quiet .
 	@$(BIN)/ruff format --quiet --check .
 	@$(BIN)/mypy --no-error-summary
+	@$(BIN)/python docs/check_words.py
 
-unit: setup  ## unit tests, a few minutes
-	@$(PYTEST) $(IN_PARALLEL) tests/unit
+unit: setup  ## unit tests that start no database, server or process, each row of a table in one mode, a tenth of the random examples: half a minute
+	@$(PYTEST) -m 'not services and not full' --hypothesis-profile=quick tests/unit
+
+services: setup  ## unit tests that start a database, a server or a process: a few minutes
+	@$(PYTEST) -m services --numprocesses logical --dist worksteal tests/unit
+
+# Both with all examples. One process is enough beside the tests on a real Airflow, which spend half of their time waiting.
+unit-and-services: setup
+	@$(PYTEST) tests/unit
 
 e2e: setup  ## tests of the pages, in a browser on a real Airflow
 	@$(PYTEST) tests/e2e
 
-# Who waits for a real Airflow goes first.
-unit: MODESTLY = nice -n 5
-
-airflow: setup  ## both: all tests on a real Airflow
-	@$(PYTEST) tests/e2e tests/integration
+# The tests on a real Airflow have priority.
+unit-and-services: MODESTLY = nice -n 5
 
 integration: setup  ## tests on a real Airflow
 	@$(PYTEST) tests/integration
@@ -62,8 +64,25 @@ drill-callouts: setup  ## hold callouts against the truth: doubled, disordered, 
 	@$(BIN)/python -m tests.drill.callouts --database sqlite --sessions 60 --changes 1000 --senders 8 --seconds 60
 	@$(BIN)/python -m tests.drill.lost
 
-bench:  ## measure what waiting costs and survives, what callouts and the feed bear, and the pages (two hours on a quiet machine)
-	@EXTRAS=dev,bench .ci/setup
+drill-any-meter: setup  ## 10,000 changes of 2,000 meters, one Dag on any of them: each arrival one run; and how fast callouts are (ten minutes)
+	@$(BIN)/python -m tests.drill.any_meter
+
+drill-history: setup  ## no open port: callouts go nowhere, the history alone is read, and a triggerer is killed (fifteen minutes)
+	@$(BIN)/python -m tests.drill.callout_history
+	@$(BIN)/python -m tests.drill.callout_history --retry attempt --seed 2
+	@$(BIN)/python -m tests.drill.callout_history --retry callout --late 300 --known --seed 3
+
+drill-export: setup  ## wait ten minutes for an export without a worker, and kill the triggerer in the middle
+	@$(BIN)/python -m tests.drill.export
+
+drill-stops: setup  ## suspend triggerers and schedulers, mark tasks, leave them without a triggerer: which process stops a meter (a quarter of an hour)
+	@$(BIN)/python -m tests.drill.stops
+
+mutants: setup  ## change 150 places of the core, one at a time: at least 90 % must fail a unit test (seven minutes)
+	@$(BIN)/python -m tests.mutation --seed 1 --mutants 150
+
+bench:  ## measure the cost of waiting and the faults it survives, the load of callouts and feed, and the pages (two hours on a quiet machine)
+	@DEPENDENCY_GROUPS="dev bench" .ci/setup
 	@$(BIN)/python -m benchmarks.waiting_cost --check --markdown docs/benchmarks.md
 	@$(BIN)/python -m benchmarks.fault_survival --check --markdown docs/benchmarks.md
 	@$(BIN)/python -m benchmarks.callout_throughput --check --markdown docs/benchmarks.md
@@ -77,7 +96,7 @@ format: setup  ## write the code in ruff's format
 
 # Names and versions alone, valid for every supported Python. Airflow 3.2 has no upper bounds and does not start with
 # libraries newer than June 2026.
-RESOLVE = uv pip compile --quiet --universal --python-version 3.11 --extra dev --extra bench --upgrade \
+RESOLVE = uv pip compile --quiet --universal --python-version 3.11 --group dev --group bench --upgrade \
 	--no-header --no-annotate --no-emit-index-url --no-emit-find-links pyproject.toml
 constraints:  ## resolve the pinned versions again (needs uv)
 	$(RESOLVE) <(echo 'apache-airflow==3.3.*') -o constraints/airflow-3.3.txt

@@ -1,7 +1,7 @@
-"""One small, fast HTTPS server that answers like each of the measured services, and counts what it was asked.
+"""One small, fast HTTPS server that answers like each of the measured services, and counts its requests.
 
-It runs in a process of its own, so that its work is on nobody else's bill, and knows N remote objects (runs, jobs,
-meters). All are running until `flip`; from then on object `i` of `n` ends well at `flip_time(start, spread, i, n)`.
+It runs in a process of its own, so that no measured process pays for its work, and has N remote objects (runs, jobs,
+meters). All are running until `flip`; from then on object `i` of `n` succeeds at `flip_time(start, spread, i, n)`.
 Faults can be put in front of every answer. It is controlled through a pipe, never over HTTP: every request and every
 connection it counts was made by the trigger under test.
 """
@@ -30,7 +30,7 @@ HTML_PAGE = b"<html><body><h1>Scheduled maintenance</h1></body></html>"
 
 @dataclass(frozen=True)
 class Fault:
-    """What every answer is replaced by while it is on.
+    """The fault that replaces every answer while it is on.
 
     :param kind: `status`, `html` (a page with status 200), `badjson` (a body cut short), `reset` (the connection is
         torn down in place of an answer) or `hang` (this request is never answered, not even after the fault)
@@ -47,7 +47,7 @@ class Fault:
 
 @dataclass
 class Counters:
-    """What the server saw since the last `reset`."""
+    """The server's counts since the last `reset`."""
 
     requests: int = 0
     faulty: int = 0
@@ -58,7 +58,7 @@ class Counters:
 
 
 def flip_time(start: float, spread: float, index: int, total: int) -> float:
-    """Return when object `index` of `total` ends well, on the machine's monotonic clock."""
+    """Return when object `index` of `total` succeeds, on the machine's monotonic clock."""
     return start + spread * index / max(1, total)
 
 
@@ -97,7 +97,7 @@ class Api:
         return status, json.dumps(value).encode(), "Content-Type: application/json\r\n"
 
     def busiest(self, seconds: float) -> int:
-        """Return the most requests that came within any stretch of so many seconds."""
+        """Return the largest number of requests within any span of so many seconds."""
         times, first, most = self.request_times, 0, 0
         for last, at in enumerate(times):
             while times[first] <= at - seconds:
@@ -106,7 +106,7 @@ class Api:
         return most
 
     def fault_for(self, target: str) -> Fault | None:
-        """Return the fault that this request meets, if any."""
+        """Return the fault that applies to this request, if any."""
         spared = self.fault is not None and self.fault.spares_token and target.startswith("/oauth/token")
         return None if spared else self.fault
 
@@ -127,7 +127,7 @@ class HttpProtocol(asyncio.Protocol):
         counters.open_max = max(counters.open_max, counters.open_now)
 
     def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002
-        """Count it off."""
+        """Subtract it from the open ones."""
         self.api.counters.open_now -= 1
 
     def data_received(self, data: bytes) -> None:
@@ -143,7 +143,7 @@ class HttpProtocol(asyncio.Protocol):
             self.respond(head.split(" ", 2)[1], body)
 
     def respond(self, target: str, body: bytes) -> None:
-        """Write one answer, or what the present fault makes of it."""
+        """Write one answer, or the present fault in its place."""
         self.api.counters.requests += 1
         self.api.request_times.append(time.monotonic())
         status, content, headers = self.api.answer(target, body)
@@ -170,7 +170,7 @@ class HttpProtocol(asyncio.Protocol):
 def write_certificate(folder: Path) -> Path:
     """Write a key and a certificate for 127.0.0.1 into one PEM file, and return it.
 
-    Every client measured verifies TLS against the trust store that `SSL_CERT_FILE` names: no client is patched.
+    Every measured client verifies TLS against the trust store that `SSL_CERT_FILE` names: no client is patched.
     """
     from cryptography import x509
     from cryptography.hazmat.primitives import hashes, serialization

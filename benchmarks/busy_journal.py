@@ -1,6 +1,6 @@
-"""Fill the journal as years of operations leave it: several connections, many meters, all statuses, polls, waits.
+"""Fill the journal as years of operations do: several connections, many meters, all statuses, polls, waits.
 
-Most sessions have ended well long ago. One connection has been silent for a year, one meter has a fifth of all
+Most sessions have ended successfully long ago. One connection has been silent for a year, one meter has a fifth of all
 sessions, and some combinations of meter and status never occur: these are what makes a list slow.
 
   python -m benchmarks.busy_journal postgresql+psycopg2://...      a million sessions into a migrated database
@@ -19,7 +19,7 @@ from sqlalchemy import create_engine, func, select
 
 from airflow_mediation_provider.journal.rows import transition_values
 from airflow_mediation_provider.journal.tables import CallsRow, SessionRow, TransitionRow, WaitRow
-from airflow_mediation_provider.protocol.entry import Entry, EntryKind
+from airflow_mediation_provider.protocol.sessions.journal_entry import EntryKind, JournalEntry
 from airflow_mediation_provider.protocol.status import ANY_TERMINAL, RunType
 from airflow_mediation_provider.protocol.transition import SessionTransition, Source
 from benchmarks.journal_load import Stencil, chunks, load, vacuum
@@ -38,20 +38,20 @@ PROD: Final = "zuora_prod"
 EU: Final = "zuora_eu"
 SANDBOX: Final = "zuora_sandbox"
 SILENT: Final = "zuora_old"
-"""A connection of whose sessions nothing was told in the newer half of the time."""
+"""A connection without any report in the newer half of the time."""
 METERS: Final = {PROD: range(1000, 1140), EU: range(1140, 1190), SANDBOX: range(1190, 1199), SILENT: range(1199, 1200)}
 BUSY: Final = "1000"
 """A meter with a fifth of all sessions; it has never been canceled or tested."""
 POLLED: Final = "1001"
-"""A meter at which tasks have looked again and again, and of which polls tell as much as callouts."""
+"""A meter that tasks have polled often, and that has as many polls as callouts."""
 WAITED: Final = "wait_for_usage"
-"""A DAG whose tasks wait for sessions."""
+"""A Dag whose tasks wait for sessions."""
 LIVE: Final = 5
-"""The newest sessions go on: as many as Zuora runs at a time."""
+"""The newest sessions are live: as many as Zuora runs at a time."""
 LOST: Final = 25
-"""So many sessions go on for ever, the oldest one among them: their ends were never told."""
+"""The number of sessions that never end, the oldest one among them: their ends were never reported."""
 _DETAILED: Final = 20
-"""Of one in so many sessions, the newest, each change was told; of the older ones the start and the end."""
+"""Each change was reported for the newest 1/20 of the sessions; for the older ones only the start and the end."""
 _WALK: Final = ("INITIALIZING", "RUNNING", "USAGE_PUSHING", "PUSH_COMPLETED")
 _LASTS: Final = timedelta(minutes=25)
 _CHUNK: Final = 5_000
@@ -61,10 +61,10 @@ _TABLES: Final = (*(table.__table__ for table in (TransitionRow, SessionRow, Wai
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """How many sessions there are, when they began, and what each of them is.
+    """How many sessions there are, when they started, and the properties of each.
 
     :param sessions: how many; the highest number is the newest
-    :param last_day: those of them that began within the last day
+    :param last_day: those of them that started within the last day
     :param now: the time now
     :param first: the number of the oldest one; the row of session 0 is row 1
     """
@@ -76,24 +76,24 @@ class Plan:
 
     @property
     def numbers(self) -> range:
-        """The numbers of all sessions, the oldest first."""
+        """Return the numbers of all sessions, the oldest first."""
         return range(self.first, self.first + self.sessions)
 
     @property
     def last(self) -> int:
-        """The number of the newest session."""
+        """Return the number of the newest session."""
         return self.numbers[-1]
 
     def goes_on(self, number: int) -> bool:
-        """Whether a session is live, or its end was never told."""
+        """Return whether a session is live, or its end was never reported."""
         return number > self.last - LIVE or (number - self.first) % (self.sessions // LOST) == 0
 
     def is_awaited(self, number: int) -> bool:
-        """Whether a task waits for a session, or waited."""
+        """Return whether a task waits for a session, or waited."""
         return number > self.last - self.sessions // 10 and number % 5 == 0
 
     def began(self, number: int) -> datetime:
-        """Return when a session began: those of the last day evenly, and those before them evenly."""
+        """Return when a session started: those of the last day evenly, and those before them evenly."""
         newest = self.now - _LASTS - timedelta(minutes=5)
         day, older = self.now - timedelta(hours=23), self.sessions - self.last_day
         place = number - self.first
@@ -123,9 +123,9 @@ class Plan:
             return RunType.NORMAL, (*walk[:2], "CANCELED")
         return RunType.NORMAL, (*walk, "FAILED" if draw < 60 else "COMPLETED")
 
-    def told(self, number: int) -> list[SessionTransition]:
-        """Return what was told of a session."""
-        return _told(self.meter(number)[1], *self.walk(number), session_of(number), self.began(number))
+    def reports(self, number: int) -> list[SessionTransition]:
+        """Return the reports of a session."""
+        return _reports(self.meter(number)[1], *self.walk(number), session_of(number), self.began(number))
 
     def newest(self, conn_id: str, meter_id: str | None = None, status: str | None = None) -> int:
         """Return the number of the newest session of a connection, of a meter, that is in a status.
@@ -141,7 +141,7 @@ class Plan:
         )
 
 
-def _told(
+def _reports(
     meter_id: str, run_type: RunType, steps: tuple[str, ...], session_id: str, began: datetime
 ) -> list[SessionTransition]:
     pause = _LASTS / max(len(steps) - 1, 1)
@@ -169,11 +169,11 @@ def session_of(number: int) -> str:
 
 
 def seed(address: str, sessions: int = SESSIONS, last_day: int = LAST_DAY) -> Plan:
-    """Fill the empty journal of a migrated database, and Airflow's tables with what came of the newest sessions.
+    """Fill the empty journal of a migrated database, and Airflow's tables with the runs of the newest sessions.
 
     :param address: of the database
     :param sessions: all of them
-    :param last_day: those that began within the last day
+    :param last_day: those that started within the last day
     """
     plan = Plan(sessions, last_day, datetime.now(UTC))
     engine = create_engine(address)
@@ -193,10 +193,10 @@ def seed(address: str, sessions: int = SESSIONS, last_day: int = LAST_DAY) -> Pl
 
 
 def seed_burst(address: str, plan: Plan, sessions: int) -> Plan:
-    """Add sessions that all began within the last day.
+    """Add sessions that all started within the last day.
 
     :param address: of the database
-    :param plan: of what is there
+    :param plan: of the existing sessions
     :param sessions: how many more
     """
     burst = Plan(sessions, sessions, datetime.now(UTC), first=plan.last + 1)
@@ -214,13 +214,13 @@ def _load_sessions(connection: Connection, plan: Plan) -> None:
 
     @cache
     def stencil(conn_id: str, meter_id: str, run_type: RunType, steps: tuple[str, ...]) -> Stencil:
-        return Stencil(_told(meter_id, run_type, steps, *some), conn_id)
+        return Stencil(_reports(meter_id, run_type, steps, *some), conn_id)
 
     for numbers in chunks(plan.numbers, _CHUNK):
         changes, sessions = [], []
         for number in numbers:
-            told, row = stencil(*plan.meter(number), *plan.walk(number)).rows(session_of(number), plan.began(number))
-            changes += told
+            reports, row = stencil(*plan.meter(number), *plan.walk(number)).rows(session_of(number), plan.began(number))
+            changes += reports
             sessions.append(row)
         load(connection, TransitionRow.__table__, changes)
         load(connection, SessionRow.__table__, sessions)
@@ -232,14 +232,14 @@ def _load_sessions(connection: Connection, plan: Plan) -> None:
 
 
 def _drawn(number: int, of: int) -> int:
-    """Return a number below ``of`` as if drawn by chance, always the same for a number and ``of`` (SplitMix64)."""
+    """Return a pseudo-random number below ``of``, always the same for a number and ``of`` (SplitMix64)."""
     mixed = (number * 1_000_003 + of) * 0x9E37_79B9_7F4A_7C15 & _64_BITS
     mixed = (mixed ^ mixed >> 30) * 0xBF58_476D_1CE4_E5B9 & _64_BITS
     return (mixed ^ mixed >> 27) % of
 
 
 def _wait(row: dict[str, Any], now: datetime) -> dict[str, Any]:
-    """Return the wait of a task for a session: it ended with the session."""
+    """Return the ended wait of a task for a session."""
     ended = row["last_observed_at"] if row["terminal"] else None
     return {
         **_unnamed_wait(0, now),
@@ -254,7 +254,7 @@ def _wait(row: dict[str, Any], now: datetime) -> dict[str, Any]:
 
 
 def _unnamed_wait(number: int, now: datetime) -> dict[str, Any]:
-    """Return the wait of a task for a session that is not there yet."""
+    """Return the wait of a task for a session that does not exist yet."""
     return {
         "id": f"wait-unnamed-{number}",
         "conn_id": PROD,
@@ -277,29 +277,29 @@ def _unnamed_wait(number: int, now: datetime) -> dict[str, Any]:
 
 
 def _poll(number: int, polls: int, now: datetime) -> dict[str, Any]:
-    """Return the row of a poll: half of them of one meter, each with another status than the one before."""
+    """Return the row of a poll: half of them are of one meter, each with another status than the previous one."""
     meter_id = POLLED if number % 2 else str(METERS[PROD][2 + number // 2 % 20])
     at = now - timedelta(minutes=6) - AGE * (polls - 1 - number) / polls
     status, before = ("RUNNING", "COMPLETED")[:: 1 if number // 2 % 2 else -1]
-    told = SessionTransition(
+    polled = SessionTransition(
         meter_id=meter_id, status=status, previous_status=before, observed_at=at, source=Source.POLL
     )
-    entry = Entry(
-        kind=EntryKind.POLL, observed_at=at, source=Source.POLL, transition=told, notification_id=f"poll:{number}"
+    entry = JournalEntry(
+        kind=EntryKind.POLL, observed_at=at, source=Source.POLL, transition=polled, notification_id=f"poll:{number}"
     )
     return transition_values(entry, conn_id=PROD, at=at)
 
 
 def _unread(number: int, now: datetime) -> dict[str, Any]:
-    """Return the row of a callout that nobody could read: the template of the sandbox was wrong for a while."""
+    """Return the row of an unparsed callout: the template of the sandbox was wrong for a while."""
     at = now - timedelta(days=3, minutes=number)
     body = {"error": "it names no meter", "text": '{"session": "' + "x" * 300 + '"}'}
-    entry = Entry(kind=EntryKind.UNPARSED, observed_at=at, source=Source.CALLOUT, body=body)
+    entry = JournalEntry(kind=EntryKind.UNPARSED, observed_at=at, source=Source.CALLOUT, body=body)
     return transition_values(entry, conn_id=SANDBOX, at=at)
 
 
 def _calls(now: datetime) -> Iterator[dict[str, Any]]:
-    """Return what was asked of Zuora in each hour of a month."""
+    """Return the number of calls to Zuora in each hour of a month."""
     hour = now.replace(minute=0, second=0, microsecond=0)
     for conn_id in (PROD, EU, SANDBOX):
         for number in range(24 * 30):
@@ -308,11 +308,11 @@ def _calls(now: datetime) -> Iterator[dict[str, Any]]:
 
 
 def main() -> None:
-    """Seed the database that is named."""
+    """Fill the database that the command line names."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("address", help="of a database with Airflow's tables and an empty journal")
     parser.add_argument("--sessions", type=int, default=SESSIONS)
-    parser.add_argument("--last-day", type=int, default=LAST_DAY, help="sessions that began within the last day")
+    parser.add_argument("--last-day", type=int, default=LAST_DAY, help="sessions that started within the last day")
     arguments = parser.parse_args()
     began = time.perf_counter()
     seed(arguments.address, arguments.sessions, arguments.last_day)

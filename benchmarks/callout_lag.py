@@ -1,15 +1,15 @@
 """How long a callout takes to wake its task: a thousand deferred waits on one triggerer of a real Airflow.
 
 A private Airflow (on PostgreSQL, or on SQLite) with one triggerer, on which a thousand `MeterSessionSensor`s wait for a
-session each, of ten meters; they begin there, without a worker. Then each session's callout is posted, some a second,
-in no order. The lag is from the moment before the callout is sent to what the task's own log says in the triggerer:
-that the session has ended, and, after the XCom was pushed, that the task has. For some of the tasks it is also to the
-start of the task after them. The simulator counts what Zuora was asked meanwhile.
+session each, of ten meters; they start there, without a worker. Then each session's callout is posted, some a second,
+in random order. The lag is from the moment before the callout is sent to two lines of the task's own log in the
+triggerer: that the session has ended, and, after the XCom was written, that the task has. For some of the tasks it is
+also measured to the start of the task after them. The simulator counts the requests to Zuora in the meantime.
 
   python -m benchmarks.callout_lag                      on PostgreSQL and SQLite, about 12 minutes
-  python -m benchmarks.callout_lag --check              the same; exit code 1 unless our claims hold
-  python -m benchmarks.callout_lag --only postgresql --waits 100     a quick look
-  python -m benchmarks.callout_lag --markdown docs/benchmarks.md     renew the numbers of the documentation
+  python -m benchmarks.callout_lag --check              the same; exit code 1 unless all claims hold
+  python -m benchmarks.callout_lag --only postgresql --waits 100     a quick run
+  python -m benchmarks.callout_lag --markdown docs/benchmarks.md     update the numbers in the documentation
 
 Run it on a machine that does nothing else.
 """
@@ -33,9 +33,9 @@ import httpx
 
 from airflow_mediation_provider.simulator import MeterConfig, SimulatorConfig, running_simulator
 from benchmarks.report import Table, common_arguments, publish
-from demo.postgres import Postgres
-from demo.processes import wait_until
-from demo.stack import AirflowStack
+from testkit.postgres import Postgres
+from testkit.processes import wait_until
+from testkit.stack import AirflowStack
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -47,9 +47,9 @@ METERS = tuple(str(number) for number in range(1, 11))
 RUNS = 20
 CROSS_CHECK_SECONDS = 300
 TOKEN = "token-of-the-benchmark"
-# How often a follower stands behind a wait: a worker takes seconds for each.
+# How many waits are followed by another task: a worker takes seconds for each.
 FOLLOWED = 2
-# What a task's log says: the first when it waits, the second when its trigger knows the end, the third when it ends.
+# Texts in a task's log: when it waits, when its trigger has detected the end, and when the task ends.
 SUBSCRIBED, KNOWN, ENDED = "are read at", "is COMPLETED", "by callout, and that is certain"
 DAG = """
 from airflow.sdk import dag, task
@@ -78,10 +78,10 @@ callout_lag()
 
 @dataclass
 class Lag:
-    """One database: seconds from each callout to what it caused.
+    """One database: seconds from each callout to its effects.
 
     :param polls: requests for a meter's status from the first wait to the last end
-    :param seconds: for which the waits were there
+    :param seconds: between the first wait and the last end
     """
 
     database: str
@@ -95,7 +95,7 @@ class Lag:
 
     @property
     def polls_allowed(self) -> int:
-        """Looks at each meter: one when its first wait comes, and the cross-checks."""
+        """Return the polls that are claimed: one of each meter when its first wait starts, and the cross-checks."""
         return len(METERS) * (1 + math.floor(self.seconds / CROSS_CHECK_SECONDS))
 
     def rows(self) -> list[list[str]]:
@@ -111,14 +111,14 @@ class Lag:
         ]
 
     def broken_claims(self) -> list[str]:
-        """Return the claims that did not hold, a sentence each."""
+        """Return the claims that failed, one sentence each."""
         broken = []
         if len(self.to_event) < self.waits:
             broken.append(f"{self.database}: {self.waits - len(self.to_event)} waits did not end by their callout")
         if (late := _quantiles(self.to_event)[1]) > CLAIMED_SECONDS:
             broken.append(f"{self.database}: 99 of 100 verdicts within {late:.2f} s, {CLAIMED_SECONDS:g} s claimed")
         if self.polls > self.polls_allowed:
-            broken.append(f"{self.database}: Zuora was asked {self.polls} times, {self.polls_allowed} at most claimed")
+            broken.append(f"{self.database}: Zuora got {self.polls} requests, {self.polls_allowed} at most claimed")
         return broken
 
 
@@ -148,13 +148,13 @@ class Bench:
         self.sessions = [(run, number) for run in range(RUNS) for number in range(self.per_run)]
 
     def defer_all(self) -> None:
-        """Start all runs, and return when each of their waits is on the triggerer and hears of callouts."""
+        """Start all runs, and return when each of their waits is on the triggerer and receives callouts."""
         self.airflow.wait_dags({"callout_lag"})
         for run in range(RUNS):
             conf = {"run": run, "meter": METERS[run % len(METERS)]}
             self.airflow.trigger("callout_lag", conf, run_id=f"run_{run}")
         wait_until(
-            lambda: len(self._said(SUBSCRIBED)) == self.waits,
+            lambda: len(self._logged(SUBSCRIBED)) == self.waits,
             timeout=120 + self.waits,
             what=f"{self.waits} waits on the triggerer",
             every=2,
@@ -191,15 +191,15 @@ class Bench:
         client.post("/mediation/callouts/bench", json=event, headers=headers).raise_for_status()
 
     def ended(self, timeout: float) -> dict[tuple[int, int], float]:
-        """Return when each task had its result; waits for all of them, but not for ever."""
+        """Return when each task had its result; waits for all of them until the timeout."""
         deadline = time.monotonic() + timeout
-        while len(ends := self._said(ENDED)) < self.waits and time.monotonic() < deadline:
+        while len(ends := self._logged(ENDED)) < self.waits and time.monotonic() < deadline:
             time.sleep(1)
         return ends
 
     def known(self) -> dict[tuple[int, int], float]:
-        """Return when each trigger knew how its session ended."""
-        return self._said(KNOWN)
+        """Return when each trigger had detected how its session ended."""
+        return self._logged(KNOWN)
 
     def followed(self, timeout: float) -> dict[tuple[int, int], float]:
         """Return when each follower started."""
@@ -214,12 +214,12 @@ class Bench:
                         starts[run, int(number)] = datetime.fromisoformat(ti["start_date"]).timestamp()
         return starts
 
-    def _said(self, words: str) -> dict[tuple[int, int], float]:
-        """Return when each task's log first said some words, in the triggerer or, where that had to be, on a worker."""
+    def _logged(self, text: str) -> dict[tuple[int, int], float]:
+        """Return when each task's log first contained a text, in the triggerer or, if it ended there, on a worker."""
         found: dict[tuple[int, int], float] = {}
         for file in self._logs.glob("run_id=*/task_id=wait_*/*.log"):
             for line in file.read_text().splitlines():
-                if words in line:
+                if text in line:
                     run, number = (part.rpartition("_")[2] for part in (file.parent.parent.name, file.parent.name))
                     at = datetime.fromisoformat(json.loads(line)["timestamp"]).timestamp()
                     found.setdefault((int(run), int(number)), at)
@@ -228,7 +228,7 @@ class Bench:
 
 @contextlib.contextmanager
 def airflow_on(database: str, simulator: str, waits: int) -> Iterator[AirflowStack]:
-    """Run an Airflow with the benchmark's DAG; removed at the end."""
+    """Run an Airflow with the benchmark's Dag; removed at the end."""
     connection = {
         "conn_type": "mediation",
         "host": simulator,
@@ -297,11 +297,11 @@ def main() -> int:
         columns=COLUMNS,
         rows=[row for lag in lags for row in lag.rows()],
         notes=[
-            "From before the callout is sent; the answer to it, after the commit, is part of the lag.",
+            "From before the callout is sent; its own answer, after the commit, is part of the lag.",
             "The verdict: a trigger that resumes its task on a worker fires its event at that moment. These end their"
-            " tasks themselves; each pushes its XCom first, and Airflow's triggerer sends one such request at a time.",
+            " tasks themselves; each writes its XCom first, and Airflow's triggerer sends one such request at a time.",
             f"{RUNS * FOLLOWED} of the waits have a task after them; scheduler and LocalExecutor have their defaults.",
-            f"Requests to Zuora for the status of the {len(METERS)} meters meanwhile: {polls}.",
+            f"Requests to Zuora for the status of the {len(METERS)} meters in the same time: {polls}.",
             *missing,
         ],
     )

@@ -1,15 +1,15 @@
-"""What the callouts endpoint bears, beside Airflow's own path for asset events: throughput, latency, errors.
+"""The load that the callouts endpoint sustains, beside Airflow's own path for asset events.
 
 A real `airflow api-server` with default settings for each path, with a database of its own: SQLite, then PostgreSQL
-whose commits wait for the disk. Senders post as fast as they are answered: to ours signed callouts, each about another
-session that COMPLETED; to Airflow's `POST /api/v2/assets/events` the same facts as an event with the session as
-partition key. Both make one asset event for each request, on an asset that schedules a DAG or on one that does not;
-ours writes the journal besides. The two take turns of a few seconds. No scheduler runs.
+whose commits wait for the disk. Each sender posts its next request as soon as the last one is answered: to our endpoint
+signed callouts, each about another session that COMPLETED; to Airflow's `POST /api/v2/assets/events` the same facts as
+an event with the session as partition key. Both make one asset event for each request, on an asset that schedules a Dag
+or on one that does not; our endpoint also writes the journal. The two take turns of a few seconds. No scheduler runs.
 
   python -m benchmarks.callout_throughput                      everything, about 15 minutes
-  python -m benchmarks.callout_throughput --check              the same; exit code 1 unless our claims hold
-  python -m benchmarks.callout_throughput --only sqlite --workers 1 --senders 8 --seconds 2     a quick look
-  python -m benchmarks.callout_throughput --markdown docs/benchmarks.md     renew the numbers of the documentation
+  python -m benchmarks.callout_throughput --check              the same; exit code 1 unless all claims hold
+  python -m benchmarks.callout_throughput --only sqlite --workers 1 --senders 8 --seconds 2     a quick run
+  python -m benchmarks.callout_throughput --markdown docs/benchmarks.md     update the numbers in the documentation
 
 Run it on a machine that does nothing else.
 """
@@ -30,17 +30,17 @@ from typing import TYPE_CHECKING
 import httpx
 import psutil
 
-from benchmarks.load import PATIENCE_SECONDS, SECRET, Load, Sent, send
+from benchmarks.load import ANSWER_TIMEOUT_SECONDS, SECRET, Load, Sent, send
 from benchmarks.report import Table, common_arguments, publish
-from demo.postgres import Postgres
-from demo.stack import AirflowStack
+from testkit.postgres import Postgres
+from testkit.stack import AirflowStack
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
     from typing import Self
 
 DATABASES = ("sqlite", "postgresql")
-ASSETS = {"scheduling": "schedules a DAG", "idle": "schedules nothing"}
+ASSETS = {"scheduling": "schedules a Dag", "idle": "schedules nothing"}
 PATHS = {"callouts": "callouts", "events": "Airflow's asset events"}
 COLUMNS = (
     "database",
@@ -57,13 +57,13 @@ COLUMNS = (
     "errors",
 )
 WARM_UP_SECONDS = 2.0
-# Two measurements of the same thing differ by as much on a quiet machine.
+# Two measurements of the same thing differ by this much on a quiet machine.
 NOISE = 0.05
 
 
 @dataclass(frozen=True)
 class Cell:
-    """What one row is about."""
+    """The conditions of one row."""
 
     database: str
     workers: int
@@ -73,7 +73,7 @@ class Cell:
 
 @dataclass
 class Result:
-    """What came of one path in one cell, over all its turns."""
+    """The measurements of one path in one cell, over all its turns."""
 
     cell: Cell
     path: str
@@ -94,14 +94,14 @@ class Result:
 
     @property
     def per_second(self) -> float:
-        """Answers of 200 a second."""
+        """Return how many answers of 200 there were per second."""
         return len(self.answered) / self.seconds
 
     def milliseconds(self, quantile: float) -> float:
-        """Return within how long a share of the requests was answered; infinite where more than the rest failed.
+        """Return the time within which a share of the requests was answered; infinite if too many failed.
 
-        Of each turn by itself, and of these the median: with eight requests under way, a single moment in which the
-        machine does something else would be the p99 of them all. Where requests failed, of all of them.
+        It is the median of the turns' own values: with eight requests at once, a single moment in which the machine
+        does something else would otherwise be the p99 of all. If requests failed, it is the value of all of them.
         """
         turns = [self.answered] if self.failed else self.turns
         return statistics.median(_milliseconds(turn, quantile, sum(self.failed.values())) for turn in turns)
@@ -132,7 +132,7 @@ def _text(milliseconds: float) -> str:
 
 
 def broken_claims(ours: Result, airflows: Result) -> list[str]:
-    """Return where we are behind Airflow's own path, a sentence each."""
+    """Return where our path is behind Airflow's own, one sentence each."""
     cell = ours.cell
     where = f"{cell.database}, {cell.senders} senders, API workers {cell.workers}, asset {ASSETS[cell.asset]}"
     p99, there = ours.milliseconds(0.99), airflows.milliseconds(0.99)
@@ -147,7 +147,7 @@ def broken_claims(ours: Result, airflows: Result) -> list[str]:
 
 
 class Side:
-    """One path on an Airflow of its own, with the benchmark's DAGs; a context manager that leaves nothing behind.
+    """One path on an Airflow of its own, with the benchmark's Dags; a context manager that leaves nothing behind.
 
     :param path: key of `PATHS`
     :param address: of an empty database; SQLite's in the server's directory without one
@@ -157,7 +157,7 @@ class Side:
         self._path = path
         self._stack = contextlib.ExitStack()
         root = Path(self._stack.enter_context(tempfile.TemporaryDirectory(prefix="bench-")))
-        # Not what a demo needs: users have SQLite's own patience, five seconds.
+        # Unlike in the demo, SQLite's own lock timeout applies, as for users: five seconds.
         address = address or f"sqlite:///{root / 'airflow' / 'airflow.db'}"
         connection = {"conn_type": "mediation", "extra": {"callout_hmac_secret": SECRET}}
         env = {"AIRFLOW_CONN_BENCH": json.dumps(connection), "AIRFLOW__API__WORKERS": str(workers)}
@@ -178,11 +178,11 @@ class Side:
         self._stack.close()
 
     def turn(self, senders: int, asset: str, seconds: float) -> tuple[Sent, float]:
-        """Send for some seconds; return what came of it, and the processor time that the server used."""
+        """Send for some seconds; return the answers, and the processor time that the server used."""
         before = self._cpu_seconds()
         sent = self._send(senders, asset, seconds)
         used = self._cpu_seconds() - before
-        if sent.failed:  # what nobody waits for any more may be under way for minutes, and hold the database
+        if sent.failed:  # requests without a client any more may run for minutes, and lock the database
             self._server.stop("api-server", sig=signal.SIGKILL)
             self._server.start("api-server")
             self._server.wait_healthy()
@@ -190,7 +190,7 @@ class Side:
         return sent, used
 
     def _warm_up(self) -> None:
-        """Have built what is built at the first request, and the connections to the database made."""
+        """Send some requests, so that the server's caches are filled and its database connections open."""
         self._send(2, "idle", WARM_UP_SECONDS)
 
     def _send(self, senders: int, asset: str, seconds: float) -> Sent:
@@ -215,7 +215,7 @@ class Side:
 
 @contextlib.contextmanager
 def both_sides(database: str, workers: int) -> Iterator[dict[str, Side]]:
-    """Run both paths on a kind of database."""
+    """Run both paths on one kind of database."""
     with contextlib.ExitStack() as stack:
         cluster = stack.enter_context(Postgres(durable=True)) if database == "postgresql" else None
         yield {
@@ -224,7 +224,7 @@ def both_sides(database: str, workers: int) -> Iterator[dict[str, Side]]:
 
 
 def measure(sides: Mapping[str, Side], cell: Cell, turns: int, seconds: float) -> list[Result]:
-    """Measure both paths in one cell, in turns, each first as often; a path that gave errors has had its turn."""
+    """Measure both paths in one cell in turns, each first equally often; a path stops after a turn with errors."""
     results = {path: Result(cell, path) for path in PATHS}
     for turn in range(turns):
         for path, result in list(results.items())[:: -1 if turn % 2 else 1]:
@@ -237,7 +237,7 @@ def main() -> int:
     """Measure, print, and return the exit code."""
     parser = common_arguments(__doc__ or "", list(DATABASES))
     parser.add_argument("--workers", type=int, nargs="+", default=[1, 2], help="processes of the API server (1 2)")
-    parser.add_argument("--senders", type=int, nargs="+", default=[8, 32], help="requests under way at once (8 32)")
+    parser.add_argument("--senders", type=int, nargs="+", default=[8, 32], help="requests at once (8 32)")
     parser.add_argument("--turns", type=int, default=6, help="turns of each path in each row, at most (6)")
     parser.add_argument("--seconds", type=float, default=3.0, help="of a turn (3)")
     arguments = parser.parse_args()
@@ -261,10 +261,10 @@ def main() -> int:
         columns=COLUMNS,
         rows=[result.row() for result in results],
         notes=[
-            "One asset event for each request on both paths; a callout is authenticated, journaled and folded besides.",
+            "One asset event for each request on both paths; a callout is also authenticated, journaled and folded.",
             f"Turns of {arguments.seconds:g} s, {arguments.turns} for each row; no scheduler runs. p50 and p99 are the "
             "medians of the turns' own, the maximum is of all.",
-            f"No answer within {PATIENCE_SECONDS:g} s is an error, as for Zuora; it ends its path's turns.",
+            f"No answer within {ANSWER_TIMEOUT_SECONDS:g} s is an error, as for Zuora; it ends its path's turns.",
             "Each request on a connection of its own. PostgreSQL waits for the disk at each commit.",
         ],
     )

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 
 class EmptyTrigger(BaseTrigger):
-    """Waits for ever and asks nobody: what Airflow itself costs for each trigger."""
+    """Waits without end and sends no requests: the cost of Airflow itself for each trigger."""
 
     def serialize(self) -> tuple[str, dict[str, Any]]:
         """Return the class path; there are no arguments."""
@@ -43,8 +43,8 @@ class Contender:
     :param class_path: of the trigger
     :param arguments: (number of the remote object, poll interval in seconds) -> the trigger's arguments
     :param connection: port -> the Airflow connection it uses, whose id is always `bench`
-    :param succeeded: says whether an event's payload means that the remote object ended well
-    :param shares_objects: whether many waits may be on one remote object; all else polls an object each
+    :param succeeded: returns whether an event's payload means that the remote object succeeded
+    :param shares_objects: whether many waits may be on one remote object; otherwise each wait polls its own
     """
 
     label: str
@@ -55,7 +55,7 @@ class Contender:
     shares_objects: bool = False
 
     def build(self, number: int, interval: float) -> BaseTrigger:
-        """Return a trigger that waits for remote object `number`, made of arguments that went through JSON."""
+        """Return a trigger that waits for remote object `number`, built from arguments that went through JSON."""
         module, _, name = self.class_path.rpartition(".")
         arguments = json.loads(json.dumps(self.arguments(number, interval)))
         trigger: BaseTrigger = getattr(importlib.import_module(module), name)(**arguments)
@@ -63,12 +63,12 @@ class Contender:
 
 
 def _meter_session_arguments(number: int, interval: float) -> dict[str, Any]:
-    """A sensor's wait, with its deadline, for a session that began an hour ago.
+    """A sensor's wait, with its deadline, for a session that started an hour ago.
 
-    For 30 s from a session's start no reading ends a wait, for it may be stale; that is not what is measured here.
+    No reading within 30 s of a session's start ends a wait, because it may be stale; that is not measured here.
     """
-    from airflow_mediation_provider.protocol.condition import SessionCondition
-    from airflow_mediation_provider.protocol.wait import SessionWait
+    from airflow_mediation_provider.protocol.waits.condition import SessionCondition
+    from airflow_mediation_provider.protocol.waits.wait import SessionWait
 
     now = datetime.now(UTC)
     condition = SessionCondition(meter_id=str(number), session_id=f"session-{number}", until=now + timedelta(hours=1))
@@ -117,7 +117,7 @@ CONTENDERS: dict[str, Contender] = {
             "databricks_conn_id": "bench",
             "run_id": number,
             "polling_period_seconds": interval,
-            "retry_limit": 3,  # this and the delay as the operators hand them over, not the trigger's own default
+            "retry_limit": 3,  # this and the delay as the operators pass them, not the trigger's own default
             "retry_delay": 1,
         },
         connection=lambda port: {"conn_type": "databricks", "host": "127.0.0.1", "port": port, "password": "t"},

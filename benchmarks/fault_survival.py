@@ -1,16 +1,16 @@
 """What a waiting trigger survives: one fault at a time between N healthy waits and their server.
 
-Waits of each kind see their remote objects run; then, for 6 s, one kind of fault takes the place of every answer; when
-it is over, the remote objects have ended well. A trigger that ends before that would have failed its task while the
-remote work was healthy. Each wait is on a remote object of its own (ours: a meter), so that requests can be compared.
-"rq" are the faulty answers for each wait: about one per poll interval is ideal. The seconds are how long the last wait
-stayed blind after its remote object had ended. Short 401s and 404s (1.5 s: a token that expired, a replica that lags)
-are told from lasting ones, which must end the wait with the reason.
+The waits of each kind first poll running remote objects; then, for 6 s, one kind of fault replaces every answer; when
+it is over, the remote objects have ended successfully. A trigger that ends before that would have failed its task while
+the remote work was healthy. Each wait is on its own remote object (ours: a meter), so that requests can be compared.
+"rq" are the faulty answers for each wait: about one per poll interval is ideal. The seconds are how long after the end
+of its remote object the last wait detected it. Short 401s and 404s (1.5 s: a token that expired, a replica that lags)
+are distinguished from lasting ones, which must end the wait with the reason.
 
   python -m benchmarks.fault_survival                       all kinds, about 6 minutes
-  python -m benchmarks.fault_survival --check               the same; exit code 1 unless our claims hold
+  python -m benchmarks.fault_survival --check               the same; exit code 1 unless all claims hold
   python -m benchmarks.fault_survival --faults 503 hang --only mediation
-  python -m benchmarks.fault_survival --markdown docs/benchmarks.md   renew the numbers of the documentation
+  python -m benchmarks.fault_survival --markdown docs/benchmarks.md   update the numbers in the documentation
 
 Needs the packages of the extra `bench`.
 """
@@ -29,13 +29,13 @@ from benchmarks.report import Table, common_arguments, publish
 INTERVAL = 1.0
 RETRY_AFTER = 3
 HANG_COST_SECONDS = 30.0
-# A request hangs up to an interval after the fault began, and the next one comes a pause after it was given up.
+# A request hangs up to an interval after the fault began, and the next one is sent a pause after its timeout.
 HANG_DETECTED_SECONDS = HANG_COST_SECONDS + 3 * INTERVAL
 
 
 @dataclass(frozen=True)
 class Case:
-    """One fault, how long it is on, and whether it stays."""
+    """One fault, how long it lasts, and whether it is permanent."""
 
     name: str
     fault: Fault
@@ -45,7 +45,7 @@ class Case:
 
     @property
     def most_answers(self) -> float:
-        """Return how many faulty answers a wait may get: about one per poll, fewer where it was told to wait."""
+        """Return how many faulty answers a wait may get: about one per poll, fewer after a Retry-After."""
         return self.seconds / (self.fault.retry_after or INTERVAL) + 2
 
 
@@ -70,7 +70,7 @@ CASES = {
 
 @dataclass
 class Survival:
-    """What became of the waits of one kind under one fault."""
+    """How the waits of one kind ended under one fault."""
 
     kind: str
     case: str
@@ -85,7 +85,7 @@ class Survival:
     reasons: list[str]
 
     def cell(self) -> str:
-        """Return the words for the table."""
+        """Return the text for the table."""
         parts = [
             f"{word} {number}/{self.waits}"
             for word, number in (
@@ -99,13 +99,13 @@ class Survival:
         return f"{', '.join(parts) or 'survived'}; {self.faulty_answers_per_wait:.1f} rq{blind}"
 
     def broken_claims(self) -> list[str]:
-        """Return the claims that did not hold, a sentence each."""
+        """Return the claims that failed, one sentence each."""
         case, broken = CASES[self.case], []
         if case.lasting:
             if self.died < self.waits:
                 broken.append(f"{self.died} of {self.waits} waits ended")
             status = str(case.fault.status)
-            broken += [f"no word of {status}: {text}" for text in self.reasons if status not in text]
+            broken += [f"no {status} in the reason: {text}" for text in self.reasons if status not in text]
         elif self.survived < self.waits:
             broken.append(f"{self.survived} of {self.waits} waits survived: {self.reasons}")
         if not 0 < self.faulty_answers_per_wait <= case.most_answers:
@@ -120,7 +120,7 @@ class Survival:
 
 
 def judge(case: Case, run: Measurement) -> Survival:
-    """Return what became of the waits of one run."""
+    """Return how the waits of one run ended."""
     ends, waits = run.outcome.ends, run.job.waits
     early = [end for end in ends if case.lasting or end.at < run.flipped_at]
     late = [end for end in ends if not case.lasting and end.at >= run.flipped_at]
@@ -172,7 +172,7 @@ def main() -> int:
 
     cases = [CASES[name] for name in arguments.faults or CASES]
     kinds = [kind for kind in arguments.only or CONTENDERS if kind != "empty"]
-    # Ours alone, so that its numbers are its own; the others beside each other, to be done in time.
+    # Ours runs alone, so that its numbers are not affected; the others run in parallel to save time.
     alone, beside = [kind for kind in kinds if kind == "mediation"], [kind for kind in kinds if kind != "mediation"]
     results = {kind: survivals(kind, cases, arguments.waits) for kind in alone}
     with ThreadPoolExecutor(max(1, len(beside))) as pool:
@@ -180,7 +180,7 @@ def main() -> int:
 
     ours = results.get("mediation", [])
     lasting = [found for found in ours if CASES[found.case].lasting]
-    reasons = [f"MeterSessionTrigger, {found.case}: {text}" for found in lasting for text in found.reasons[:1]]
+    reasons = [f"MeterSessionTrigger, {found.case}: `{text}`" for found in lasting for text in found.reasons[:1]]
     if arguments.check and not ours:
         parser.error("--check needs the kind mediation")
     table = Table(
@@ -189,10 +189,10 @@ def main() -> int:
         columns=["fault", *(CONTENDERS[kind].label for kind in results)],
         rows=[[case.name, *(results[kind][row].cell() for kind in results)] for row, case in enumerate(cases)],
         notes=[
-            "rq: faulty answers for each wait (hang: unanswered requests). Seconds: after the fault, until all knew.",
+            "rq: faulty answers for each wait (hang: unanswered requests). Seconds: until all had detected the end.",
             "died: an error while the remote object was healthy, so the Airflow task fails.",
             "FALSE SUCCESS: reported success while the remote object still ran.",
-            "blind: knew nothing 12 s after the fault was over (hang: 36 s). 'short' faults are on for 1.5 s.",
+            "blind: not detected 12 s after the fault was over (hang: 36 s). 'short' faults last 1.5 s.",
             *reasons,
         ],
     )

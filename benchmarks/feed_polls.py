@@ -1,4 +1,4 @@
-"""Many long polls on the feed of a real API server, from a process of their own; and single questions, timed."""
+"""Many long polls on the feed of a real API server, from a process of their own; and single queries, timed."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Final, Self
 import aiohttp
 import httpx
 
-from airflow_mediation_provider.protocol.feed import (
+from airflow_mediation_provider.protocol.wire import (
     FEED_PATH,
     LONGEST_WAIT_SECONDS,
     OBSERVATIONS_PATH,
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from multiprocessing.connection import Connection
 
-    from airflow_mediation_provider.protocol.entry import Entry
+    from airflow_mediation_provider.protocol.sessions.journal_entry import JournalEntry
 
 SECRET: Final = "s3cret-of-the-benchmark"
 _KEY: Final = derive_key(SECRET)
@@ -40,7 +40,7 @@ def proof(path: str, body: bytes) -> dict[str, str]:
 
 
 class Asker:
-    """Asks the feed one question after the other over one connection.
+    """Sends one query after the other to the feed over one connection.
 
     :param url: of the API server
     """
@@ -54,8 +54,8 @@ class Asker:
         reply, seconds = self._post(FEED_PATH, body)
         return FeedReply.from_bytes(reply.content), seconds
 
-    def observe(self, entries: Sequence[Entry]) -> float:
-        """Report what was learned, and return the seconds that it took."""
+    def observe(self, entries: Sequence[JournalEntry]) -> float:
+        """Report some changes, and return the seconds that it took."""
         return self._post(OBSERVATIONS_PATH, observations_to_bytes(entries))[1]
 
     def _post(self, path: str, body: bytes) -> tuple[httpx.Response, float]:
@@ -66,7 +66,7 @@ class Asker:
 
 
 class IdlePolls:
-    """Long polls that wait, each for a meter of its own of which there is no news; a context manager.
+    """Long polls that wait, each for a meter of its own without any change; a context manager.
 
     :param url: of the API server
     :param count: of the polls
@@ -87,7 +87,7 @@ class IdlePolls:
         self._process.join()
 
     def end(self) -> Counter[str]:
-        """Return how the requests ended that were under way when the server ended."""
+        """Return how the requests ended that were waiting when the server ended."""
         assert self._ours.poll(60), "the polls go on"
         ended: Counter[str] = self._ours.recv()
         return ended
@@ -111,7 +111,7 @@ async def _poll_all(control: Connection, url: str, count: int) -> None:
 
     async def poll(number: int) -> None:
         nonlocal waiting
-        meters = {f"nobody-{number}": MeterQuestion()}
+        meters = {f"idle-{number}": MeterQuestion()}
         cursor = (await ask(meters=meters, full=True)).cursor
         waiting += 1
         if waiting == count:
@@ -124,7 +124,7 @@ async def _poll_all(control: Connection, url: str, count: int) -> None:
                 ended[type(error).__name__] += 1
                 return
             if time.perf_counter() - began < LONGEST_WAIT_SECONDS - 1:
-                ended["answered"] += 1  # without news: the server is about to end
+                ended["answered"] += 1  # without a change: the server is about to end
                 return
 
     async with http:

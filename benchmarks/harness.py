@@ -1,7 +1,7 @@
-"""What both programs measure with: a server process, and a worker process that runs triggers on one event loop.
+"""The processes of the trigger benchmarks: a server, and a worker that runs triggers on one event loop.
 
 A *job* is one measurement: N triggers of one kind start at the triggerer's pace, settle, wait for a while in a steady
-state, then the remote objects end well and the detections are timed. Server, worker and controlling program are three
+state, then the remote objects succeed and the detections are timed. Server, worker and controlling program are three
 processes; all read the same monotonic clock.
 """
 
@@ -49,11 +49,11 @@ class Job:
     :param finish: seconds at most for the triggers to end after that
     :param spread: seconds over which the objects end, one after the other
     :param start_rate: triggers started each second, 0 for all at once; a triggerer starts 50, unless
-        `[triggerer] max_trigger_to_select_per_loop` says otherwise
-    :param trace_memory: measure memory with tracemalloc, which slows all else, and leave out what follows the steady
+        `[triggerer] max_trigger_to_select_per_loop` is set otherwise
+    :param trace_memory: measure memory with tracemalloc, which slows everything, and leave out what follows the steady
         state
-    :param fault: put in front of the server's answers during the steady state
-    :param lasting: the fault stays to the end, and nothing ends well
+    :param fault: replaces the server's answers during the steady state
+    :param lasting: the fault stays to the end, and no object succeeds
     """
 
     contender: str
@@ -72,7 +72,7 @@ class Job:
 
 @dataclass(frozen=True)
 class End:
-    """How one wait ended: when (monotonic clock), whether with its remote object's success, and its own words."""
+    """How one wait ended: when (monotonic clock), whether with its remote object's success, and its own message."""
 
     index: int
     at: float
@@ -82,7 +82,7 @@ class End:
 
 @dataclass
 class Outcome:
-    """What the worker saw of a job."""
+    """The worker's measurements of a job."""
 
     cpu_seconds: float = 0.0
     seconds: float = 0.0
@@ -95,7 +95,7 @@ class Outcome:
 
 @dataclass
 class Measurement:
-    """A job's outcome with what the server counted and the instants (monotonic clock) it is judged by."""
+    """A job's outcome with the server's counts and the instants (monotonic clock) from which it is judged."""
 
     job: Job
     outcome: Outcome
@@ -106,7 +106,7 @@ class Measurement:
     busiest_interval: int
 
     def latencies(self) -> list[float]:
-        """Return seconds from the end of the remote object to the event, for every wait that succeeded."""
+        """Return the seconds from the end of the remote object to the event, for every wait that succeeded."""
         job = self.job
         return sorted(
             end.at - flip_time(self.flipped_at, job.spread, end.index % job.objects, job.objects)
@@ -160,7 +160,7 @@ class Bench:
         try:
             if connection.poll(timeout):
                 return connection.recv()
-            reason = f"nothing heard for {timeout:.0f} s"
+            reason = f"no message for {timeout:.0f} s"
         except EOFError:
             reason = "it died"
         log = self.log.read_text()[-4000:] if self.log.exists() else ""
@@ -171,7 +171,7 @@ class Bench:
         return self._receive(self._server, 30)
 
     def run(self, job: Job) -> Measurement:
-        """Run one job; at most its own seconds and two minutes for slow starts."""
+        """Run one job; takes at most its own seconds and two minutes for slow starts."""
         self._worker.send(job)
         marks: dict[str, dict[str, Any]] = {}
         flipped_at = 0.0
@@ -198,7 +198,7 @@ class Bench:
 
 
 def work(control: Connection, contender: str, port: int, folder: str) -> None:
-    """Run the jobs that come through the pipe until it is closed."""
+    """Run the jobs that arrive through the pipe until it is closed."""
     log = os.open(f"{folder}/worker.log", os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
     os.dup2(log, 1)
     os.dup2(log, 2)
@@ -227,7 +227,7 @@ def work(control: Connection, contender: str, port: int, folder: str) -> None:
 
 
 async def _warm_up(contender: str) -> None:
-    """Let one wait import and cache what is made once for a process, and end it."""
+    """Run one wait, so that imports and caches that are made once for a process exist, and end it."""
     from benchmarks.contenders import CONTENDERS
 
     run = asyncio.create_task(_drain(CONTENDERS[contender].build(0, 1.0)))
@@ -261,7 +261,7 @@ class _Run:
         self.outcome = Outcome()
 
     def _mark(self, name: str) -> None:
-        """Tell the controlling program where the job is, and let it act before going on (about a millisecond)."""
+        """Send the controlling program the job's phase, and let it act before going on (about a millisecond)."""
         self.control.send(name)
         self.control.recv()
 

@@ -1,4 +1,4 @@
-"""Rows as the journal's writer makes them, and the fast way into its tables: without locks, checks, a commit each."""
+"""Rows as the journal's writer makes them, loaded fast into its tables: without locks, checks and a commit each."""
 
 from __future__ import annotations
 
@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 from sqlalchemy import create_engine, insert, text
 
 from airflow_mediation_provider.journal.rows import session_values, transition_values
-from airflow_mediation_provider.protocol.entry import Entry, EntryKind
-from airflow_mediation_provider.protocol.lifecycle import fold
+from airflow_mediation_provider.protocol.sessions.journal_entry import EntryKind, JournalEntry
+from airflow_mediation_provider.protocol.sessions.lifecycle import fold
+from airflow_mediation_provider.protocol.sessions.verdict import best_known
 from airflow_mediation_provider.protocol.times import to_utc
 
 if TYPE_CHECKING:
@@ -26,57 +27,57 @@ if TYPE_CHECKING:
 _TIMES: Final = frozenset({"observed_at", "started_at", "ended_at"})
 
 
-def change_row(told: SessionTransition, conn_id: str) -> dict[str, Any]:
-    """Return the row of a change that a callout told."""
+def change_row(change: SessionTransition, conn_id: str) -> dict[str, Any]:
+    """Return the row of a change that a callout reported."""
     body = {
-        "meterId": told.meter_id,
-        "sessionId": told.session_id,
-        "status": told.status,
-        "runType": str(told.run_type),
+        "meterId": change.meter_id,
+        "sessionId": change.session_id,
+        "status": change.status,
+        "runType": str(change.run_type),
     }
-    entry = Entry(
-        kind=EntryKind.STATUS_CHANGE, observed_at=told.observed_at, source=told.source, transition=told, body=body
+    entry = JournalEntry(
+        kind=EntryKind.STATUS_CHANGE, observed_at=change.observed_at, source=change.source, transition=change, body=body
     )
     return transition_values(entry, conn_id=conn_id, at=entry.observed_at)
 
 
-def session_row(told: Sequence[SessionTransition], conn_id: str) -> dict[str, Any]:
+def session_row(changes: Sequence[SessionTransition], conn_id: str) -> dict[str, Any]:
     """Return the row of a session.
 
-    :param told: all that was told of it, in order
+    :param changes: all reports of it, in order
     """
-    state = fold(told)
+    state = fold(changes)
     return {
-        **session_values(state),
+        **session_values(state, best_known(state, ())),
         "conn_id": conn_id,
         "meter_id": state.meter_id,
         "session_id": state.session_id,
-        "emitted": {each.status: 1 for each in told},
-        "revision": len(told),
-        "updated_at": told[-1].observed_at,
+        "emitted": {each.status: 1 for each in changes},
+        "revision": len(changes),
+        "updated_at": changes[-1].observed_at,
     }
 
 
 class Stencil:
-    """The rows of one session, as the journal's writer makes them, and those of sessions that differ in id and time.
+    """The rows of one session, as the journal's writer makes them, and of sessions that differ only in id and time.
 
-    A tenth of the time that it takes to make each by itself.
+    This takes a tenth of the time of making each separately.
 
-    :param told: all that was told of the session, in order; notification ids hold the session's id
+    :param changes: all reports of the session, in order; notification ids contain the session's id
     :param conn_id: the connection
     """
 
-    def __init__(self, told: Sequence[SessionTransition], conn_id: str) -> None:
-        self._session_id = str(told[0].session_id)
-        self._at = told[0].observed_at
-        self._changes = [_parsed(change_row(each, conn_id)) for each in told]
-        self._session = _parsed(session_row(told, conn_id))
+    def __init__(self, changes: Sequence[SessionTransition], conn_id: str) -> None:
+        self._session_id = str(changes[0].session_id)
+        self._at = changes[0].observed_at
+        self._changes = [_parsed(change_row(each, conn_id)) for each in changes]
+        self._session = _parsed(session_row(changes, conn_id))
 
     def rows(self, session_id: str, at: datetime) -> tuple[list[dict[str, Any]], dict[str, Any]]:
         """Return the rows of its changes and its own.
 
         :param session_id: the session
-        :param at: when the first change was told
+        :param at: when the first change was reported
         """
         by = at - self._at
 
@@ -111,7 +112,7 @@ def _parsed(value: Any, *, json: bool = False) -> Any:
 
 
 def load(connection: Connection, table: Any, rows: Sequence[dict[str, Any]]) -> None:
-    """Insert rows that all have the same columns; PostgreSQL has a way that is several times faster."""
+    """Insert rows that all have the same columns; PostgreSQL's COPY is several times faster."""
     if not rows:
         return
     if connection.dialect.name != "postgresql":
@@ -128,7 +129,7 @@ def load(connection: Connection, table: Any, rows: Sequence[dict[str, Any]]) -> 
 
 
 def vacuum(address: str, tables: Iterable[Any]) -> None:
-    """Do what PostgreSQL does by itself sooner or later, so that it does not do it while something is measured.
+    """Vacuum PostgreSQL's tables, as it would do by itself later, so that it does not happen during a measurement.
 
     :param address: of the database
     :param tables: those that were filled

@@ -1,4 +1,4 @@
-"""Fill the journal with as many rows as years of callouts leave: the feed's speed must not depend on them.
+"""Fill the journal with as many rows as years of callouts: the feed's speed must not depend on their number.
 
 The rows are those that the journal's writer makes, without its locks, its checks and a transaction each. A million of
 them take a minute or two.
@@ -23,9 +23,9 @@ CONN_ID: Final = "bench"
 METERS: Final = 200
 WALK: Final = ("INITIALIZING", "RUNNING", "USAGE_PUSHING", "PUSH_COMPLETED", "COMPLETED")
 LIVE: Final = 5
-"""The newest sessions are still at their second status: as many as Zuora runs at a time."""
+"""The newest sessions are still in their second status: as many as Zuora runs at a time."""
 AGE: Final = timedelta(days=730)
-"""How long ago the oldest session began."""
+"""How long ago the oldest session started."""
 ROWS: Final = 1_000_000
 _CHUNK: Final = 10_000
 
@@ -41,26 +41,26 @@ def session_of(number: int) -> str:
 
 
 def seed(address: str, rows: int = ROWS) -> int:
-    """Fill the empty journal of a migrated database, and return how many sessions it knows then.
+    """Fill the empty journal of a migrated database, and return how many sessions it contains then.
 
     :param address: of the database
-    :param rows: of the table of transitions, about
+    :param rows: approximate number of rows in the table of transitions
     """
     engine, now, sessions = create_engine(address), datetime.now(UTC), rows // len(WALK)
     with engine.begin() as connection:
         assert not connection.scalar(select(func.count()).select_from(SessionRow)), "the journal is not empty"
         for numbers in chunks(range(sessions), _CHUNK // len(WALK)):
-            told = [_told(number, sessions, now) for number in numbers]
-            changes = [change_row(each, CONN_ID) for transitions in told for each in transitions]
+            reported = [_reports(number, sessions, now) for number in numbers]
+            changes = [change_row(each, CONN_ID) for transitions in reported for each in transitions]
             load(connection, TransitionRow.__table__, changes)
-            load(connection, SessionRow.__table__, [session_row(each, CONN_ID) for each in told])
+            load(connection, SessionRow.__table__, [session_row(each, CONN_ID) for each in reported])
     engine.dispose()
     vacuum(address, [TransitionRow.__table__, SessionRow.__table__])
     return sessions
 
 
-def _told(number: int, sessions: int, now: datetime) -> list[SessionTransition]:
-    """Return what was told of a session; all of it is older than what the feed reads again and again."""
+def _reports(number: int, sessions: int, now: datetime) -> list[SessionTransition]:
+    """Return the reports of a session; all are older than the span that the feed reads repeatedly."""
     began = now - timedelta(minutes=5) - AGE * (sessions - 1 - number) / sessions
     steps = WALK[:2] if number >= sessions - LIVE else WALK
     return [
@@ -81,7 +81,7 @@ def _told(number: int, sessions: int, now: datetime) -> list[SessionTransition]:
 
 
 def main() -> None:
-    """Seed the database that is named."""
+    """Fill the database that the command line names."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("address", help="of a database with Airflow's tables and an empty journal")
     parser.add_argument("--rows", type=int, default=ROWS)

@@ -1,4 +1,4 @@
-"""What sessions started in Airflow, as rows of Airflow's own tables: assets, DAGs, asset events and DAG runs."""
+"""What sessions triggered in Airflow, as rows of Airflow's own tables: assets, Dags, asset events and Dag runs."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from airflow.models.dagbundle import DagBundleModel
 from airflow.models.dagrun import DagRun
 from sqlalchemy import func, insert, select
 
-from airflow_mediation_provider.protocol.asset_uri import asset_uri
+from airflow_mediation_provider.protocol.sessions.asset_uri import asset_uri
 from benchmarks.journal_load import load
 
 if TYPE_CHECKING:
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 CONN_ID: Final = "zuora_prod"
 METERS: Final = [str(number) for number in range(1000, 1100)]
-"""Meters of whose sessions somebody wants to know."""
+"""Meters whose sessions Dags are scheduled on."""
 STATUSES: Final = ("COMPLETED", "FAILED")
 TABLES: Final = (AssetModel.__table__, AssetEvent.__table__, DagRun.__table__, association_table)
 _DAGS: Final = {meter_id: f"load_usage_{meter_id}" for meter_id in METERS[:60]}
@@ -31,7 +31,7 @@ _BUNDLE: Final = "bench"
 
 
 def dag_of(meter_id: str) -> str:
-    """Return the DAG that the sessions of a meter start.
+    """Return the Dag that the sessions of a meter trigger.
 
     :raises KeyError: there is none
     """
@@ -39,17 +39,17 @@ def dag_of(meter_id: str) -> str:
 
 
 def run_of(session_id: str) -> str:
-    """Return the id of the DAG run that a session started."""
+    """Return the id of the Dag run that a session triggered."""
     return f"asset__{session_id}"
 
 
 def is_missed(session_id: str) -> bool:
-    """Whether a session started no run: its DAG was paused then."""
+    """Return whether a session triggered no run because its Dag was paused then."""
     return session_id.endswith("77")
 
 
 def make_assets(connection: Connection, now: datetime) -> None:
-    """Make assets, and DAGs that are scheduled on some of them.
+    """Create assets, and Dags that are scheduled on some of them.
 
     :param connection: to a database of Airflow's, in a transaction
     :param now: the time now
@@ -78,7 +78,7 @@ def make_assets(connection: Connection, now: datetime) -> None:
 
 
 class Starts:
-    """Writes the asset events of sessions, and the DAG runs that they started.
+    """Writes the asset events of sessions, and the Dag runs that they triggered.
 
     :param connection: to a database with the assets, in a transaction
     """
@@ -90,7 +90,7 @@ class Starts:
         self._runs = connection.scalar(select(func.max(DagRun.id))) or 0
 
     def load(self, sessions: Iterable[Mapping[str, Any]]) -> None:
-        """Write what some sessions started.
+        """Write the events and runs of some sessions.
 
         :param sessions: rows of the journal
         """

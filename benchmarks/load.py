@@ -1,4 +1,4 @@
-"""Senders that post as fast as they are answered, in a process of their own; each request has its own connection."""
+"""Senders in a process of their own; each posts again once it is answered, and each request has its own connection."""
 
 from __future__ import annotations
 
@@ -19,18 +19,18 @@ if TYPE_CHECKING:
 SECRET = "s3cret-of-the-benchmark"
 OK = 200
 # How long Zuora waits in all for an answer to a callout.
-PATIENCE_SECONDS = 25.0
+ANSWER_TIMEOUT_SECONDS = 25.0
 
 
 @dataclass(frozen=True)
 class Load:
-    """What is sent, how, and how long.
+    """What is sent, how, and for how long.
 
     :param port: of the API server on 127.0.0.1
     :param path: `callouts` (ours) or `events` (Airflow's own `POST /api/v2/assets/events`)
     :param asset: the meter of the callouts, or the id of Airflow's asset
     :param token: for Airflow's path
-    :param senders: requests under way at any time
+    :param senders: requests at the same time
     :param seconds: for which new ones are sent
     :param first: number of the first session; each request is about a session of its own
     """
@@ -46,7 +46,7 @@ class Load:
 
 @dataclass
 class Sent:
-    """What came of it: seconds of each request that was answered 200, and the others by what they got."""
+    """The result: seconds of each request that was answered 200, and the number of the others by their answer."""
 
     seconds: float
     answered: list[float]
@@ -54,7 +54,7 @@ class Sent:
 
 
 def send(load: Load) -> Sent:
-    """Send a load from a process of its own, and return what came of it."""
+    """Send a load from a process of its own, and return the result."""
     with multiprocessing.get_context("spawn").Pool(1) as pool:
         return pool.apply(_run, (load,))
 
@@ -117,9 +117,9 @@ async def _send(load: Load) -> Sent:
 
 
 async def _answer(port: int, request: bytes) -> Any:
-    """Return the status of the answer, or what went wrong."""
+    """Return the status of the answer, or the error."""
     try:
-        async with asyncio.timeout(PATIENCE_SECONDS):
+        async with asyncio.timeout(ANSWER_TIMEOUT_SECONDS):
             reader, writer = await asyncio.open_connection("127.0.0.1", port)
             try:
                 writer.write(request)

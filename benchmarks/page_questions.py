@@ -1,4 +1,4 @@
-"""What the benchmark of the pages asks for: each list, filter, page and tab by its address, and what it must show."""
+"""The requests of the pages' benchmark: each list, filter, page and tab with its address and a text it must show."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 from airflow_mediation_provider.api_server.pages.sessions import PAGE
-from airflow_mediation_provider.journal.filters import Place
-from airflow_mediation_provider.protocol.pages import address, session_page, task_page
+from airflow_mediation_provider.journal.session_list import Keyset
+from airflow_mediation_provider.protocol.urls import address, session_page, task_page
 from benchmarks.busy_journal import BUSY, EU, POLLED, PROD, SANDBOX, SILENT, WAITED, session_of
 from benchmarks.journal_starts import dag_of, is_missed, run_of
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 LIST_SECONDS: Final = 0.100
 COUNT_SECONDS: Final = 1.0
-"""The health line beside very many sessions is fetched by itself: nothing waits for it."""
+"""The health line beside very many sessions is fetched separately: no page waits for it."""
 NOTHING: Final = "No session "
 _DEEP: Final = 1000
 
@@ -27,9 +27,9 @@ _DEEP: Final = 1000
 class Question:
     """One page.
 
-    :param what: in words
+    :param what: a short description
     :param path: its address below Airflow's
-    :param shows: text that it must show, or it is not what was asked for
+    :param shows: text that the answer must contain, or it is the wrong page
     :param claimed: seconds that 95 of 100 answers may take
     """
 
@@ -40,7 +40,7 @@ class Question:
 
 
 def questions(plan: Plan) -> list[Question]:
-    """Return what is asked of a journal that was seeded."""
+    """Return the requests to a seeded journal."""
     return [*_lists(plan), *_charts(plan), *_pages(plan), *_tabs(plan)]
 
 
@@ -50,7 +50,7 @@ def first_page(plan: Plan) -> Question:
 
 
 def burst_questions(plan: Plan) -> list[Question]:
-    """Return what is asked of a journal with very many sessions of one day.
+    """Return the requests to a journal with very many sessions of one day.
 
     :param plan: of these sessions
     """
@@ -107,8 +107,8 @@ def _lists(plan: Plan) -> Iterator[Question]:
     every = {"conn": PROD, "meter": some, "status": "COMPLETED", "run_type": "NORMAL", "since": "30d"}
     yield _filtered("all filters at once", newest(PROD, some, "COMPLETED"), **every)
 
-    def place(number: int) -> Place:
-        return Place(plan.began(number), number + 1)
+    def place(number: int) -> Keyset:
+        return Keyset(plan.began(number), number + 1)
 
     deep = max(plan.sessions - PAGE * (_DEEP - 1), 1)
     yield _filtered(f"page {_DEEP}", deep - 1, before=place(deep))
@@ -133,7 +133,7 @@ def _pages(plan: Plan) -> Iterator[Question]:
     yield session("one that started a run", _started(plan), dag_of(BUSY))
     polled = plan.newest(PROD, POLLED, "COMPLETED")
     yield session("a meter with many polls", polled, session_of(polled))
-    yield session("silent for years", plan.first, "nothing was told")
+    yield session("silent for years", plan.first, "airflow mediation reconcile")
     yield Question("health", address("", "/health"), PROD)
     yield Question("unreadable callouts", address("", "/unread"), "it names no meter")
 
@@ -149,7 +149,7 @@ def _tabs(plan: Plan) -> Iterator[Question]:
 
 
 def _started(plan: Plan) -> int:
-    """Return the newest session that started a run."""
+    """Return the newest session that triggered a run."""
     return next(
         number
         for number in reversed(plan.numbers)

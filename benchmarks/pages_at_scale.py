@@ -1,14 +1,14 @@
 """What the pages cost beside a million sessions: the server's time for each of them, and the browser's for the list.
 
 A real `airflow api-server` with default settings, on SQLite, then on a private PostgreSQL, and a user who is logged in.
-Every page is asked for over HTTP, one after the other and all of them again and again, and must show what it was asked
-for. Then Chromium opens the list, by itself and in Airflow's own frame, until its table is there and its script has
-run. At last so many sessions are added to the last day as nobody has.
+Every page is requested over HTTP, one after the other, repeatedly, and must contain the text that identifies it.
+Then Chromium opens the list, by itself and in Airflow's own frame, until its table is there and its script has
+run. Finally, far more sessions than any real tenant has in a day are added to the last day.
 
   python -m benchmarks.pages_at_scale                      everything, about half an hour
-  python -m benchmarks.pages_at_scale --check              the same; exit code 1 unless our claims hold
-  python -m benchmarks.pages_at_scale --only sqlite --sessions 50000 --times 10      a quick look
-  python -m benchmarks.pages_at_scale --markdown docs/benchmarks.md     renew the numbers of the documentation
+  python -m benchmarks.pages_at_scale --check              the same; exit code 1 unless all claims hold
+  python -m benchmarks.pages_at_scale --only sqlite --sessions 50000 --times 10      a quick run
+  python -m benchmarks.pages_at_scale --markdown docs/benchmarks.md     update the numbers in the documentation
 
 Run it on a machine that does nothing else.
 """
@@ -27,13 +27,13 @@ from typing import TYPE_CHECKING, Final
 
 import httpx
 
-from airflow_mediation_provider.protocol.pages import address, framed
+from airflow_mediation_provider.protocol.urls import address, framed
 from benchmarks.busy_journal import LAST_DAY, METERS, SESSIONS, seed, seed_burst
 from benchmarks.page_questions import Question, burst_questions, first_page, questions
 from benchmarks.report import Table, common_arguments, publish, quantile
-from demo.browser import chromium
-from demo.postgres import Postgres
-from demo.stack import AirflowStack
+from testkit.browser import chromium
+from testkit.postgres import Postgres
+from testkit.stack import AirflowStack
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -50,7 +50,7 @@ _LIST: Final = "table.sessions tbody tr time[title]"
 _ALONE: Final = f"document.querySelector('{_LIST}')"
 _FRAMED: Final = f"document.querySelector('iframe')?.contentDocument?.querySelector('{_LIST}')"
 _ASSETS: Final = "[...document.querySelectorAll('h1, h2')].find((each) => each.textContent.includes('Assets'))"
-# What is shown in its frame, Airflow's own script has to be there for first: beside it stands a page of Airflow's own.
+# Airflow's own script must load before it makes the frame, so one of Airflow's own pages is measured for comparison.
 _OPENED: Final = {
     "the list by itself": USABLE_SECONDS,
     "the list in Airflow's frame": None,
@@ -78,7 +78,7 @@ class Timing:
         return [self.database, self.beside, self.what, *numbers]
 
     def broken_claims(self) -> list[str]:
-        """Return what is claimed and does not hold."""
+        """Return the claims that failed."""
         p95 = quantile(self.seconds, 0.95)
         if self.claimed is None or p95 <= self.claimed:
             return []
@@ -88,7 +88,7 @@ class Timing:
 
 @contextlib.contextmanager
 def empty_database(database: str, root: Path) -> Iterator[str]:
-    """Give the address of an empty database."""
+    """Yield the address of an empty database."""
     if database == "postgresql":
         with Postgres(durable=True) as cluster:
             yield cluster.create("airflow")
@@ -102,7 +102,7 @@ def airflow(root: Path, database: str, login: tuple[str, str] | None) -> Iterato
 
     :param root: directory of its files
     :param database: its address
-    :param login: who gets in; ``None``: everybody
+    :param login: name and password of the only user; ``None``: no login is needed
     """
     root.mkdir()
     env = {}
@@ -121,9 +121,9 @@ def airflow(root: Path, database: str, login: tuple[str, str] | None) -> Iterato
 
 
 def time_pages(url: str, token: str | None, asked: Sequence[Question], times: int) -> Mapping[Question, list[float]]:
-    """Ask for all pages, one after the other, and again.
+    """Request all pages, one after the other, repeatedly.
 
-    :param token: of who is logged in, as in a browser's cookie
+    :param token: of the user, as in a browser's cookie
     :return: the seconds that each answer took
     """
     cookies = {"_token": token} if token else {}
@@ -144,13 +144,13 @@ def time_pages(url: str, token: str | None, asked: Sequence[Question], times: in
 def time_browser(url: str, token: str, path: str, times: int) -> tuple[list[float], list[float], list[float]]:
     """Open the list by itself, in Airflow's frame, and a page of Airflow's own.
 
-    :return: the seconds from the beginning of the navigation until it was usable, each time, of the three
+    :return: the seconds from the start of the navigation until each of the three was usable, for each time
     """
     alone: list[float] = []
     inside: list[float] = []
     theirs: list[float] = []
     with chromium() as browser:
-        # The pages let no script in, not even the one that looks for what is awaited.
+        # The pages allow no injected script, not even the one that waits for an element.
         context = browser.new_context(viewport={"width": 1400, "height": 1000}, bypass_csp=True)
         context.add_cookies([{"name": "_token", "value": token, "url": url}])
         page = context.new_page()
@@ -162,7 +162,7 @@ def time_browser(url: str, token: str, path: str, times: int) -> tuple[list[floa
             ):
                 page.goto("about:blank")
                 page.goto(where, wait_until="commit")
-                # The page itself looks at each paint, and says how long ago the navigation began.
+                # The page itself checks at each paint, and returns the time since the navigation started.
                 shown = page.wait_for_function(f"() => {usable} && performance.now()", polling="raf")
                 if number >= _WARM_UP:
                     seconds.append(shown.json_value() / 1000)
@@ -170,7 +170,7 @@ def time_browser(url: str, token: str, path: str, times: int) -> tuple[list[floa
 
 
 def measure(database: str, sessions: int, burst: int, times: int, looks: int) -> tuple[list[Timing], list[str]]:
-    """Measure one database; return the timings, and what else there is to know."""
+    """Measure one database; return the timings and notes."""
     timings: list[Timing] = []
 
     def keep(beside: str, measured: Mapping[Question, list[float]], ending: str = "") -> None:
@@ -184,16 +184,16 @@ def measure(database: str, sessions: int, burst: int, times: int, looks: int) ->
             plan, note = _seeded(database, location, sessions)
             beside = f"{sessions:,} sessions"
             token = server.token(LOGIN)
-            _say(f"{database}: pages ...")
+            _progress(f"{database}: pages ...")
             keep(beside, time_pages(server.url, token, questions(plan), times))
-            _say(f"{database}: browser ...")
+            _progress(f"{database}: browser ...")
             opened = time_browser(server.url, token, address("", "/sessions"), looks)
             for (what, claimed), seconds in zip(_OPENED.items(), opened, strict=True):
                 timings.append(Timing(database, beside, f"browser: {what}", seconds, claimed))
-            _say(f"{database}: {burst} more sessions in the last day ...")
+            _progress(f"{database}: {burst} more sessions in the last day ...")
             more = seed_burst(location, plan, burst)
             keep(f"{burst:,} more of the last day", time_pages(server.url, token, burst_questions(more), times))
-        _say(f"{database}: without a login ...")
+        _progress(f"{database}: without a login ...")
         with airflow(root / "open", location, None) as server:
             measured = time_pages(server.url, None, [first_page(more)], times)
             keep(f"{burst:,} more of the last day", measured, ", without a login")
@@ -201,7 +201,7 @@ def measure(database: str, sessions: int, burst: int, times: int, looks: int) ->
 
 
 def _seeded(database: str, location: str, sessions: int) -> tuple[Plan, str]:
-    _say(f"{database}: {sessions} sessions ...")
+    _progress(f"{database}: {sessions} sessions ...")
     began = time.perf_counter()
     plan = seed(location, sessions, min(LAST_DAY, sessions // 2))
     return plan, f"{database}: {sessions:,} sessions were seeded in {time.perf_counter() - began:.0f} s."
@@ -212,8 +212,8 @@ def main() -> int:
     parser = common_arguments(__doc__ or "", list(DATABASES))
     parser.add_argument("--sessions", type=int, default=SESSIONS, help=f"of the journal, 50000 or more ({SESSIONS})")
     parser.add_argument("--burst", type=int, default=BURST, help=f"sessions added to the last day ({BURST})")
-    parser.add_argument("--times", type=int, default=100, help="each page is asked for (100)")
-    parser.add_argument("--looks", type=int, default=20, help="with the browser (20)")
+    parser.add_argument("--times", type=int, default=100, help="repetitions of each page (100)")
+    parser.add_argument("--looks", type=int, default=20, help="repetitions with the browser (20)")
     arguments = parser.parse_args()
     load = os.getloadavg()[0]
 
@@ -230,16 +230,16 @@ def main() -> int:
         rows=[timing.row() for timing in timings],
         notes=[
             f"Over HTTP with a login, all pages in turn, {arguments.times} times; the browser {arguments.looks} times.",
-            f"{LAST_DAY:,} of the sessions began within the last day. One API worker.",
+            f"{LAST_DAY:,} of the sessions started within the last day. One API worker.",
             *notes,
-            f"The machine's load when it began: {load:.1f}.",
+            f"The machine's load at the start: {load:.1f}.",
         ],
     )
     broken = [sentence for timing in timings for sentence in timing.broken_claims()]
     return publish(arguments, table, [asdict(timing) for timing in timings], broken)
 
 
-def _say(what: str) -> None:
+def _progress(what: str) -> None:
     print(what, file=sys.stderr, flush=True)
 
 

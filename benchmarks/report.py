@@ -1,4 +1,4 @@
-"""What both programs say and take: tables on the terminal, Markdown and JSON, and their common options."""
+"""The output of the benchmarks: tables on the terminal, Markdown and JSON, and their common options."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def environment() -> dict[str, str]:
     """Return what the numbers depend on: date, machine, versions."""
     versions = {}
     for package in PACKAGES:
-        with contextlib.suppress(PackageNotFoundError):  # a program that measures nobody else's needs none of theirs
+        with contextlib.suppress(PackageNotFoundError):  # not every program needs the other providers
             versions[package] = version(package)
     return {
         "date": time.strftime("%Y-%m-%d"),
@@ -40,14 +40,14 @@ def environment() -> dict[str, str]:
 
 
 def quantile(seconds: Sequence[float], part: float) -> float:
-    """Return the seconds within which so large a part of them came."""
+    """Return the seconds within which this part of them ended."""
     ordered = sorted(seconds)
     return ordered[min(int(len(ordered) * part), len(ordered) - 1)]
 
 
 @dataclass
 class Table:
-    """A result as people read it: a title, columns, rows of text, and what to know before reading them.
+    """A result for readers: a title, columns, rows of text, and notes.
 
     :param name: of the section that it fills in a Markdown file
     """
@@ -74,14 +74,14 @@ class Table:
             console.print(note, style="dim", highlight=False, markup=False)
 
     def markdown(self) -> str:
-        """Return it as Markdown, with where and when it was measured."""
+        """Return it as Markdown, with the environment of the measurement."""
         lines = [f"### {self.title}", "", f"| {' | '.join(self.columns)} |", "|" + " --- |" * len(self.columns)]
         lines += [f"| {' | '.join(row)} |" for row in self.rows]
         where = ", ".join(f"{name} {value}" for name, value in environment().items())
         return "\n".join([*lines, "", *(f"- {note}" for note in self.notes), f"- Measured: {where}.", ""])
 
     def write_markdown(self, file: Path) -> None:
-        """Put the table between `<!-- begin NAME -->` and `<!-- end NAME -->`; without these it is the whole file."""
+        """Write the table between `<!-- begin NAME -->` and `<!-- end NAME -->`; without these it is the whole file."""
         begin, end = f"<!-- begin {self.name} -->\n", f"<!-- end {self.name} -->"
         text = file.read_text() if file.exists() else ""
         before, found, rest = text.partition(begin)
@@ -89,20 +89,20 @@ class Table:
 
 
 def common_arguments(description: str, kinds: Sequence[str]) -> argparse.ArgumentParser:
-    """Return a parser with what both programs take."""
+    """Return a parser with the options that all programs have."""
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", nargs="+", choices=kinds, metavar="KIND", help=f"of: {', '.join(kinds)}")
-    parser.add_argument("--check", action="store_true", help="exit with 1 unless our trigger keeps what we claim")
+    parser.add_argument("--check", action="store_true", help="exit with 1 unless all claims hold")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all numbers there")
     parser.add_argument("--markdown", type=Path, metavar="FILE", help="write the table there, or into its section")
     return parser
 
 
 def publish(arguments: argparse.Namespace, table: Table, numbers: object, broken: Sequence[str]) -> int:
-    """Print the table, write the files asked for, and return the program's exit code.
+    """Print the table, write the requested files, and return the program's exit code.
 
     :param numbers: what goes into the JSON file
-    :param broken: the claims that did not hold, one sentence each; they count with `--check` alone
+    :param broken: the claims that failed, one sentence each; they affect the exit code only with `--check`
     """
     table.show()
     if arguments.json:
@@ -114,5 +114,5 @@ def publish(arguments: argparse.Namespace, table: Table, numbers: object, broken
     for sentence in broken:
         print(f"NOT KEPT: {sentence}")
     if not broken:
-        print("every claim kept")
+        print("every claim holds")
     return 1 if broken else 0

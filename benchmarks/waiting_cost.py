@@ -8,10 +8,10 @@ of their waits is on an object of its own, as they are used. Memory is counted o
 the same way.
 
   python -m benchmarks.waiting_cost                        all kinds, 1,000 waits, about 9 minutes
-  python -m benchmarks.waiting_cost --check                the same; exit code 1 unless our claims hold
-  python -m benchmarks.waiting_cost --waits 50 --steady 6  a quick look, about 2 minutes
+  python -m benchmarks.waiting_cost --check                the same; exit code 1 unless all claims hold
+  python -m benchmarks.waiting_cost --waits 50 --steady 6  a quick run, about 2 minutes
   python -m benchmarks.waiting_cost --only mediation --check
-  python -m benchmarks.waiting_cost --markdown docs/benchmarks.md     renew the numbers of the documentation
+  python -m benchmarks.waiting_cost --markdown docs/benchmarks.md     update the numbers in the documentation
 
 Needs the packages of the extra `bench`. Run it on a machine that does nothing else.
 """
@@ -44,12 +44,12 @@ COLUMNS = (
     "detected after s, mean / p95 / max",
     "detected",
 )
-# What we claim for MeterSessionTrigger: 1,000 waits on 10 meters.
+# The claims for MeterSessionTrigger: 1,000 waits on 10 meters.
 REQUESTS_PER_INTERVAL = 10
 CONNECTIONS = 4
 KIB_PER_WAIT = 8.0
 LAG_MS = 50.0
-# An event loop with nothing to do lags more than this only where other programs take the processor away.
+# An idle event loop lags more than this only while other programs use the processor.
 NOISE_MS = 20.0
 # The poll interval while memory is traced, in poll intervals.
 MEMORY_INTERVALS = 4
@@ -94,14 +94,14 @@ class Cost:
         ]
 
     def broken_claims(self) -> list[str]:
-        """Return the claims that did not hold, a sentence each."""
+        """Return the claims that failed, one sentence each."""
         claims = [
             ("requests in the busiest poll interval", self.busiest_interval, REQUESTS_PER_INTERVAL),
             ("open connections", self.connections_max, CONNECTIONS),
             ("KiB a wait (RSS)", self.rss_kib_per_wait, KIB_PER_WAIT),
             ("KiB a wait (tracemalloc)", self.traced_kib_per_wait, KIB_PER_WAIT),
             ("ms of event-loop lag", self.lag_max_ms, LAG_MS),
-            ("waits whose end went unseen", self.waits - len(self.detection_seconds), 0),
+            ("waits whose end was not detected", self.waits - len(self.detection_seconds), 0),
         ]
         return [f"{value:.1f} {what}, at most {limit} claimed" for what, value, limit in claims if value > limit]
 

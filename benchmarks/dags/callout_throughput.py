@@ -1,11 +1,11 @@
-"""What the events fall on: for each of the two paths an asset that schedules a DAG, and one that does not."""
+"""The assets of the events: for each of the two paths one that schedules a Dag, and one that does not."""
 
 from __future__ import annotations
 
 from airflow.providers.standard.operators.empty import EmptyOperator
 from airflow.sdk import DAG, Asset, PartitionedAssetTimetable
 
-from airflow_mediation_provider.protocol.asset_uri import asset_uri
+from airflow_mediation_provider.protocol.sessions.asset_uri import asset_uri
 
 OURS = {kind: Asset(asset_uri("bench", kind, "COMPLETED")) for kind in ("scheduling", "idle")}
 AIRFLOWS = {kind: Asset(f"bench://events/{kind}") for kind in OURS}
