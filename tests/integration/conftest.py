@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
 _meters = itertools.count(20_001)
+# Its sessions send callouts, as those of the examples' meters do.
+METER_WITH_CALLOUTS = "1901"
 # A lost process is missed soon, and a task that was marked or cleared soon receives it.
 ENV = {
     "AIRFLOW__CORE__PARALLELISM": "14",
@@ -30,7 +32,7 @@ ENV = {
     "AIRFLOW__SCHEDULER__TASK_INSTANCE_HEARTBEAT_TIMEOUT": "20",
     "AIRFLOW__SCHEDULER__TASK_INSTANCE_HEARTBEAT_TIMEOUT_DETECTION_INTERVAL": "4",
     "AIRFLOW__WORKERS__MIN_HEARTBEAT_INTERVAL": "2",
-    # Only the examples' meters send callouts; all other tests are about polls, at their own intervals.
+    # Only these meters send callouts; all other tests are about polls, at their own intervals.
     "AIRFLOW__MEDIATION__CROSS_CHECK_INTERVAL": "1",
 }
 
@@ -53,8 +55,8 @@ def stage(tmp_path_factory: pytest.TempPathFactory, statsd: StatsdServer) -> Ite
             shutil.copy(file, dags)
     (dags / "wrong_branch.py").write_text(_with_branches_swapped((PROJECT / "dags" / "run_and_branch.py").read_text()))
     # One meter for each test may run at the same time as those of the examples.
-    examples = {row.meter for scene in SCENES for row in scene.rows}
-    with Stage(root, dags, calling_out=examples, env={**ENV, **statsd.settings}) as stage:
+    calling_out = {row.meter for scene in SCENES for row in scene.rows} | {METER_WITH_CALLOUTS}
+    with Stage(root, dags, calling_out=calling_out, env={**ENV, **statsd.settings}) as stage:
         stage.simulator.call("POST", "/config", json={"max_running_meters": 60})
         yield stage
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from airflow_mediation_provider.simulator.records import rejected
 from testkit.processes import wait_until
+from tests.integration.conftest import METER_WITH_CALLOUTS
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -65,10 +66,10 @@ def test_the_callback_of_a_failed_task_mails_its_session(stage: Stage, meter: Ca
 
 
 def test_the_example_mails_the_session_of_any_meter(stage: Stage) -> None:
-    stage.simulator.meter("1019", name="Support", script=SCRIPT, records=8, errors=4)
-    started = stage.simulator.start_session("1019")
+    stage.simulator.meter(METER_WITH_CALLOUTS, name="Support", script=SCRIPT, records=8, errors=4)
+    started = stage.simulator.start_session(METER_WITH_CALLOUTS)
     text = content(mailed(stage, "operations@example.com", started["session_id"]))
-    session = next(each for each in stage.simulator.sessions("1019") if each["session_id"] == started["session_id"])
+    (session,) = stage.simulator.sessions(METER_WITH_CALLOUTS)
     compare(text, session)
     timeline = text[text.index("Timeline") : text.index("First errors")]
     assert re.findall(r"(\w+) \(callout\)", timeline) == ["INITIALIZING", "RUNNING", "FAILED"]
