@@ -7,7 +7,7 @@ from urllib.parse import urlsplit
 from airflow.configuration import conf
 from airflow.plugins_manager import AirflowPlugin
 
-from airflow_mediation_provider.api_server import LazyApp
+from airflow_mediation_provider.api_server import LazyApp, WarmStart
 from airflow_mediation_provider.assets import MeterSessionTimetable
 from airflow_mediation_provider.protocol.urls import MOUNT, NAV_ROUTE
 
@@ -50,6 +50,9 @@ def _views() -> list[dict[str, str]]:
     ]
 
 
+_app = LazyApp()
+
+
 class MediationPlugin(AirflowPlugin):
     """What this provider adds to Airflow besides operators and the like: a schedule, pages, and an internal API.
 
@@ -58,6 +61,9 @@ class MediationPlugin(AirflowPlugin):
     """
 
     name = "mediation"
-    fastapi_apps = [{"app": LazyApp(), "url_prefix": MOUNT, "name": "Zuora Mediation"}]  # noqa: RUF012  # Airflow's way
+    fastapi_apps = [{"app": _app, "url_prefix": MOUNT, "name": "Zuora Mediation"}]  # noqa: RUF012  # Airflow's way
+    fastapi_root_middlewares = [  # noqa: RUF012
+        {"middleware": WarmStart, "kwargs": {"mounted": _app}, "name": "Zuora Mediation, at the start"}
+    ]
     external_views = _views()
     timetables = [MeterSessionTimetable]  # noqa: RUF012

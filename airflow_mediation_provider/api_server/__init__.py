@@ -1,6 +1,7 @@
-"""The part of the provider that runs in Airflow's API server, an ASGI callable that is cheap until its first request.
+"""The part of the provider that runs in Airflow's API server, an ASGI callable that is cheap until it is needed.
 
-Airflow creates its plugins' apps in every process; schedulers, workers and triggerers never need one.
+Airflow creates its plugins' apps in every process; schedulers, workers and triggerers never need one. An API server
+needs it from its start on, which only a middleware is notified of.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import time
 from typing import TYPE_CHECKING, Any, Final
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Awaitable, Callable
 
     from starlette.types import ASGIApp, Receive, Scope, Send
 
@@ -21,6 +22,8 @@ log = logging.getLogger(__name__)
 
 # Seconds between two log records of the same failure.
 _QUIET_SECONDS: Final = 60.0
+# A server whose database or secrets backend does not answer starts after so many seconds all the same.
+_WARM_UP_SECONDS: Final = 10.0
 
 
 def _create_app() -> ASGIApp:
@@ -29,16 +32,29 @@ def _create_app() -> ASGIApp:
     return create_app()
 
 
+async def _warm_up_app(app: Any) -> None:
+    from airflow_mediation_provider.api_server.app import warm_up
+
+    await warm_up(app)
+
+
 class LazyApp:
-    """An ASGI application that is imported and built at its first request, in a thread, once.
+    """An ASGI application that is imported and built in a thread, once: when it is warmed up, or at its first request.
 
     Every failure beneath it, also while building, is answered 503 and logged: Zuora then sends the callout again.
 
     :param build: creates the application
+    :param warm_up: does what the application's first requests would wait for
     """
 
-    def __init__(self, build: Callable[[], ASGIApp] = _create_app) -> None:
+    def __init__(
+        self,
+        build: Callable[[], ASGIApp] = _create_app,
+        warm_up: Callable[[Any], Awaitable[None]] = _warm_up_app,
+    ) -> None:
         self._build = build
+        self._warm_up = warm_up
+        self._warming: asyncio.Task[None] | None = None
         self._app: ASGIApp | None = None
         self._building = threading.Lock()
         self._logged: dict[str, float] = {}
@@ -73,6 +89,25 @@ class LazyApp:
             if not started:
                 await _unavailable(send)
 
+    async def warm_up(self, seconds: float = _WARM_UP_SECONDS) -> None:
+        """Build the application and warm it up; what fails is left to the requests, and what takes longer goes on.
+
+        :param seconds: how long to wait for it
+        """
+        self._warming = asyncio.create_task(self._prepare())
+        await asyncio.wait([self._warming], timeout=seconds)
+
+    async def _prepare(self) -> None:
+        try:
+            await self._warm_up(await asyncio.to_thread(self._built))
+        except Exception as error:
+            log.warning(
+                "The Mediation paths of the API server could not be prepared at its start: first requests to "
+                "them may take longer (%s: %s)",
+                type(error).__name__,
+                error,
+            )
+
     def _built(self) -> ASGIApp:
         with self._building:
             if self._app is None:
@@ -85,6 +120,27 @@ class LazyApp:
         if now - self._logged.get(message, -_QUIET_SECONDS) >= _QUIET_SECONDS:
             self._logged[message] = now
             log.exception(message)
+
+
+class WarmStart:
+    """A root middleware: it warms an application up while Airflow's API server starts, before the first request.
+
+    Airflow itself notifies a mounted application of its start only if it is an instance of FastAPI's class, which no
+    other process of Airflow should import. Source:
+    https://github.com/apache/airflow/blob/3.3.2/airflow-core/src/airflow/api_fastapi/app.py
+
+    :param app: Airflow's application
+    :param mounted: the application to warm up
+    """
+
+    def __init__(self, app: ASGIApp, mounted: LazyApp) -> None:
+        self._app, self._mounted = app, mounted
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass everything on to Airflow; its lifespan begins before any request."""
+        if scope["type"] == "lifespan":
+            await self._mounted.warm_up()
+        await self._app(scope, receive, send)
 
 
 async def _unavailable(send: Send) -> None:

@@ -5,6 +5,7 @@ Airflow mounts it as it is and adds no authentication: each route authenticates 
 
 from __future__ import annotations
 
+import asyncio
 import re
 from collections import Counter
 from typing import TYPE_CHECKING, Any, Final
@@ -19,11 +20,16 @@ from airflow_mediation_provider.api_server.http import UNAVAILABLE, ThrottledLog
 from airflow_mediation_provider.api_server.internal import ApiUsageBuffer
 from airflow_mediation_provider.api_server.journal import Recorder
 from airflow_mediation_provider.api_server.pages import add_pages
+from airflow_mediation_provider.journal.session_list import known_connections
+from airflow_mediation_provider.journal.transaction import read
 from airflow_mediation_provider.protocol.wire import HANDSHAKE_PATH, PROTOCOL, SERVICE
 
 if TYPE_CHECKING:
     from fastapi.responses import JSONResponse
     from starlette.types import ASGIApp, Receive, Scope, Send
+
+# Connections that are looked up at the start; further ones at their first request.
+_MOST_WARM: Final = 100
 
 # Once, and not for each application: FastAPI analyses every route again when it is included.
 _routes: Final = APIRouter()
@@ -67,6 +73,17 @@ def create_app(connections: Connections | None = None, recorder: Recorder | None
     app.add_exception_handler(HTTPException, _http_error)
     app.add_exception_handler(Exception, _server_error)
     return app
+
+
+async def warm_up(app: FastAPI) -> None:
+    """Connect to the database and look up the connections of the journal, for which the first callout would wait.
+
+    A look-up that fails is made again by the request that needs it.
+
+    :raises JournalUnavailable: the database does not answer
+    """
+    conn_ids = await asyncio.to_thread(read, known_connections)
+    await asyncio.gather(*map(app.state.connections.get, conn_ids[:_MOST_WARM]), return_exceptions=True)
 
 
 class _SingleSlashes:

@@ -112,8 +112,8 @@ def test_each_decision_has_an_id_a_date_and_a_place_in_the_table() -> None:
             assert heading is not None, line
             decisions[subject].append(heading[1])
     assert decisions == listed
-    numbers = sorted(int(each.removeprefix("D")) for ids in decisions.values() for each in ids)
-    assert numbers == list(range(1, len(numbers) + 1))
+    numbers = [each for ids in decisions.values() for each in ids]
+    assert len(numbers) == len(set(numbers))
 
 
 def test_the_make_targets_in_the_readme_exist() -> None:

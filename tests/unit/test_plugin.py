@@ -11,7 +11,7 @@ from urllib.parse import urlsplit
 import pytest
 
 from airflow_mediation_provider import get_provider_info, plugin
-from airflow_mediation_provider.api_server import LazyApp, pages
+from airflow_mediation_provider.api_server import LazyApp, WarmStart, pages
 from airflow_mediation_provider.api_server.app import create_app
 from airflow_mediation_provider.plugin import MediationPlugin
 from airflow_mediation_provider.protocol.urls import NAV_ROUTE
@@ -28,12 +28,14 @@ def test_airflow_loads_the_plugin_once_and_mounts_its_app():
     from airflow import plugins_manager
 
     plugins, errors = plugins_manager._get_plugins()
-    apps, _ = plugins_manager.get_fastapi_plugins()
+    apps, middlewares = plugins_manager.get_fastapi_plugins()
 
     assert [plugin.name for plugin in plugins].count("mediation") == 1
     assert errors == {}
     [app] = [each for each in apps if each["url_prefix"] == "/mediation"]
     assert isinstance(app["app"], LazyApp)
+    [start] = [each["kwargs"] for each in middlewares if each["middleware"] is WarmStart]
+    assert start["mounted"] is app["app"]
 
 
 def test_only_the_entry_point_registers_the_plugin():

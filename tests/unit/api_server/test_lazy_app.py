@@ -6,10 +6,13 @@ import logging
 import httpx
 import pytest
 from starlette.applications import Starlette
+from starlette.middleware import Middleware
 from starlette.responses import PlainTextResponse
 from starlette.routing import Mount, Route
 
-from airflow_mediation_provider.api_server import LazyApp
+from airflow_mediation_provider.api_server import LazyApp, WarmStart, app
+from airflow_mediation_provider.api_server.connections import Connections
+from airflow_mediation_provider.journal.transaction import JournalUnavailable
 
 
 def client_of(app) -> httpx.AsyncClient:
@@ -117,6 +120,116 @@ async def test_lifespan_and_websockets_are_answered_without_building():
     await app({"type": "websocket"}, receive, send)
 
     assert sent == ["lifespan.startup.complete", "lifespan.shutdown.complete", "websocket.close"]
+
+
+class Start:
+    """The start of a server, with an application mounted as Airflow does it."""
+
+    def __init__(self, mounted: LazyApp) -> None:
+        middleware = [Middleware(WarmStart, mounted=mounted)]
+        self.airflow = Starlette(routes=[Mount("/mediation", mounted)], middleware=middleware)
+        self.complete = asyncio.Event()
+        self.stop = asyncio.Event()
+
+    async def run(self):
+        messages = iter(["lifespan.startup"])
+
+        async def receive():
+            if (first := next(messages, None)) is not None:
+                return {"type": first}
+            await self.stop.wait()
+            return {"type": "lifespan.shutdown"}
+
+        async def send(message):
+            assert message["type"] in ("lifespan.startup.complete", "lifespan.shutdown.complete"), message
+            self.complete.set()
+
+        await self.airflow({"type": "lifespan"}, receive, send)
+
+    async def __aenter__(self) -> httpx.AsyncClient:
+        self.running = asyncio.create_task(self.run())
+        async with asyncio.timeout(30):
+            await self.complete.wait()
+        return client_of(self.airflow)
+
+    async def __aexit__(self, *exc_info: object) -> None:
+        self.stop.set()
+        await self.running
+
+
+async def test_the_application_is_built_and_warm_before_the_server_has_started():
+    done = []
+
+    async def warm_up(built):
+        done.append(("warm", type(built)))
+
+    def build():
+        done.append("built")
+        return hello_app()
+
+    async with Start(LazyApp(build, warm_up)) as client:
+        assert done == ["built", ("warm", Starlette)]
+        assert (await client.get("/mediation/hello")).text == "hello"
+
+    assert len(done) == 2
+
+
+@pytest.mark.parametrize("down", ["build", "warm_up"])
+async def test_a_server_starts_though_nothing_can_be_prepared(down, caplog):
+    attempts = []
+
+    def build():
+        attempts.append(1)
+        if down == "build" and len(attempts) == 1:
+            raise ImportError("no module named nothing")
+        return hello_app()
+
+    async def warm_up(_app):
+        raise JournalUnavailable("the journal's database gave an error: connection refused")
+
+    async with Start(LazyApp(build, warm_up)) as client:
+        assert (await client.get("/mediation/hello")).text == "hello"
+
+    [record] = [record for record in caplog.records if record.name.startswith("airflow_mediation")]
+    assert record.levelname == "WARNING"
+    assert ("no module named nothing" if down == "build" else "connection refused") in record.getMessage()
+
+
+async def test_a_server_does_not_wait_for_a_database_that_does_not_answer():
+    answered = asyncio.Event()
+    warm = asyncio.Event()
+
+    async def warm_up(_app):
+        await answered.wait()
+        warm.set()
+
+    lazy = LazyApp(hello_app, warm_up)
+    await lazy.warm_up(seconds=0.01)
+
+    assert not warm.is_set()
+    answered.set()
+    async with asyncio.timeout(30):
+        await warm.wait()
+
+
+async def test_warming_up_looks_up_the_connections_of_the_journal(directory, monkeypatch):
+    directory["away"] = {}
+    looked_up = []
+
+    def find(conn_id):
+        looked_up.append(conn_id)
+        if conn_id == "away":
+            raise RuntimeError("the vault is sealed")
+        return directory.find(conn_id)
+
+    monkeypatch.setattr(app, "read", lambda _work: ["away", "gone", "zuora"])
+    made = app.create_app(Connections(find))
+
+    await app.warm_up(made)
+
+    assert sorted(looked_up) == ["away", "gone", "zuora"]
+    assert (await made.state.connections.get("zuora")).conn_id == "zuora"
+    assert len(looked_up) == 3
 
 
 def test_nothing_is_logged_without_an_error(caplog):
