@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from datetime import UTC, datetime, timedelta
 from types import SimpleNamespace
 
@@ -217,52 +214,6 @@ class TestCalloutHistory:
         timetable, _ = stored(on_meter_session("1", "COMPLETED", callout_history=60))
         assert evaluate(timetable, {"mediation://mediation_default/meters/1/COMPLETED"})
         assert not evaluate(timetable, set())
-
-
-MISSING = """
-import importlib_metadata, json, sys
-
-class Missing:
-    def find_spec(self, name, path=None, target=None):
-        if name.partition(".")[0] == "airflow_mediation_provider":
-            raise ModuleNotFoundError(name)
-
-sys.meta_path.insert(0, Missing())
-installed = importlib_metadata.distributions
-importlib_metadata.distributions = lambda **of: (
-    each for each in installed(**of) if each.metadata["Name"] != "airflow-mediation-provider"
-)
-from airflow.serialization.serialized_objects import DagSerialization
-
-timetable = DagSerialization.from_dict(json.load(sys.stdin)).timetable
-assert "airflow_mediation_provider" not in sys.modules
-print(json.dumps([timetable.summary, sorted(key.uri for key, _ in timetable.asset_condition.iter_assets())]))
-"""
-
-
-@pytest.mark.services
-def test_a_stored_dag_is_read_where_this_package_is_missing(tmp_path):
-    schedule = on_meter_session(ANY_METER, "FAILED", previous_statuses="RUNNING")
-    schedule |= on_meter_session("1", "FAILED", poll_interval=60)
-    data = DagSerialization.to_dict(DAG("dag", schedule=schedule, start_date=AT))
-
-    read = subprocess.run(
-        [sys.executable, "-c", MISSING],
-        input=json.dumps(data),
-        env={**os.environ, "AIRFLOW_HOME": str(tmp_path)},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-
-    assert read.returncode == 0, read.stderr
-    summary, addresses = json.loads(read.stdout.splitlines()[-1])
-    assert summary == "Partitioned Asset"
-    assert addresses == [
-        "mediation://mediation_default/meters/*/FAILED?previous_status=RUNNING",
-        "mediation://mediation_default/meters/1/FAILED",
-        "mediation://mediation_default/meters/1/polls/60",
-    ]
 
 
 def evaluate(timetable, true):
