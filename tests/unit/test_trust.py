@@ -1,17 +1,23 @@
-"""TLS below a private authority: each setting means the same in all four clients, in processes that inherit nothing."""
+"""TLS below a private authority: each setting means the same in all four clients and in Dags, and is not inherited."""
 
 from __future__ import annotations
 
 import asyncio
+import http.client
 import http.server
+import itertools
 import json
 import os
+import select
+import shutil
 import ssl
 import subprocess
 import sys
 import threading
+from contextlib import closing
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
 
 import pytest
 
@@ -20,84 +26,63 @@ from airflow_mediation_provider.feed.long_poll import FeedClient
 from airflow_mediation_provider.feed.worker import WorkerFeedClient, forget_address
 from airflow_mediation_provider.hooks.mediation import MediationHook
 from airflow_mediation_provider.protocol.wire import HANDSHAKE_PATH, PROTOCOL, SERVICE
+from airflow_mediation_provider.simulator import SimulatorConfig, running_simulator
 from testkit.authority import Authority
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from airflow_mediation_provider.simulator import Simulator
 
 pytestmark = pytest.mark.services
 
 REPOSITORY = Path(__file__).parents[2]
+PROBE = Path(__file__).with_name("trust_probe.py")
 CLIENTS = ("requests", "aiohttp", "feed sync", "feed async")
-# Prints why each client reached no answer, or an empty text.
-PROBE = """
-import asyncio, json, os, sys
-from airflow_mediation_provider.feed.flow import FeedUnavailableError
-from airflow_mediation_provider.feed.long_poll import FeedClient
-from airflow_mediation_provider.feed.worker import WorkerFeedClient
-from airflow_mediation_provider.hooks.mediation import MediationHook
-from airflow_mediation_provider.hooks.transport import AsyncTransport, SyncTransport
-from airflow_mediation_provider.protocol.zuora.errors import MediationError
-from airflow_mediation_provider.protocol.zuora.flow import Failure, Request
-
-hook = MediationHook("zuora")
-get = Request("GET", os.environ["SERVER"] + "/any", {})
-
-def said(outcome):
-    return outcome.reason if isinstance(outcome, Failure) else ""
-
-def by_requests():
-    return said(SyncTransport(hook.settings).send(get))
-
-async def by_aiohttp():
-    transport = await AsyncTransport.open(hook.settings)
-    try:
-        return said(await transport.send(get))
-    finally:
-        await transport.close()
-
-def by_sync_feed():
-    client = WorkerFeedClient(hook)
-    client.observe()
-    return client.trouble
-
-async def by_async_feed():
-    async def secret():
-        return "secret"
-    client = FeedClient("zuora", secret)
-    try:
-        await client.report()
-    finally:
-        await client.close()
-    return ""
-
-found = {}
-for name, ask in {
-    "requests": by_requests,
-    "aiohttp": lambda: asyncio.run(by_aiohttp()),
-    "feed sync": by_sync_feed,
-    "feed async": lambda: asyncio.run(by_async_feed()),
-}.items():
-    try:
-        found[name] = ask()
-    except (MediationError, FeedUnavailableError) as error:
-        found[name] = str(error)
-print(json.dumps(found))
-"""
+# The meters of the probe's Dag, and the client that each of its tasks waits with.
+METERS = {"poke": "1001", "deferrable": "1002"}
+WAITS_WITH = {METERS["poke"]: "requests", METERS["deferrable"]: "aiohttp"}
 
 
 class Server:
-    """Answers everything, with TLS."""
+    """The simulator and an API server, with TLS.
 
-    def __init__(self, cert: str, key: str, *, clients: str | None = None) -> None:
+    A session of `METERS` runs until the client that is to wait for it has polled it.
+    """
+
+    def __init__(self, simulator: Simulator, cert: str, key: str, *, clients: str | None = None) -> None:
         class Handler(http.server.BaseHTTPRequestHandler):
             def do_GET(self) -> None:
-                self.rfile.read(int(self.headers.get("content-length") or 0))
-                shakes = self.path.endswith(HANDSHAKE_PATH)
-                body = json.dumps({"service": SERVICE, "protocol": PROTOCOL} if shakes else {}).encode()
-                self.send_response(200)
-                self.send_header("Content-Length", str(len(body)))
-                self.end_headers()
-                self.wfile.write(body)
+                body = self.rfile.read(int(self.headers.get("content-length") or 0))
+                if self.path.startswith(("/mediation", "/execution")):
+                    shakes = self.path.endswith(HANDSHAKE_PATH)
+                    answer = json.dumps({"service": SERVICE, "protocol": PROTOCOL} if shakes else {}).encode()
+                    self._reply(200, {}, answer)
+                else:
+                    self._pass_on(body)
 
             do_POST = do_GET  # noqa: N815
+
+            def _pass_on(self, body: bytes) -> None:
+                way = http.client.HTTPConnection(urlsplit(simulator.url).netloc, timeout=30)
+                with closing(way):
+                    way.request(self.command, self.path, body, dict(self.headers))
+                    answer = way.getresponse()
+                    content = answer.read()
+                for meter, client in WAITS_WITH.items():
+                    if f"/{meter}/" in self.path and client in self.headers["user-agent"]:
+                        simulator.steer(simulator.sessions(meter)[-1]["session_id"], [["COMPLETED", None]])
+                kept = ("Content-Type", "Content-Encoding")
+                self._reply(
+                    answer.status, {name: answer.headers[name] for name in kept if name in answer.headers}, content
+                )
+
+            def _reply(self, status: int, headers: dict[str, str], content: bytes) -> None:
+                self.send_response(status)
+                for name, value in {**headers, "Content-Length": str(len(content))}.items():
+                    self.send_header(name, value)
+                self.end_headers()
+                self.wfile.write(content)
 
             def log_message(self, *args: Any) -> None:
                 pass
@@ -123,14 +108,66 @@ class Server:
         self._server.server_close()
 
 
+class Probe:
+    """The process of `trust_probe.py`, which inherits nothing.
+
+    :param folder: for its database and logs
+    :param database: a copy of Airflow's tables
+    """
+
+    def __init__(self, folder: Path, database: Path) -> None:
+        self._folder = folder
+        self._orders = itertools.count(1)
+        shutil.copy(database, folder / "airflow.db")
+        with (folder / "log").open("w") as log:
+            self._process = subprocess.Popen(
+                [sys.executable, str(PROBE)],
+                env={
+                    "PATH": os.defpath,
+                    "HOME": str(folder),
+                    "AIRFLOW_HOME": str(folder),
+                    "AIRFLOW__API_AUTH__JWT_SECRET": "of the server that tasks ask",
+                    "AIRFLOW__CORE__DAGS_FOLDER": str(PROBE),
+                    "AIRFLOW__CORE__LOAD_EXAMPLES": "False",
+                    "PYTHONPATH": str(REPOSITORY),
+                },
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=log,
+            )
+
+    def ask(self, **order: Any) -> tuple[dict[str, Any], str]:
+        """Have a copy of the process carry out an order; return its result, and what it logged."""
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        log = self._folder / f"log-{next(self._orders)}"
+        self._process.stdin.write(json.dumps({**order, "log": str(log)}).encode() + b"\n")
+        self._process.stdin.flush()
+        ready, _, _ = select.select([self._process.stdout], [], [], 600)
+        answer = json.loads(self._process.stdout.readline() or b"null") if ready else None
+        logged = (log if log.exists() else self._folder / "log").read_text()
+        assert answer is not None, logged[-5000:]
+        return answer, logged
+
+    def close(self) -> None:
+        self._process.kill()
+        self._process.communicate()
+
+
 @pytest.fixture(scope="module")
-def place(tmp_path_factory):
+def simulator() -> Iterator[Simulator]:
+    with running_simulator() as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory, simulator):
     """Return the values that settings name: files of certificates, and addresses of servers."""
     folder = tmp_path_factory.mktemp("trust")
     ours, other = Authority(folder, "ours"), Authority(folder, "other")
     cert, key = ours.issue("server")
     client_cert, client_key = ours.issue("client")
-    open_server, strict = Server(cert, key), Server(cert, key, clients=ours.file)
+    open_server, strict = Server(simulator, cert, key), Server(simulator, cert, key, clients=ours.file)
     yield {
         "ours": ours.file,
         "other": other.file,
@@ -138,45 +175,29 @@ def place(tmp_path_factory):
         "strict": strict.url,
         "client_cert": client_cert,
         "client_key": client_key,
-        "home": str(folder / "home"),
     }
     open_server.close()
     strict.close()
 
 
-def reached(
-    place: dict[str, str], env: dict[str, str], extra: dict[str, Any], server: str = "server"
-) -> dict[str, str]:
-    """Return what stopped each client in a process of its own; empty where it got an answer."""
-    connection = {
-        "conn_type": "mediation",
-        "host": place[server],
-        "login": "id",
-        "password": "secret",
-        "extra": {name: _filled(value, place) for name, value in extra.items()},
-    }
-    done = subprocess.run(
-        [sys.executable, "-c", PROBE],
-        env={
-            "PATH": os.defpath,
-            "HOME": place["home"],
-            "AIRFLOW_HOME": place["home"],
-            "PYTHONPATH": str(REPOSITORY),
-            "AIRFLOW_CONN_ZUORA": json.dumps(connection),
-            "AIRFLOW__MEDIATION__FEED_URL": f"{place[server]}/mediation",
-            "AIRFLOW__CORE__EXECUTION_API_SERVER_URL": f"{place[server]}/execution",
-            "AIRFLOW__API__BASE_URL": place[server],
-            "SERVER": place[server],
-            **{name: _filled(value, place) for name, value in env.items()},
-        },
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
+@pytest.fixture(scope="module")
+def probe(tmp_path_factory, sqlite_template) -> Iterator[Probe]:
+    process = Probe(tmp_path_factory.mktemp("probe"), sqlite_template)
+    yield process
+    process.close()
+
+
+def connection_to(url: str, extra: dict[str, Any]) -> str:
+    config = SimulatorConfig()
+    return json.dumps(
+        {
+            "conn_type": "mediation",
+            "host": url,
+            "login": config.client_id,
+            "password": config.client_secret,
+            "extra": extra,
+        }
     )
-    assert done.returncode == 0, done.stderr
-    found: dict[str, str] = json.loads(done.stdout.splitlines()[-1])
-    return found
 
 
 def _filled(value: Any, place: dict[str, str]) -> Any:
@@ -186,34 +207,50 @@ def _filled(value: Any, place: dict[str, str]) -> Any:
 
 
 CA_FILE = {"AIRFLOW__API__SSL_CA_FILE": "ours"}
+UNTRUSTED = "its certificate is not trusted: set verify in the connection's extra to the file of the CA that signed it"
 DEAD_PROXY = {"https_proxy": "http://127.0.0.1:1"}
 CLIENT_CERT = {"AIRFLOW__API__CLIENT_SSL_CERT": "client_cert", "AIRFLOW__API__CLIENT_SSL_KEY": "client_key"}
 
 
+# A Dag is run behind the settings by which Zuora's server is trusted, and behind none.
 @pytest.mark.parametrize(
-    ("env", "extra", "server", "clients"),
+    ("env", "extra", "server", "clients", "dag"),
     [
-        ({}, {}, "server", ()),
-        ({"REQUESTS_CA_BUNDLE": "ours", "CURL_CA_BUNDLE": "other", "SSL_CERT_FILE": "other"}, {}, "server", CLIENTS),
+        ({}, {}, "server", (), "failed"),
+        (
+            {"REQUESTS_CA_BUNDLE": "ours", "CURL_CA_BUNDLE": "other", "SSL_CERT_FILE": "other"},
+            {},
+            "server",
+            CLIENTS,
+            "success",
+        ),
         # aiohttp itself reads no networks in no_proxy.
-        ({"CURL_CA_BUNDLE": "ours", **DEAD_PROXY, "no_proxy": "127.0.0.0/8"}, {}, "server", CLIENTS),
-        ({"SSL_CERT_FILE": "ours"}, {}, "server", CLIENTS),
+        ({"CURL_CA_BUNDLE": "ours", **DEAD_PROXY, "no_proxy": "127.0.0.0/8"}, {}, "server", CLIENTS, "success"),
+        ({"SSL_CERT_FILE": "ours"}, {}, "server", CLIENTS, "success"),
         # The feed has the settings of Airflow's own client, not those of the connection to Zuora.
-        ({"REQUESTS_CA_BUNDLE": "other"}, {"verify": "ours"}, "server", CLIENTS[:2]),
-        ({"REQUESTS_CA_BUNDLE": "other", "SSL_CERT_FILE": "other"}, {"verify": False}, "server", CLIENTS[:2]),
+        ({"REQUESTS_CA_BUNDLE": "other"}, {"verify": "ours"}, "server", CLIENTS[:2], "success"),
+        (
+            {"REQUESTS_CA_BUNDLE": "other", "SSL_CERT_FILE": "other"},
+            {"verify": False},
+            "server",
+            CLIENTS[:2],
+            "success",
+        ),
         (
             {**CA_FILE, **CLIENT_CERT},
             {"verify": "ours", "cert": ["client_cert", "client_key"]},
             "strict",
             CLIENTS,
+            "success",
         ),
-        ({"REQUESTS_CA_BUNDLE": "ours"}, {}, "strict", ()),
-        ({"REQUESTS_CA_BUNDLE": "ours", **DEAD_PROXY}, {}, "server", ()),
+        ({"REQUESTS_CA_BUNDLE": "ours"}, {}, "strict", (), None),
+        ({"REQUESTS_CA_BUNDLE": "ours", **DEAD_PROXY}, {}, "server", (), None),
         (
             {"REQUESTS_CA_BUNDLE": "other", "AIRFLOW__API__SSL_CERT": "ours"},
             {"trust_env": False},
             "server",
             CLIENTS[2:],
+            None,
         ),
     ],
     ids=[
@@ -229,9 +266,28 @@ CLIENT_CERT = {"AIRFLOW__API__CLIENT_SSL_CERT": "client_cert", "AIRFLOW__API__CL
         "ssl_cert",
     ],
 )
-def test_a_setting_means_the_same_in_all_clients(place, env, extra, server, clients):
-    stopped = reached(place, env, extra, server)
+def test_a_setting_means_the_same_in_all_clients_and_in_a_dag(
+    probe, place, simulator, env, extra, server, clients, dag
+):
+    url = place[server]
+    sessions = {
+        mode: simulator.start_session(meter, script=[["RUNNING", None]])["session_id"]
+        for mode, meter in METERS.items()
+        if dag
+    }
+    found, log = probe.ask(
+        env={
+            "AIRFLOW_CONN_ZUORA": connection_to(url, {name: _filled(value, place) for name, value in extra.items()}),
+            "AIRFLOW__MEDIATION__FEED_URL": f"{url}/mediation",
+            "AIRFLOW__CORE__EXECUTION_API_SERVER_URL": f"{url}/execution",
+            "AIRFLOW__API__BASE_URL": url,
+            **{name: _filled(value, place) for name, value in env.items()},
+        },
+        server=url,
+        conf=sessions,
+    )
 
+    stopped = found["clients"]
     assert [name for name in CLIENTS if not stopped[name]] == list(clients), stopped
     for name in set(CLIENTS[2:]) - set(clients) if server == "server" and "https_proxy" not in env else ():
         assert stopped[name] == (
@@ -239,6 +295,19 @@ def test_a_setting_means_the_same_in_all_clients(place, env, extra, server, clie
             "certificate is not trusted: unable to get local issuer certificate; set [api] ssl_ca_file to the "
             "certificates of its authority)"
         )
+    # At the first try, though the tasks have another one.
+    assert {name: (each["state"], each["tries"]) for name, each in found["tasks"].items()} == dict.fromkeys(
+        sessions, (dag, 1)
+    ), log
+    if dag == "success":
+        ended = {
+            name: (each["session"]["session_id"], each["session"]["status"]) for name, each in found["tasks"].items()
+        }
+        assert ended == {name: (session_id, "COMPLETED") for name, session_id in sessions.items()}
+    elif dag == "failed":
+        assert log.count(UNTRUSTED) == 2
+        for session_id in sessions.values():
+            simulator.steer(session_id, [["CANCELED", None]])
 
 
 @pytest.mark.parametrize("client", ["worker", "triggerer"])
@@ -282,8 +351,7 @@ def connected(place, monkeypatch):
     monkeypatch.setenv("AIRFLOW__MEDIATION__FEED_URL", f"{place['server']}/mediation")
     monkeypatch.setenv("AIRFLOW__CORE__EXECUTION_API_SERVER_URL", f"{place['server']}/execution")
     monkeypatch.setenv("AIRFLOW__API__BASE_URL", place["server"])
-    connection = {"conn_type": "mediation", "host": "https://zuora.example", "login": "id", "password": "secret"}
-    monkeypatch.setenv("AIRFLOW_CONN_ZUORA", json.dumps(connection))
+    monkeypatch.setenv("AIRFLOW_CONN_ZUORA", connection_to("https://zuora.example", {}))
     forget_address()
     yield MediationHook("zuora")
     forget_address()
