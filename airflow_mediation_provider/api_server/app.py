@@ -15,7 +15,7 @@ from starlette.exceptions import HTTPException
 
 from airflow_mediation_provider import __version__, metrics
 from airflow_mediation_provider.api_server import callouts, feed, internal
-from airflow_mediation_provider.api_server.connections import Connections
+from airflow_mediation_provider.api_server.connections import Connections, ids_in_use
 from airflow_mediation_provider.api_server.http import UNAVAILABLE, ThrottledLog, TtlMap, error_docs, refused
 from airflow_mediation_provider.api_server.internal import ApiUsageBuffer
 from airflow_mediation_provider.api_server.journal import Recorder
@@ -61,9 +61,10 @@ def create_app(connections: Connections | None = None, recorder: Recorder | None
         routes=_routes.routes,
     )
     metrics.in_api_server()
-    app.state.connections = connections or Connections()
+    app.state.connections = connections or Connections(in_use=ids_in_use)
     app.state.recorder = recorder or Recorder()
-    app.state.throttled_log = ThrottledLog()
+    app.state.throttled_log = ThrottledLog(app.state.connections.knows)
+    app.state.page_log = ThrottledLog()
     # Connection and answer -> how many callouts this process has refused since it took the last one.
     app.state.refused = Counter()
     # Those to connections that do not exist, for a day: no accepted callout ends them.

@@ -21,7 +21,11 @@ from fastapi.responses import JSONResponse
 from starlette.requests import ClientDisconnect
 
 from airflow_mediation_provider import metrics
-from airflow_mediation_provider.api_server.connections import LookupFailedError, UnknownConnectionError
+from airflow_mediation_provider.api_server.connections import (
+    LookupFailedError,
+    SeveralTeamsError,
+    UnknownConnectionError,
+)
 from airflow_mediation_provider.api_server.http import (
     UNAVAILABLE,
     BodyTooLargeError,
@@ -109,7 +113,7 @@ async def receive_callout(request: Request, conn_id: str) -> JSONResponse:
         request.app.state.throttled_log.log(refusal.level, what, conn_id, refusal.reason)
         return refused(refusal.status, refusal.error, refusal.headers)
     counted: Counter[tuple[str, int]] = request.app.state.refused
-    for status in _COUNTED:
+    for status in (*_COUNTED, 503):
         counted.pop((conn_id, status), None)
     metrics.CALLOUTS_ACCEPTED.add(conn_id=conn_id)
     metrics.CALLOUTS_DURATION.took(time.monotonic() - began, conn_id=conn_id)
@@ -136,7 +140,7 @@ async def _take(request: Request, conn_id: str, deadline: float) -> None:
     state = request.app.state
     body = await read_body(request, limit=BODY_LIMIT, seconds=BODY_SECONDS)
     observed_at = datetime.now(UTC)
-    connection = await state.connections.get(conn_id)
+    connection = await state.connections.get(conn_id, request.query_params.get("team"))
     settings = connection.callouts
     if not settings.enabled:
         raise _NoAuthenticationError
@@ -180,7 +184,7 @@ def _refusal(error: Exception) -> _Refusal | None:
         case BodyTooSlowError() | ClientDisconnect():
             return _Refusal(408, "the body did not arrive in time", "its body did not arrive in time", headers=_CLOSE)
         case UnknownConnectionError():
-            return _Refusal(404, NOT_FOUND, "there is no connection with this id and of type mediation")
+            return _Refusal(404, NOT_FOUND, str(error))
         case _NoAuthenticationError():
             return _Refusal(404, NOT_FOUND, "it has no callout authentication (callout_hmac_secret, ...) in its extra")
         case CalloutRefused():
@@ -203,11 +207,12 @@ def _count_refusal(request: Request, error: Exception, status: int, conn_id: str
     """
     if isinstance(error, CalloutRefused) and error.unasked:
         return
-    known = isinstance(
-        error, _NoAuthenticationError | _MethodError | CalloutRefused | MisconfigurationError | JournalUnavailable
+    set_up_wrongly = isinstance(error, MisconfigurationError | SeveralTeamsError)
+    known = set_up_wrongly or isinstance(
+        error, _NoAuthenticationError | _MethodError | CalloutRefused | JournalUnavailable
     )
     metrics.CALLOUTS_REFUSED.add(conn_id=conn_id if known else "unknown", status=status)
-    if status in _COUNTED or isinstance(error, MisconfigurationError):
+    if status in _COUNTED or set_up_wrongly:
         if known:
             request.app.state.refused[conn_id, status] += 1
         else:

@@ -13,20 +13,26 @@ import math
 import threading
 import time
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from inspect import signature
 from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
+from sqlalchemy import select
+
 from airflow_mediation_provider.api_server.http import TtlMap
 from airflow_mediation_provider.hooks.settings import CONNECTION_TYPE, settings_of
+from airflow_mediation_provider.journal.session_list import connections_of_dags, known_connections
+from airflow_mediation_provider.journal.transaction import JournalUnavailable, read
 from airflow_mediation_provider.protocol.callouts.settings import CalloutSettings, callout_settings
-from airflow_mediation_provider.protocol.ids import is_connection_id
+from airflow_mediation_provider.protocol.ids import id_in_use, is_connection_id
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Iterable, Mapping
 
     from airflow.models.connection import Connection
+    from sqlalchemy.orm import Session
 
     from airflow_mediation_provider.hooks.settings import Settings
 
@@ -43,16 +49,48 @@ UNKNOWN_SECONDS: Final = 120.0
 FAILED_SECONDS: Final = 10.0
 # Unknown ids that are cached. While the cache is full, an id that was never found is not looked up at all.
 UNKNOWN_LIMIT: Final = 10_000
+# Connections that are cached; beyond that, the one that was looked up longest ago is dropped.
+KNOWN_LIMIT: Final = 1000
 # How long a request waits for a look-up, which then continues and serves the next request.
 PATIENCE_SECONDS: Final = 4.0
+# For so long the ids in use count as they were read.
+IN_USE_SECONDS: Final = 60.0
 
 
 class UnknownConnectionError(Exception):
-    """No backend has a connection with that id and of our type."""
+    """No backend has a connection with that id and of our type; the message is for the log."""
+
+    def __init__(self, reason: str = "there is no connection with this id and of type mediation") -> None:
+        super().__init__(reason)
+
+
+class OtherIdError(UnknownConnectionError):
+    """The id is another spelling of a connection's id.
+
+    :param conn_id: the connection's id
+    """
+
+    def __init__(self, conn_id: str) -> None:
+        super().__init__(f"the connection is found under the id {conn_id!r}")
+        self.conn_id = conn_id
 
 
 class LookupFailedError(Exception):
     """It could not be found out whether there is such a connection; the message is for the log."""
+
+
+class SeveralTeamsError(LookupFailedError):
+    """Several teams have a connection of the same id, and the request does not name the team.
+
+    :param teams: their names
+    """
+
+    def __init__(self, teams: Iterable[str]) -> None:
+        super().__init__(
+            f"several teams have a connection of this id ({', '.join(teams)}), and the address does not end with "
+            "?team= and the name of one"
+        )
+        self.teams = tuple(teams)
 
 
 @dataclass(frozen=True)
@@ -90,7 +128,37 @@ class MediationConnection:
         return callout_settings(self.conn_id, self.extra)
 
 
-_Answer: TypeAlias = MediationConnection | LookupFailedError | None
+@dataclass(frozen=True)
+class ConnectionsOfTeams:
+    """The connections of several teams, which have the same id.
+
+    :param conn_id: their id
+    :param of_team: team -> its connection
+    """
+
+    conn_id: str
+    of_team: Mapping[str, MediationConnection]
+
+
+@dataclass(frozen=True, slots=True)
+class IdsInUse:
+    """The ids of connections that are in use; the ones of which there is no connection any more may be among them.
+
+    :param by_dags: in schedules, or by tasks that waited or read the callout history
+    :param elsewhere: in the journal, or of connections that Airflow's database has
+    """
+
+    by_dags: frozenset[str] = frozenset()
+    elsewhere: frozenset[str] = frozenset()
+
+    def __contains__(self, conn_id: str) -> bool:
+        """Return whether an id is in use, in exactly this spelling."""
+        return conn_id in self.by_dags or conn_id in self.elsewhere
+
+
+Found: TypeAlias = MediationConnection | ConnectionsOfTeams
+# A text: the id under which the connection is found; empty: there is none.
+_Answer: TypeAlias = Found | LookupFailedError | str
 
 
 class Connections:
@@ -98,16 +166,20 @@ class Connections:
 
     :param find: looks up a connection; blocks, so it runs in threads. Raises only :class:`LookupFailedError`
     :param clock: seconds of a monotonic clock
+    :param in_use: reads which ids are in use; blocks, and raises only ``JournalUnavailable``
     """
 
     def __init__(
         self,
-        find: Callable[[str], MediationConnection | None] | None = None,
+        find: Callable[[str], Found | None] | None = None,
         clock: Callable[[], float] = time.monotonic,
+        in_use: Callable[[], IdsInUse] = IdsInUse,
     ) -> None:
-        self._find, self._clock = find or find_connection, clock
-        self._known: dict[str, tuple[float, MediationConnection]] = {}
-        self._unknown: TtlMap[bool] = TtlMap(UNKNOWN_SECONDS, UNKNOWN_LIMIT, clock)
+        self._find, self._clock = find, clock
+        self._in_use = _InUse(in_use, clock)
+        # The one that was looked up longest ago is the first.
+        self._known: dict[str, tuple[float, Found]] = {}
+        self._unknown: TtlMap[str] = TtlMap(UNKNOWN_SECONDS, UNKNOWN_LIMIT, clock)
         self._failed: TtlMap[LookupFailedError] = TtlMap(FAILED_SECONDS, UNKNOWN_LIMIT, clock)
         self._asking: dict[str, Future[_Answer]] = {}
         self._lock = threading.Lock()
@@ -115,30 +187,39 @@ class Connections:
         self._first_lookups = ThreadPoolExecutor(2, "mediation-first-lookup")
         self._refreshes = ThreadPoolExecutor(2, "mediation-refresh")
 
-    async def get(self, conn_id: str) -> MediationConnection:
+    async def get(self, conn_id: str, team: str | None = None) -> MediationConnection:
         """Return a connection as it was at most five seconds ago, or ten minutes ago while the backends fail.
 
         Waits for a look-up, if one is needed, for four seconds; one look-up serves all requests meanwhile.
 
-        :raises UnknownConnectionError: no backend has it
-        :raises LookupFailedError: it could not be found out whether one has
+        :param team: whose connection is meant, where several teams have one of this id
+        :raises UnknownConnectionError: no backend has it, or it has another id
+        :raises LookupFailedError: it could not be found out whether one has, or which one is meant
         """
         if not is_connection_id(conn_id):
-            raise UnknownConnectionError(conn_id)
+            raise UnknownConnectionError
+        if self._in_use.unread:
+            # After a start: the connections in use must not queue behind invented ids.
+            reading = asyncio.wrap_future(self._refreshes.submit(self._in_use.try_read))
+            await asyncio.wait([reading], timeout=PATIENCE_SECONDS)
         answer = self._cached_or_started(conn_id)
         if isinstance(answer, Future):
             # Neither the time limit nor a caller that disconnects may cancel what others wait for.
             done, _ = await asyncio.wait([asyncio.wrap_future(answer)], timeout=PATIENCE_SECONDS)
             answer = done.pop().result() if done else LookupFailedError("the secrets backends take too long to answer")
         if isinstance(answer, LookupFailedError):
-            connection = self._stale(conn_id)
-            if connection is None:
+            stale = self._stale(conn_id)
+            if stale is None:
                 raise answer
             log.debug("The connection %s is used as it was: %s", conn_id, answer)
-            return connection
-        if answer is None:
-            raise UnknownConnectionError(conn_id)
-        return answer
+            answer = stale
+        if isinstance(answer, str):
+            raise OtherIdError(answer) if answer else UnknownConnectionError
+        return of_team(answer, team)
+
+    def knows(self, conn_id: str) -> bool:
+        """Return whether an id is that of a connection, or is in use: no client without credentials can invent it."""
+        return conn_id in self._known or conn_id in self._in_use
 
     def _cached_or_started(self, conn_id: str) -> _Answer | Future[_Answer]:
         with self._lock:
@@ -148,22 +229,24 @@ class Connections:
                 if age > AHEAD_SECONDS and not (conn_id in self._asking or self._failed.get(conn_id)):
                     self._asking[conn_id] = self._refreshes.submit(self._ask, conn_id)
                 return known[1]
-            if self._unknown.get(conn_id):
-                return None
+            if (other_id := self._unknown.get(conn_id)) is not None:
+                return other_id
             if failure := self._failed.get(conn_id):
                 return failure
             if conn_id in self._asking:
                 return self._asking[conn_id]
-            if not known and len(self._unknown) + len(self._failed) + len(self._asking) >= UNKNOWN_LIMIT:
+            invented = not self.knows(conn_id)
+            if invented and len(self._unknown) + len(self._failed) + len(self._asking) >= UNKNOWN_LIMIT:
                 return LookupFailedError("too many unknown connection ids were requested")
-            pool = self._refreshes if known else self._first_lookups
+            pool = self._first_lookups if invented else self._refreshes
             self._asking[conn_id] = asked = pool.submit(self._ask, conn_id)
             return asked
 
     def _ask(self, conn_id: str) -> _Answer:
         answer: _Answer
         try:
-            answer = self._find(conn_id)
+            found = found_connection(conn_id, self._find, in_use=self._in_use.read)
+            answer = "" if found is None else found if found.conn_id == conn_id else found.conn_id
         except LookupFailedError as error:
             answer = error
         except Exception as error:
@@ -172,36 +255,147 @@ class Connections:
         with self._lock:
             if isinstance(answer, LookupFailedError):
                 self._failed.add(conn_id, answer)
-            elif answer is None and conn_id in self._known:
-                del self._known[conn_id]
-                # It may have been deleted in order to be created again; after a 404 Zuora would not call again.
-                answer = LookupFailedError("the connection existed a moment ago, and does not now")
-                self._failed.add(conn_id, answer)
-            elif answer is None:
-                self._unknown.add(conn_id, True)
             else:
-                self._known[conn_id] = (self._clock(), answer)
+                before = self._known.pop(conn_id, None)
+                if answer == "" and before:
+                    # It may have been deleted in order to be created again; after a 404 Zuora would not call again.
+                    answer = LookupFailedError("the connection existed a moment ago, and does not now")
+                    self._failed.add(conn_id, answer)
+                elif isinstance(answer, str):
+                    self._unknown.add(conn_id, answer)
+                else:
+                    self._known[conn_id] = (self._clock(), answer)
+                    if len(self._known) > KNOWN_LIMIT:
+                        del self._known[next(iter(self._known))]
             del self._asking[conn_id]
         return answer
 
-    def _stale(self, conn_id: str) -> MediationConnection | None:
+    def _stale(self, conn_id: str) -> Found | None:
         at, connection = self._known.get(conn_id, (0.0, None))
         return connection if connection and self._clock() - at < STALE_SECONDS else None
 
 
-def find_connection(conn_id: str) -> MediationConnection | None:
+class _InUse:
+    """The ids in use, read once a minute, by one thread at a time.
+
+    :param read: reads them; raises only ``JournalUnavailable``
+    :param clock: seconds of a monotonic clock
+    """
+
+    def __init__(self, read: Callable[[], IdsInUse], clock: Callable[[], float]) -> None:
+        self._read, self._clock = read, clock
+        self._lock = threading.Lock()
+        self._ids: IdsInUse | None = None
+        self._failure = ""
+        self._until = -math.inf
+
+    def __contains__(self, conn_id: str) -> bool:
+        """Return whether an id was in use when they were read."""
+        return self._ids is not None and conn_id in self._ids
+
+    @property
+    def unread(self) -> bool:
+        """Whether they were never read, and the last attempt was not a moment ago."""
+        return self._ids is None and self._clock() >= self._until
+
+    def try_read(self) -> None:
+        """Read them, if that is possible."""
+        with suppress(LookupFailedError):
+            self.read()
+
+    def read(self) -> IdsInUse:
+        """Return the ids in use as they were a minute ago at most, or longer ago while the database is away.
+
+        :raises LookupFailedError: they could never be read
+        """
+        with self._lock:
+            if self._clock() >= self._until:
+                try:
+                    self._ids, seconds = self._read(), IN_USE_SECONDS
+                except JournalUnavailable as error:
+                    self._failure, seconds = str(error), FAILED_SECONDS
+                self._until = self._clock() + seconds
+            if self._ids is None:
+                raise LookupFailedError(f"which ids are in use cannot be read: {self._failure}")
+            return self._ids
+
+
+def ids_in_use() -> IdsInUse:
+    """Read which ids of connections are in use; blocks.
+
+    :raises JournalUnavailable: the database is away, or the tables are missing
+    """
+    from airflow.models.connection import Connection
+
+    def work(session: Session) -> IdsInUse:
+        stored = session.scalars(select(Connection.conn_id).where(Connection.conn_type == CONNECTION_TYPE))
+        return IdsInUse(
+            by_dags=frozenset(connections_of_dags(session)),
+            elsewhere=frozenset((*known_connections(session), *map(str, stored))),
+        )
+
+    return read(work)
+
+
+def found_connection(
+    conn_id: str, find: Callable[[str], Found | None] | None = None, *, in_use: Callable[[], IdsInUse]
+) -> Found | None:
+    """Return the connection that is found by an id, with the id that it has.
+
+    A backend that ignores the case finds it by other spellings of its id too. Such a spelling is another one than that
+    in use, and leads to the same connection.
+
+    :param find: looks up a connection; in Airflow's secrets backends by default
+    :param in_use: returns the ids in use
+    :raises LookupFailedError: it could not be found out whether there is one, or which id it has
+    """
+    find = find or find_connection
+    found = find(conn_id)
+    if found is None:
+        return None
+    ids = in_use()
+    its_id = id_in_use(conn_id, ids.by_dags, ids.elsewhere)
+    by_its_id = None if its_id == conn_id else find(its_id)
+    return by_its_id if by_its_id is not None and _renamed(by_its_id, conn_id) == found else found
+
+
+def _renamed(found: Found, conn_id: str) -> Found:
+    if isinstance(found, ConnectionsOfTeams):
+        of_team = {team: replace(each, conn_id=conn_id) for team, each in found.of_team.items()}
+        return ConnectionsOfTeams(conn_id, of_team)
+    return replace(found, conn_id=conn_id)
+
+
+def of_team(found: Found, team: str | None = None) -> MediationConnection:
+    """Return the connection that is meant.
+
+    :param team: the team that the request names
+    :raises UnknownConnectionError: that team has none
+    :raises SeveralTeamsError: it names none, and several have one
+    """
+    if isinstance(found, ConnectionsOfTeams):
+        if team is None:
+            raise SeveralTeamsError(found.of_team)
+        named = found.of_team.get(team)
+    else:
+        named = found if team is None or found.team in (None, team) else None
+    if named is None:
+        raise UnknownConnectionError("the team that the address names has no connection with this id")
+    return named
+
+
+def find_connection(conn_id: str) -> Found | None:
     """Query Airflow's secrets backends in their order; blocks.
 
-    With teams, a connection of all teams counts first, then the connection of the one team that has it.
+    With teams, a connection of all teams counts first, then the connections of the teams that have one.
 
-    :raises LookupFailedError: a backend failed, the connection cannot be read, or several teams have one
+    :raises LookupFailedError: a backend failed, or a connection cannot be read
     """
     if connection := _search(conn_id, None):
         return _reduced(connection, conn_id, None)
-    found = {team: connection for team in _teams() if (connection := _search(conn_id, team))}
-    if len(found) > 1:
-        raise LookupFailedError(f"several teams have a connection of this id: {', '.join(found)}")
-    return next((_reduced(connection, conn_id, team) for team, connection in found.items()), None)
+    of_teams = {team: connection for team in _teams() if (connection := _search(conn_id, team))}
+    found = {team: ours for team, each in of_teams.items() if (ours := _reduced(each, conn_id, team))}
+    return next(iter(found.values()), None) if len(found) < 2 else ConnectionsOfTeams(conn_id, found)
 
 
 def _search(conn_id: str, team: str | None) -> Connection | None:

@@ -26,7 +26,8 @@ V = TypeVar("V")
 log = logging.getLogger(__name__)
 
 QUIET_SECONDS: Final = 60.0
-# Different messages within a minute; a client that invents more than these cannot fill the log.
+# Different messages within a minute about known connections, and as many about other ids: a client that invents more
+# than these cannot fill the log.
 LIMIT: Final = 200
 UNAVAILABLE: Final = "temporarily unavailable"
 ERROR_SCHEMA: Final[dict[str, Any]] = {
@@ -91,13 +92,15 @@ class TtlMap(Generic[V]):
 
 
 class ThrottledLog:
-    """Logs each message only once a minute.
+    """Logs each message only once a minute. Invented ids of connections take no place from those of others.
 
-    :param recent: the messages of the last minute
+    :param knows: whether an id is that of a connection, or in use
     """
 
-    def __init__(self, recent: TtlMap[bool] | None = None) -> None:
-        self._recent = recent or TtlMap(QUIET_SECONDS, LIMIT)
+    def __init__(self, knows: Callable[[str], bool] = lambda _: True) -> None:
+        self._knows = knows
+        # By whether the id is known: the messages of the last minute.
+        self._recent: dict[bool, TtlMap[bool]] = {known: TtlMap(QUIET_SECONDS, LIMIT) for known in (True, False)}
 
     def log(self, level: int, what: str, conn_id: str, reason: str) -> None:
         """Log one sentence, at most once a minute for each connection and reason.
@@ -106,7 +109,7 @@ class ThrottledLog:
         :param conn_id: from the request, so perhaps no connection has it
         :param reason: without secrets and without other content of the request
         """
-        if self._recent.add((what, conn_id, reason), True):
+        if self._recent[self._knows(conn_id)].add((what, conn_id, reason), True):
             log.log(level, "%s, connection %.250r: %s", what, conn_id, reason)
 
 

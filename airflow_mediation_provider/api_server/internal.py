@@ -102,11 +102,8 @@ async def read_signed(request: Request, path: str) -> tuple[MediationConnection,
     except (BodyTooSlowError, ClientDisconnect):
         raise HTTPException(408, "the body did not arrive in time", {"Connection": "close"}) from None
     except (UnknownConnectionError, NotAuthenticatedError) as error:
-        reason = (
-            str(error) if isinstance(error, NotAuthenticatedError) else "no connection of type mediation has this id"
-        )
         what = f"A request to {path} was answered 401"
-        request.app.state.throttled_log.log(logging.WARNING, what, conn_id, reason)
+        request.app.state.throttled_log.log(logging.WARNING, what, conn_id, str(error))
         raise HTTPException(401, NOT_AUTHENTICATED) from None
     except LookupFailedError as error:
         request.app.state.throttled_log.log(logging.ERROR, f"A request to {path} was answered 503", conn_id, str(error))

@@ -34,21 +34,40 @@ def command(function: Command) -> Command:
 def connection_of(conn_id: str) -> MediationConnection:
     """Return a connection of type ``mediation``.
 
-    :raises SystemExit: there is none, or it could not be read; one sentence
+    :raises SystemExit: there is none of exactly this id, or it could not be read; one sentence
     """
-    from airflow_mediation_provider.api_server.connections import LookupFailedError, find_connection
+    from airflow_mediation_provider.api_server.connections import (
+        IdsInUse,
+        LookupFailedError,
+        found_connection,
+        ids_in_use,
+        of_team,
+    )
+    from airflow_mediation_provider.journal.transaction import JournalUnavailable
+
+    def in_use() -> IdsInUse:
+        try:
+            return ids_in_use()
+        except JournalUnavailable:  # what needs no database works without, with the id as it was given
+            return IdsInUse(frozenset({conn_id}))
 
     # Without it Airflow takes a command for a task, which must not read the database.
     os.environ["_AIRFLOW_PROCESS_CONTEXT"] = "server"
     try:
-        connection = find_connection(conn_id)
+        found = found_connection(conn_id, in_use=in_use)
+        if found is None:
+            raise SystemExit(f"There is no connection {conn_id!r} of type mediation.")
+        if found.conn_id != conn_id:
+            raise SystemExit(
+                f"Connection {conn_id!r} is found under the id {found.conn_id!r}: use that one here, in Dags and in "
+                "Zuora's callout template. (Environment variables have no case, so what Dags use counts, then what the "
+                "journal has, then lower case.)"
+            )
+        return of_team(found)
     except LookupFailedError as error:
         # The error of a backend may contain secrets, so it is shown only on request.
         more = "AIRFLOW__LOGGING__LOGGING_LEVEL=DEBUG shows the whole error"
         raise SystemExit(f"Connection {conn_id!r} could not be read: {error}. {more}.") from None
-    if connection is None:
-        raise SystemExit(f"There is no connection {conn_id!r} of type mediation.")
-    return connection
 
 
 def callouts_of(connection: MediationConnection) -> CalloutSettings:

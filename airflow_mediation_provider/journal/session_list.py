@@ -14,9 +14,11 @@ from datetime import UTC, datetime, timedelta
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
+from airflow.models.asset import AssetActive
 from sqlalchemy import and_, bindparam, func, literal, or_, select, true, union, union_all
 
 from airflow_mediation_provider.journal.tables import CallsRow, HistoryRow, ListedRow, TransitionRow, WaitRow
+from airflow_mediation_provider.protocol.sessions.asset_uri import SCHEME, connection_of_uri
 from airflow_mediation_provider.protocol.sessions.journal_entry import EntryKind
 from airflow_mediation_provider.protocol.sessions.lifecycle import Phase, phases
 from airflow_mediation_provider.protocol.transition import Source
@@ -379,6 +381,11 @@ def known_connections(session: Session) -> list[str]:
     return sorted(session.scalars(_CONNECTIONS))
 
 
+def connections_of_dags(session: Session) -> set[str]:
+    """Return the connections that Dags name: in a schedule, or for a task that waited or that reads the history."""
+    return {*session.scalars(_OF_TASKS), *map(connection_of_uri, session.scalars(_OF_SCHEDULES))}
+
+
 def _distinct(column: InstrumentedAttribute[str]) -> Select[Any]:
     """Step through the values of an index's first column: a million rows have a handful of them."""
     steps = select(func.min(column).label("value")).cte(recursive=True)
@@ -391,6 +398,8 @@ def _distinct(column: InstrumentedAttribute[str]) -> Select[Any]:
 _CONNECTIONS: Final = union(
     *map(_distinct, (ListedRow.conn_id, TransitionRow.conn_id, WaitRow.conn_id, CallsRow.conn_id, HistoryRow.conn_id))
 )
+_OF_TASKS: Final = union(*map(_distinct, (WaitRow.conn_id, HistoryRow.conn_id)))
+_OF_SCHEDULES: Final = select(AssetActive.uri).where(AssetActive.uri.startswith(f"{SCHEME}://", autoescape=True))
 
 
 def _key(row: Row[Any]) -> SessionKey:

@@ -7,7 +7,10 @@ are stored as received.
 from __future__ import annotations
 
 import re
-from typing import Final
+from typing import TYPE_CHECKING, Final
+
+if TYPE_CHECKING:
+    from collections.abc import Collection
 
 LONGEST_ID: Final = 64
 """Characters of a meter's or session's id; the size of the journal's columns."""
@@ -41,7 +44,7 @@ def connection_id_of(name: str, value: object) -> str:
     :raises ValueError: it is empty, ``None``, an object, an address, or too long
     """
     text = _text(name, value)
-    if not is_connection_id(text) or "//" in text:
+    if not is_connection_id(text):
         raise ValueError(
             f"{name} must be the id of an Airflow connection, of at most {LONGEST_CONNECTION_ID} characters, "
             f"not {text!r:.80}"
@@ -52,9 +55,28 @@ def connection_id_of(name: str, value: object) -> str:
 def is_connection_id(text: str) -> bool:
     """Return whether a connection may have this id: as Airflow, without the steps of a path.
 
-    A secrets backend may use the id as a path, in which ``a/../b`` is ``b``, so that one connection had many ids.
+    A secrets backend may use the id as a path, in which ``a/../b`` and ``b/`` are ``b``, so that one connection had
+    many ids.
     """
-    return _CONNECTION_ID.fullmatch(text) is not None and not {".", ".."} & set(re.split(r"[/\\]", text))
+    return _CONNECTION_ID.fullmatch(text) is not None and not {"", ".", ".."} & set(re.split(r"[/\\]", text))
+
+
+def id_in_use(conn_id: str, *in_use: Collection[str]) -> str:
+    """Return the id that a connection has, of the spellings by which a secrets backend may find it.
+
+    Airflow reads environment variables in upper case, so a connection there is found by any spelling of its id, and
+    nothing in the variable shows which one is meant.
+
+    :param conn_id: one spelling
+    :param in_use: ids in use, with other connections' ids among them, the best evidence first; a spelling in the first
+        of them that has any counts. Without any: lower case, which is Airflow's convention
+    :return: ``conn_id`` itself, where it is one of the spellings in use
+    """
+    upper = conn_id.upper()
+    for ids in in_use:
+        if spellings := {each for each in ids if each.upper() == upper}:
+            return conn_id if conn_id in spellings else max(spellings)
+    return upper.lower()
 
 
 def _text(name: str, value: object) -> str:

@@ -11,7 +11,12 @@ from anyio import from_thread
 from fastapi import APIRouter, Request, Response
 
 from airflow_mediation_provider.api_server.auth import ReaderDep  # noqa: TC001  # FastAPI reads it
-from airflow_mediation_provider.api_server.connections import LookupFailedError, UnknownConnectionError
+from airflow_mediation_provider.api_server.connections import (
+    LookupFailedError,
+    OtherIdError,
+    SeveralTeamsError,
+    UnknownConnectionError,
+)
 from airflow_mediation_provider.api_server.pages.rendering import PageRoute, page
 from airflow_mediation_provider.journal.health import SILENT, UNSEEN, connection_health, newest_callouts, unreported
 from airflow_mediation_provider.journal.session_list import known_connections
@@ -110,7 +115,7 @@ def health(request: Request, reader: ReaderDep) -> Response:
     lines = list(_unknown(request))
     for seen, calls, silent, callouts in of_connections:
         connection, items = _connection(request, reader, seen.conn_id)
-        takes_callouts = _NO_CALLOUTS not in items and _GONE not in items
+        takes_callouts = connection is not None and _NO_CALLOUTS not in items
         if seen.history is not None and _NO_CALLOUTS in items:
             items.remove(_NO_CALLOUTS)
         items += [
@@ -131,8 +136,17 @@ def _connection(request: Request, reader: Reader, conn_id: str) -> tuple[Mediati
     """Return the connection, if there is one, and its problems."""
     try:
         connection: MediationConnection = from_thread.run(request.app.state.connections.get, conn_id)
+    except OtherIdError as error:
+        return None, [HealthItem(WARN, f"not an id of a connection: {error}; prune deletes what came under this one")]
     except UnknownConnectionError:
         return None, [_GONE]
+    except SeveralTeamsError as error:
+        refused = request.app.state.refused[conn_id, _MISCONFIGURED]
+        text = (
+            f"several teams have a connection of this id ({', '.join(error.teams)}), and tasks wait with polls alone: "
+            "give each an id of its own, or end the Request URL in Zuora's callout template with ?team= and one's name"
+        )
+        return None, [HealthItem(BAD if refused else WARN, text)]
     except LookupFailedError:
         return None, [HealthItem(BAD, "the connection cannot be looked up now: its callouts are answered 503")]
     try:

@@ -290,8 +290,8 @@ class PageRoute(APIRoute):
                 wrong = ", ".join(str(each["loc"][-1]) for each in error.errors())
                 response = _error_page(request, 400, f"Missing or invalid parameters: {wrong}.")
             except JournalUnavailable as error:
-                state = request.app.state
-                state.throttled_log.log(logging.ERROR, "A page was answered 503", request.url.path, str(error))
+                log = request.app.state.page_log
+                log.log(logging.ERROR, "A page was answered 503", request.url.path, str(error))
                 detail = str(error) if isinstance(error, JournalMissing) else "The API server's log has the reason."
                 response = _error_page(request, 503, detail)
             response.headers.update(_HEADERS)

@@ -49,8 +49,8 @@ SECONDS: Final = 25.0
 _OURS: Final = {
     401: "the credentials are refused. The API server has other secrets in this connection (after a change it needs "
     "five seconds), or a proxy removes headers or changes the body",
-    404: "the API server has no connection with this id and of type mediation (a new one may need two minutes), "
-    "or the connection has no callout authentication",
+    404: "the API server has no connection with exactly this id and of type mediation (a new one may need two "
+    "minutes), or the connection has no callout authentication",
     408: "the API server did not receive the whole body in time",
     503: "the API server cannot store callouts, or the connection's callout fields are wrong there. See its log",
 }

@@ -102,6 +102,11 @@ def connection_prefix(conn_id: str) -> str:
     return f"{SCHEME}://{quote(conn_id, safe='')}/"
 
 
+def connection_of_uri(uri: str) -> str:
+    """Return the id of the connection that the address of any asset of ours names."""
+    return unquote(uri.removeprefix(f"{SCHEME}://").partition("/")[0])
+
+
 def poll_uri(conn_id: str, meter_id: str, seconds: float) -> str:
     """Return ``mediation://CONN/meters/METER/polls/SECONDS``: the asset that asks for polls of the meter.
 

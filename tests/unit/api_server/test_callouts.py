@@ -246,7 +246,7 @@ async def test_an_address_without_end_delays_no_other_request_and_is_logged_in_p
     assert [reply.status_code for reply in replies] == [404, 404, 404, 405, 405, 405]
     assert max(map(len, said())) < 400
     # What the log keeps for a minute is no longer than what it writes.
-    assert max(len(conn_id) for _, conn_id, _ in app._built().state.throttled_log._recent._values) <= 251
+    assert max(len(conn_id) for _, conn_id, _ in app._built().state.throttled_log._recent[False]._values) <= 251
 
 
 async def test_a_slash_within_an_id_stays(client, directory, journal):

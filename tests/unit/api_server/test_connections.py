@@ -5,17 +5,23 @@ from __future__ import annotations
 import asyncio
 import json
 import threading
+from itertools import product
 
 import pytest
 
 from airflow_mediation_provider.api_server import connections as module
 from airflow_mediation_provider.api_server.connections import (
     Connections,
+    ConnectionsOfTeams,
+    IdsInUse,
     LookupFailedError,
     MediationConnection,
+    OtherIdError,
+    SeveralTeamsError,
     UnknownConnectionError,
     find_connection,
 )
+from airflow_mediation_provider.journal.transaction import JournalUnavailable
 from tests.unit.api_server.signed import until
 
 
@@ -121,7 +127,27 @@ async def test_a_connection_that_is_deleted_and_created_again_is_never_unknown(c
     assert await connections.get("zuora")
 
 
-@pytest.mark.parametrize("conn_id", ["", "a b", "a\n", "x" * 251, "%s", "a\0", "a'b", "{}", "\ufffd", "a?b"])
+@pytest.mark.parametrize(
+    "conn_id",
+    [
+        "",
+        "a b",
+        "a\n",
+        "x" * 251,
+        "%s",
+        "a\0",
+        "a'b",
+        "{}",
+        "\ufffd",
+        "a?b",
+        "a/../b",
+        "a//b",
+        "/a",
+        "a/",
+        "a\\..\\b",
+        "a\\",
+    ],
+)
 async def test_an_id_that_airflow_does_not_allow_is_unknown_without_a_look_up(connections, backends, conn_id):
     with pytest.raises(UnknownConnectionError):
         await connections.get(conn_id)
@@ -129,7 +155,7 @@ async def test_an_id_that_airflow_does_not_allow_is_unknown_without_a_look_up(co
     assert backends.asked == []
 
 
-@pytest.mark.parametrize("conn_id", ["team/zuora", "a.b-c_d", "x" * 250, "zuora:eu", "a#(!)\\"])
+@pytest.mark.parametrize("conn_id", ["team/zuora", "a.b-c_d", "x" * 250, "zuora:eu", "a#(!)\\b"])
 async def test_an_id_that_airflow_allows_is_looked_up(connections, backends, conn_id):
     backends.known[conn_id] = MediationConnection(conn_id)
 
@@ -235,6 +261,212 @@ def test_a_connection_shows_no_secret():
     shown = repr(MediationConnection("zuora", client_secret="hush", extra={"callout_token": "hush"}))
 
     assert "hush" not in shown
+
+
+# ---- one id for each connection ----
+
+
+class Environment(Backends):
+    """Finds a connection by each spelling of its id, as environment variables do; `in_use` is what the journal has."""
+
+    def __init__(self):
+        super().__init__()
+        self.in_use = IdsInUse()
+        self.reads = 0
+
+    def __call__(self, conn_id):
+        found = super().__call__(conn_id.upper())
+        return found and module._renamed(found, conn_id)
+
+    def read_in_use(self):
+        self.reads += 1
+        if isinstance(self.in_use, Exception):
+            raise self.in_use
+        return self.in_use
+
+
+@pytest.fixture
+def environment():
+    made = Environment()
+    made.known["ZUORA_EU"] = MediationConnection("ZUORA_EU", extra={"callout_token": "t"})
+    yield made
+    made.hold.set()
+
+
+@pytest.fixture
+def of_environment(environment, ticks):
+    return Connections(environment, ticks, environment.read_in_use)
+
+
+async def the_id(connections, conn_id):
+    """Return the id under which a connection is found."""
+    try:
+        return (await connections.get(conn_id)).conn_id
+    except OtherIdError as error:
+        return error.conn_id
+
+
+SPELLINGS = ("zuora_eu", "Zuora_EU", "ZUORA_EU", "ZuOrA_eU")
+
+
+@pytest.mark.parametrize(
+    ("by_dags", "elsewhere", "ids"),
+    [
+        ((), (), ["zuora_eu"] * 4),
+        (("other",), ("zuora_us",), ["zuora_eu"] * 4),
+        ((), ("Zuora_EU",), ["Zuora_EU"] * 4),
+        (("Zuora_EU",), ("zuora_eu",), ["Zuora_EU"] * 4),
+        (("zuora_eu",), ("Zuora_EU",), ["zuora_eu"] * 4),
+        (("zuora_eu", "Zuora_EU"), (), ["zuora_eu", "Zuora_EU", "zuora_eu", "zuora_eu"]),
+    ],
+)
+async def test_a_connection_that_is_found_by_each_spelling_has_the_id_that_dags_use_or_the_journal_or_lower_case(
+    of_environment, environment, by_dags, elsewhere, ids
+):
+    environment.in_use = IdsInUse(frozenset(by_dags), frozenset(elsewhere))
+
+    assert [await the_id(of_environment, each) for each in SPELLINGS] == ids
+
+
+async def test_the_dotless_i_is_a_spelling_too(of_environment, environment):
+    environment.known["MEDIATION"] = MediationConnection("MEDIATION")
+
+    assert await the_id(of_environment, "med\u0131ation") == "mediation"
+
+
+async def test_two_connections_whose_ids_differ_in_case_alone_stay_two(connections, backends):
+    backends.known["Zuora"] = MediationConnection("Zuora", extra={"callout_token": "another"})
+
+    assert (await connections.get("zuora")).extra["callout_token"] == "old"
+    assert (await connections.get("Zuora")).extra["callout_token"] == "another"
+    assert await the_id(connections, "zuora") == "zuora"
+
+
+async def test_an_id_with_capitals_in_a_backend_with_case_needs_no_other_spelling(connections, backends):
+    backends.known["Mediation"] = MediationConnection("Mediation")
+
+    assert await the_id(connections, "Mediation") == "Mediation"
+
+
+async def test_hundreds_of_spellings_leave_nothing_behind(of_environment, environment, ticks):
+    environment.known["MEDIATION"] = MediationConnection("MEDIATION")
+    spellings = ["".join(letters) for letters in product(*((a, a.upper()) for a in "mediation"))]
+    assert len(spellings) == 512
+    for each in spellings:
+        assert await the_id(of_environment, each) == "mediation"
+
+    assert list(of_environment._known) == ["mediation"]
+    assert [each for each in spellings if of_environment.knows(each)] == ["mediation"]
+    ticks.now += module.UNKNOWN_SECONDS
+    assert (len(of_environment._unknown), of_environment._asking) == (0, {})
+
+
+async def test_a_spelling_counts_a_minute_after_a_dag_uses_it_and_the_other_one_no_longer(
+    of_environment, environment, ticks
+):
+    assert await the_id(of_environment, "zuora_eu") == "zuora_eu"
+    environment.in_use = IdsInUse(frozenset({"Zuora_EU"}))
+    ticks.now += module.IN_USE_SECONDS
+
+    assert await the_id(of_environment, "Zuora_EU") == "Zuora_EU"
+    assert await the_id(of_environment, "zuora_eu") == "Zuora_EU"
+    assert environment.reads == 2
+
+
+async def test_while_it_cannot_be_read_which_ids_are_in_use_no_spelling_is_refused_permanently(
+    of_environment, environment, ticks
+):
+    environment.in_use = JournalUnavailable("the database is away")
+    for conn_id in SPELLINGS:
+        with pytest.raises(LookupFailedError, match=r"which ids are in use .* the database is away"):
+            await of_environment.get(conn_id)
+    assert environment.reads == 1
+
+    environment.in_use = IdsInUse(frozenset({"Zuora_EU"}))
+    ticks.now += module.FAILED_SECONDS
+    assert await the_id(of_environment, "zuora_eu") == "Zuora_EU"
+    environment.in_use = JournalUnavailable("the database is away")
+    ticks.now += module.UNKNOWN_SECONDS
+    assert await the_id(of_environment, "zuora_eu") == "Zuora_EU"
+
+
+async def test_a_known_connection_is_looked_up_before_invented_ones_after_a_start(environment, ticks):
+    environment.in_use = IdsInUse(elsewhere=frozenset({"zuora_eu"}))
+    connections = Connections(environment, ticks, environment.read_in_use)
+    environment.hold.clear()
+    invented = [asyncio.create_task(connections.get(f"invented-{number}")) for number in range(100)]
+    await until(lambda: len(environment.asked) == 2)
+    real = asyncio.create_task(connections.get("zuora_eu"))
+    await until(lambda: environment.asked[2:] == ["ZUORA_EU"])
+    environment.hold.set()
+
+    assert (await real).conn_id == "zuora_eu"
+    assert {type(each) for each in await asyncio.gather(*invented, return_exceptions=True)} == {UnknownConnectionError}
+
+
+async def test_invented_ids_that_fill_the_cache_do_not_shut_out_a_known_connection(environment, ticks, monkeypatch):
+    monkeypatch.setattr(module, "UNKNOWN_LIMIT", 10)
+    environment.in_use = IdsInUse(elsewhere=frozenset({"zuora_eu"}))
+    connections = Connections(environment, ticks, environment.read_in_use)
+    for number in range(11):
+        with pytest.raises((UnknownConnectionError, LookupFailedError)):
+            await connections.get(f"invented-{number}")
+
+    assert (await connections.get("zuora_eu")).conn_id == "zuora_eu"
+
+
+async def test_so_many_connections_are_kept_at_most(ticks, monkeypatch):
+    monkeypatch.setattr(module, "KNOWN_LIMIT", 3)
+    connections = Connections(MediationConnection, ticks)
+    for conn_id in ("a", "b", "c", "d"):
+        await connections.get(conn_id)
+    ticks.now += module.KNOWN_SECONDS
+    for conn_id in ("b", "e"):
+        await connections.get(conn_id)
+
+    assert list(connections._known) == ["d", "b", "e"]
+
+
+# ---- an id that several teams have ----
+
+
+@pytest.fixture
+def of_teams(backends, connections):
+    backends.known["both"] = ConnectionsOfTeams(
+        "both", {team: MediationConnection("both", team, team) for team in ("blue", "red")}
+    )
+    backends.known["red"] = MediationConnection("red", "red")
+    return connections
+
+
+async def test_a_team_that_is_named_gets_its_own_connection(of_teams):
+    assert (await of_teams.get("both", "red")).client_secret == "red"
+    assert (await of_teams.get("both", "blue")).client_secret == "blue"
+    assert (await of_teams.get("red", "red")).team == "red"
+    assert (await of_teams.get("zuora", "red")).team is None
+
+
+async def test_without_a_team_it_is_open_which_one_is_meant(of_teams):
+    with pytest.raises(SeveralTeamsError, match=r"several teams have a connection of this id \(blue, red\)") as caught:
+        await of_teams.get("both")
+    assert caught.value.teams == ("blue", "red")
+
+
+@pytest.mark.parametrize(("conn_id", "team"), [("both", "green"), ("both", ""), ("red", "blue")])
+async def test_the_connection_of_another_team_is_unknown(of_teams, backends, conn_id, team):
+    for _ in range(2):
+        with pytest.raises(UnknownConnectionError, match="the team that the address names"):
+            await of_teams.get(conn_id, team)
+    assert backends.asked == [conn_id]
+
+
+async def test_each_spelling_of_an_id_that_several_teams_have_is_another_spelling(of_environment, environment):
+    environment.known["ZUORA_EU"] = ConnectionsOfTeams(
+        "ZUORA_EU", {team: MediationConnection("ZUORA_EU", team, team) for team in ("blue", "red")}
+    )
+
+    with pytest.raises(OtherIdError):
+        await of_environment.get("Zuora_EU")
 
 
 # ---- Airflow's backends ----
@@ -395,12 +627,21 @@ def test_a_connection_for_all_teams_comes_first(backends_of_airflow, teams):
     assert (found.team, found.client_secret) == (None, "all")
 
 
-def test_an_id_that_several_teams_have_is_an_error(backends_of_airflow, teams):
-    teams("blue", "red")
-    backends_of_airflow(Backend({("red", "zuora"): connection(), ("blue", "zuora"): connection()}))
+def test_an_id_that_several_teams_have_is_found_for_each(backends_of_airflow, teams):
+    teams("blue", "red", "green")
+    backends_of_airflow(
+        Backend(
+            {
+                ("red", "zuora"): connection(password="r"),
+                ("blue", "zuora"): connection(password="b"),
+                ("green", "zuora"): connection(conn_type="http"),
+            }
+        )
+    )
 
-    with pytest.raises(LookupFailedError, match=r"several teams .* blue, red"):
-        find_connection("zuora")
+    found = find_connection("zuora")
+
+    assert {team: each.client_secret for team, each in found.of_team.items()} == {"blue": "b", "red": "r"}
 
 
 def test_teams_that_cannot_be_read_are_an_error(backends_of_airflow, teams, monkeypatch):

@@ -78,6 +78,23 @@ def test_the_test_callout_arrives_in_the_journal(
     assert str(row.notification_id).startswith("test-")
 
 
+def test_another_spelling_of_the_id_is_named_before_anything_is_sent() -> None:
+    with pytest.raises(SystemExit, match=r"^Connection 'Zuora' is found under the id 'zuora': use that one here"):
+        airflow("send-test-callout", "--conn-id", "Zuora", "--url", "http://127.0.0.1:1")
+
+
+def test_an_address_with_another_spelling_is_detected() -> None:
+    with served(create_app()) as url, pytest.raises(SystemExit, match="404: the API server"):
+        airflow("send-test-callout", "--conn-id", "zuora", "--url", f"{url}/callouts/Zuora")
+
+
+def test_the_template_needs_no_journal(capsys: pytest.CaptureFixture[str], airflow_on, tmp_path) -> None:
+    airflow_on(f"sqlite:///{tmp_path / 'nothing' / 'airflow.db'}")
+
+    airflow("callout-template", "--conn-id", "Zuora", "--url", "https://airflow.example.com")
+    assert "https://airflow.example.com/mediation/callouts/Zuora" in capsys.readouterr().out
+
+
 def test_the_endpoint_of_another_airflow_is_detected() -> None:
     class Elsewhere:
         def record(self, entries: Any, **_: Any) -> Any:

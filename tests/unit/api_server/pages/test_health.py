@@ -11,6 +11,7 @@ import pendulum
 import pytest
 from airflow.sdk import Asset
 
+from airflow_mediation_provider.api_server.connections import ConnectionsOfTeams, MediationConnection
 from airflow_mediation_provider.api_server.pages import health
 from airflow_mediation_provider.assets import on_meter_session
 from airflow_mediation_provider.journal.tables import CallsRow, HistoryRow
@@ -294,6 +295,35 @@ async def test_what_zuora_never_sends_again_is_shown_with_what_to_change(alice: 
     assert level == "warn"
     assert text.startswith("1 callout in the last 24 h to an address that names no connection: ")
     assert (await lines(alice))["no connection"].startswith("no connection ; 1 callout in the last 24 h to an address")
+
+
+async def test_an_id_of_several_teams_is_red_once_a_callout_names_no_team(
+    alice: Browser, pages: LazyApp, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    secret = {"callout_hmac_secret": "s3cret-of-zuora"}
+    both = ConnectionsOfTeams("zuora", {each: MediationConnection("zuora", each, "p", secret) for each in ("a", "b")})
+    monkeypatch.setattr(pages._built().state.connections, "_find", {"zuora": both}.get)
+    url = f"{alice.base}/mediation/callouts/zuora"
+
+    async def call(query: str) -> int:
+        return (await alice.client.post(url + query, content=BODY, headers=signature(BODY))).status_code
+
+    assert await call("") == 503
+    [(level, text)] = await words(alice)
+    assert (level, text[:56]) == ("bad", "several teams have a connection of this id (a, b), and t")
+    assert await call("?team=b") == 200
+    assert [level for level, _ in await words(alice)] == ["warn"]
+
+
+async def test_what_came_under_another_spelling_names_the_connections_id(
+    alice: Browser, pages: LazyApp, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    find = pages._built().state.connections._find
+    monkeypatch.setattr(pages._built().state.connections, "_find", lambda conn_id: find(conn_id) or find("zuora"))
+    keep(told("R-1", ago(minutes=1), conn_id="Zuora"))
+
+    [(level, text)] = await words(alice, "Zuora")
+    assert (level, text[:71]) == ("warn", "not an id of a connection: the connection is found under the id 'zuora'")
 
 
 async def test_a_callout_to_no_connection_is_shown_for_a_day(
