@@ -307,7 +307,7 @@ async def test_on_shutdown_all_waiting_requests_end(caller: Caller, app: Any, mo
         signal.signal(signal.SIGINT, before)
     assert told == [signal.SIGINT]
     assert [statuses(reply) for reply in replies] == [{}] * 20
-    assert time.monotonic() - began < 2
+    assert time.monotonic() - began < 15
 
 
 async def test_a_client_that_disconnects_frees_its_slot(caller: Caller, app: Any):
@@ -326,7 +326,7 @@ async def test_a_client_that_disconnects_frees_its_slot(caller: Caller, app: Any
     serving = asyncio.create_task(app(scope, messages.get, send))
     await until(lambda: feed.changes.waiting == 1)
     messages.put_nowait({"type": "http.disconnect"})
-    async with asyncio.timeout(2):
+    async with asyncio.timeout(15):
         await serving
     assert feed.changes.waiting == 0
 
@@ -338,7 +338,7 @@ async def test_a_request_above_the_limit_is_answered_at_once(caller: Caller, app
     await until(lambda: feed_of(app).changes.waiting == 1)
     began = time.monotonic()
     assert statuses(await caller.ask(cursor=first.cursor, wait=20)) == {}
-    assert time.monotonic() - began < 2
+    assert time.monotonic() - began < 15
     feed_of(app).changes.close()
     await waiting
 

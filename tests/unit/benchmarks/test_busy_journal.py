@@ -19,7 +19,7 @@ from benchmarks.journal_starts import dag_of, run_of
 
 # Columns with the writer's own numbers and times, and the counts of asset events.
 OWN = {"id", "created_at", "updated_at", "emitted", "revision", "body"}
-SESSIONS = 300
+SESSIONS = 100
 
 
 def values(row: Any) -> dict[str, Any]:

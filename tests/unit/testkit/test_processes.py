@@ -89,7 +89,7 @@ def test_the_error_of_wait_until_names_what_was_awaited() -> None:
     began = time.monotonic()
     with pytest.raises(NotInTimeError, match="in vain for godot"):
         wait_until(lambda: None, timeout=0.02, what="godot", every=0.01)
-    assert time.monotonic() - began < 1
+    assert time.monotonic() - began < 10
 
 
 @pytest.mark.services
