@@ -15,10 +15,11 @@ if TYPE_CHECKING:
 
     from playwright.sync_api import Browser
 
-COMMANDS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
+# Without the browser's own windows, the first takes less than half of the processor time of the others.
+COMMANDS = ("chromium-headless-shell", "chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 # Playwright's own defaults already prevent most of Chromium's requests to the internet; these prevent the rest.
 FLAGS = ("--disable-gpu", "--disable-quic", "--disable-sync")
-WHAT_TO_DO = "install Chromium or Chrome (on Debian: apt-get install chromium), so that one of these is on PATH: "
+WHAT_TO_DO = "install Chromium or Chrome (Debian: chromium-headless-shell), so that one of these is on PATH: "
 
 
 class NoBrowserError(Exception):
@@ -52,7 +53,7 @@ def executable() -> str:
     if os.geteuid() != 0 or apt is None:
         raise NoBrowserError(f"no browser is installed: {instead}")
     print("installing the distribution's package of Chromium", flush=True)
-    for arguments in (["update"], ["install", "--yes", "--no-install-recommends", "chromium"]):
+    for arguments in (["update"], ["install", "--yes", "--no-install-recommends", "chromium-headless-shell"]):
         done = subprocess.run(
             [apt, "--quiet", *arguments],
             env={**os.environ, "DEBIAN_FRONTEND": "noninteractive"},
@@ -67,7 +68,7 @@ def executable() -> str:
             raise NoBrowserError(f"no browser is installed, and apt-get {arguments[0]} failed ({output}): {instead}")
     if found := _found():
         return found
-    raise NoBrowserError(f"the package chromium contains no browser: {instead}")
+    raise NoBrowserError(f"the package chromium-headless-shell contains no browser: {instead}")
 
 
 def _found() -> str | None:

@@ -204,7 +204,7 @@ def _environment(root: Path, dags: Path, url: str, execution_url: str, database:
         },
         "api_auth": {"jwt_secret": secrets.token_hex(32)},
         "scheduler": {
-            "scheduler_idle_sleep_time": 0.2,
+            "scheduler_idle_sleep_time": 0.5,
             "job_heartbeat_sec": 2,
             "scheduler_heartbeat_sec": 2,
             "trigger_timeout_check_interval": 2,
