@@ -415,6 +415,7 @@ class _Report(NamedTuple):
     previous_status: str | None
     observed_at: datetime
     notification_id: str | None
+    ended_at: datetime | None
 
 
 def _phases(session: Session, rows: Sequence[Row[Any]]) -> dict[SessionKey, tuple[Phase, ...]]:
@@ -426,7 +427,7 @@ def _phases(session: Session, rows: Sequence[Row[Any]]) -> dict[SessionKey, tupl
         reports.setdefault(SessionKey(conn_id, meter_id, session_id), []).append(_Report(*report))
     for each in (_listed(row, ()) for row in rows):
         if each.concluded and each.best_ended_at is not None:
-            end = _Report(each.best_status, None, each.best_ended_at, None)
+            end = _Report(each.best_status, None, each.best_ended_at, None, None)
             reports.setdefault(each.key, []).append(end)
     return {
         each.key: phases(

@@ -7,6 +7,8 @@ Callouts are at-least-once, unordered and can be lost, and they carry no sequenc
   on; how often an edge was reported, and with which ids, does not matter.
 * On a cycle (PAUSED and RUNNING, FAILED and RUNNING) it matters how often each edge was walked: it counts once for each
   notification id, and the walk ended where arrivals exceed departures by one. Without ids it is undecided.
+* An id is easily invented, and a resend may have a new one. So what is reported of one end, by its time, counts once
+  whatever the ids, and an end is left only as often as it was reached before the report of it was received.
 * Where the edges leave several possible ends, a terminal status wins over any other: the others are late reports. Of
   two terminals the more severe wins, flagged ``conflict``. An edge that leads on from a terminal re-opens the session.
 * Where all this decides nothing, the last status observed counts, flagged ``ambiguous``: it never ends a wait.
@@ -20,10 +22,11 @@ Source: https://docs.zuora.com/en/zuora-platform/extensibility/mediation/events/
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections import Counter, defaultdict
 from dataclasses import dataclass, replace
-from datetime import timedelta
-from typing import TYPE_CHECKING, Final, Protocol, TypeVar
+from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING, Any, Final, Protocol, TypeVar
 
 from airflow_mediation_provider.protocol.status import (
     ANY_TERMINAL,
@@ -36,7 +39,6 @@ from airflow_mediation_provider.protocol.transition import SessionTransition, So
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
-    from datetime import datetime
 
 
 # The more severe first: work that depends on a session must not start on a COMPLETED that another report contradicts.
@@ -49,6 +51,8 @@ PRECEDENCE: Final[tuple[str, ...]] = (
 )
 # The forms that templates render where there is no status before the first one.
 _NO_STATUS: Final = frozenset({None, "", "NULL", str(SessionStatus.NEVER_RUN)})
+
+_UNKNOWN: Final = datetime.min.replace(tzinfo=UTC)
 
 Edge = tuple[str | None, str]
 
@@ -63,6 +67,26 @@ class StatusChange(Protocol):
     @property
     def previous_status(self) -> str | None:
         """The status before it, where it is known."""
+
+
+class Report(StatusChange, Protocol):
+    """The parts of a report that phases need; a ``SessionTransition`` has them."""
+
+    @property
+    def observed_at(self) -> datetime:
+        """When the change was received."""
+
+    @property
+    def notification_id(self) -> str | None:
+        """The id that all copies of one notification share."""
+
+    @property
+    def ended_at(self) -> datetime | None:
+        """The session's end by Zuora's clock, where it was reported."""
+
+
+_Any = TypeVar("_Any", bound=Report)
+Walked = dict[Edge, dict[datetime | str | None, _Any]]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -134,7 +158,7 @@ def departures(transitions: Iterable[SessionTransition]) -> Counter[str]:
     A status that was never left was reached once, regardless of the order and the number of the reports of it.
     """
     left: Counter[str] = Counter()
-    for (before, _), times in _count(list(transitions)).items():
+    for (before, _), times in _count(_walked(transitions)).items():
         if before is not None:
             left[before] += times or 1
     return left
@@ -174,9 +198,10 @@ def fold(transitions: Iterable[SessionTransition]) -> SessionState:
     meter_id, session_id = sessions.pop()
     if session_id is None:
         raise ValueError("a transition that names no session cannot be folded")
-    status, conflict, ambiguous = _present(reports)
+    walked = _walked(reports)
+    status, conflict, ambiguous = _present(reports, _count(walked))
     run_type = run_type_of_reports((each.run_type, each.status, each.source is Source.RUN) for each in reports)
-    chosen = _most_informative(reports, status)
+    chosen = _most_informative(walked, status)
     if chosen.run_type != run_type:
         chosen = replace(chosen, run_type=run_type)
     started = [report.started_at for report in reports if report.started_at is not None]
@@ -209,9 +234,8 @@ def status_before(report: StatusChange) -> str | None:
     return None if before in _NO_STATUS or before == report.status else before
 
 
-def _present(reports: list[SessionTransition]) -> tuple[str, bool, bool]:
+def _present(reports: list[SessionTransition], walked: dict[Edge, int | None]) -> tuple[str, bool, bool]:
     """Return the present status, and whether there is a conflict, and whether it is ambiguous."""
-    walked = _count(reports)
     onward: dict[str | None, set[str]] = defaultdict(set)
     for before, status in walked:
         onward[before].add(status)
@@ -236,12 +260,46 @@ def _present(reports: list[SessionTransition]) -> tuple[str, bool, bool]:
     return _last(reports, frozenset(candidates)), False, True
 
 
-def _count(reports: list[SessionTransition]) -> dict[Edge, int | None]:
-    """Return each edge with the number of notifications that report it; ``None`` where one of them bears no id."""
-    ids: dict[Edge, set[str | None]] = defaultdict(set)
-    for report in reports:
-        ids[(status_before(report), report.status)].add(report.notification_id)
-    return {edge: None if None in known else len(known) for edge, known in ids.items()}
+def _count(walked: Walked[Any]) -> dict[Edge, int | None]:
+    """Return how often each edge was walked, as far as the reports show; ``None`` where nothing distinguishes them."""
+    return {edge: None if None in times else len(times) for edge, times in walked.items()}
+
+
+def _walked(reports: Iterable[_Any]) -> Walked[_Any]:
+    """Return each edge with the first report of each time that it was walked, by what all reports of it share.
+
+    That is the time of the end that was reached or left, else the notification's id, and ``None`` without either.
+    """
+    walked: Walked[_Any] = {}
+    ends: dict[tuple[Edge, str], datetime | None] = {}
+    for report in sorted(reports, key=_report_order):
+        edge = (status_before(report), report.status)
+        end = None if ANY_TERMINAL.isdisjoint(edge) else report.ended_at
+        if report.notification_id is not None:
+            end = ends.setdefault((edge, report.notification_id), end)
+        walked.setdefault(edge, {}).setdefault(end or report.notification_id, report)
+    for status in sorted({before for before, _ in walked if before is not None} & ANY_TERMINAL):
+        _keep_departures(walked, status)
+    return walked
+
+
+def _keep_departures(walked: Walked[_Any], end: str | None) -> None:
+    """Keep as many reports that an end was left as it was reached before they were received; the others are copies."""
+    reached = [each for (_, status), times in walked.items() if status == end for each in times.items()]
+    left = [(edge, key) for edge, times in walked.items() if edge[0] == end for key in times]
+    if not reached or None in (key for key, _ in reached) or None in (key for _, key in left):
+        return
+    # The time of an end that is later than its report was written in another zone than it was read in.
+    ends = sorted(
+        at if (at := report.ended_at) is not None and at <= report.observed_at + CLOCK_SKEW else _UNKNOWN
+        for _, report in reached
+    )
+    kept = 0
+    for edge, key in sorted(left, key=lambda each: _report_order(walked[each[0]][each[1]])):
+        if bisect_right(ends, walked[edge][key].observed_at + CLOCK_SKEW) > kept:
+            kept += 1
+        elif walked[edge].pop(key) and not walked[edge]:
+            del walked[edge]
 
 
 def reachable(status: str, onward: dict[str | None, set[str]]) -> set[str]:
@@ -282,26 +340,11 @@ def _last(reports: list[SessionTransition], statuses: frozenset[str]) -> str:
     return next(report.status for report in reversed(reports) if report.status in statuses)
 
 
-def _most_informative(reports: list[SessionTransition], status: str) -> SessionTransition:
-    """Return the report of a status: of the copies of one notification the first, of several notifications the last."""
-    copies: dict[tuple[Edge, str | None], SessionTransition] = {}
-    for report in reports:
-        if report.status == status:
-            copies.setdefault(((status_before(report), report.status), report.notification_id), report)
-    known = [report for report in copies.values() if status_before(report) is not None]
-    return (known or list(copies.values()))[-1]
-
-
-class Report(StatusChange, Protocol):
-    """The parts of a report that phases need; a ``SessionTransition`` has them."""
-
-    @property
-    def observed_at(self) -> datetime:
-        """When the change was received."""
-
-    @property
-    def notification_id(self) -> str | None:
-        """The id that all copies of one notification share."""
+def _most_informative(walked: Walked[SessionTransition], status: str) -> SessionTransition:
+    """Return the report of a status: of the copies of one change the first, of several changes the last."""
+    changes = [report for (_, after), times in walked.items() if after == status for report in times.values()]
+    known = [report for report in changes if status_before(report) is not None]
+    return max(known or changes, key=_order)
 
 
 @dataclass(frozen=True, slots=True)
@@ -352,16 +395,12 @@ def phases(
     return tuple(map(Phase, statuses, begins, ends))
 
 
-_Any = TypeVar("_Any", bound=Report)
-
-
 def _changes(reports: Iterable[_Any]) -> list[_Any]:
     """Return the reports in the order in which they were received, one for each change."""
+    times = _walked(reports)
     onward: dict[str | None, set[str]] = defaultdict(set)
-    times: dict[tuple[str | None, str], dict[str | None, _Any]] = {}
-    for report in sorted(reports, key=_report_order):
-        onward[status_before(report)].add(report.status)
-        times.setdefault((status_before(report), report.status), {}).setdefault(report.notification_id, report)
+    for before, status in times:
+        onward[before].add(status)
     led_to = {status for before, status in times if before is not None}
     changes: list[_Any] = []
     for (before, status), each in times.items():

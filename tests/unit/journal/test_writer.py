@@ -31,6 +31,7 @@ def change(
     at: int = 0,
     session: str = "R-1",
     run_type: RunType = RunType.NORMAL,
+    ended: int | None = None,
 ) -> JournalEntry:
     observed_at = NOW + timedelta(seconds=at)
     transition = SessionTransition(
@@ -42,6 +43,7 @@ def change(
         observed_at=observed_at,
         source=Source.CALLOUT,
         notification_id=notification_id,
+        ended_at=None if ended is None else NOW + timedelta(seconds=ended),
     )
     return JournalEntry(
         kind=EntryKind.STATUS_CHANGE, observed_at=observed_at, source=Source.CALLOUT, transition=transition
@@ -178,6 +180,27 @@ class TestRecord:
         ):
             record([change(before, status, f"n-{number}", at=number)], conn_id=CONN)
         assert [status for status, _, _ in events()] == ["COMPLETED", "COMPLETED"]
+
+    def test_recorded_callouts_that_come_again_with_invented_ids_start_nothing(self):
+        """Those of a session that was re-opened: they could be another round, but for the time of the end."""
+        for status in ("COMPLETED", "RUNNING"):
+            add_asset(status)
+        record([change(None, "RUNNING", "n-0"), change("RUNNING", "COMPLETED", "n-1", at=600, ended=599)], conn_id=CONN)
+        back = {"before": "COMPLETED", "status": "RUNNING"}
+        end = {"before": "RUNNING", "status": "COMPLETED", "ended": 1799}
+        record([change(notification_id="n-2", at=1200, **back)], conn_id=CONN)
+        record([change(notification_id="n-3", at=1800, **end)], conn_id=CONN)
+        once = [status for status, _, _ in events()]
+        for number in range(10):
+            for recorded in (back, end):
+                again = change(notification_id=f"invented-{number}-{recorded['status']}", at=2000 + number, **recorded)
+                record([again], conn_id=CONN)
+        assert sorted(status for status, _, _ in events())[:2] == ["COMPLETED"] * 2
+        assert len(events()) <= len(once) + 1
+        record([change(notification_id="n-4", at=3000, **back)], conn_id=CONN)
+        record([change(notification_id="n-5", at=3600, **{**end, "ended": 3599})], conn_id=CONN)
+        assert [status for status, _, _ in events()].count("COMPLETED") == 3
+        assert all_of(SessionRow.status) == ["COMPLETED"]
 
     def test_a_session_that_leaves_a_failure_is_announced_as_completed_once(self):
         add_asset("COMPLETED")

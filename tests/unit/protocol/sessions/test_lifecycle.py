@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 from collections import Counter
 from dataclasses import replace
+from datetime import timedelta
 
 import pytest
 from hypothesis import given, settings
@@ -301,6 +302,153 @@ class TestArrivals:
     def test_a_status_that_was_never_left_was_reached_once(self) -> None:
         reports = [report("RUNNING", "COMPLETED", notification_id=str(number)) for number in range(3)]
         assert departures(reports)["COMPLETED"] == 0
+
+
+MINUTES = 60
+"""Between two changes, in seconds where the times matter: longer than clocks may differ."""
+
+
+class Announcing:
+    """The journal's counting: a status is announced once for each arrival at it."""
+
+    def __init__(self) -> None:
+        self.received: list[SessionTransition] = []
+        self.announced: Counter[str] = Counter()
+        self._known: Counter[str] = Counter()
+
+    def receive(self, one: SessionTransition) -> SessionState:
+        self.received.append(one)
+        state = fold(self.received)
+        arrival = departures(self.received)[state.status] + 1
+        if state.starts_dags and self._known[state.status] < arrival:
+            self._known[state.status] = arrival
+            self.announced[state.status] += 1
+        return state
+
+
+def timed(*statuses: str, apart: float = 10 * MINUTES) -> list[SessionTransition]:
+    """The reports of a walk as Zuora sends them: ends have their times, and reports come right after their changes."""
+    return [
+        replace(one, observed_at=at(n * apart + 1), ended_at=at(n * apart) if one.status in ANY_TERMINAL else None)
+        for n, one in enumerate(walk(*statuses))
+    ]
+
+
+def again(one: SessionTransition, second: float, id_: str) -> SessionTransition:
+    """The same request, sent again later with another notification id."""
+    return replace(one, observed_at=at(second), notification_id=id_)
+
+
+REOPENED = ("RUNNING", "COMPLETED", "RUNNING", "COMPLETED")
+
+
+@st.composite
+def reopened(draw: st.DrawFn) -> list[str]:
+    """Walks that leave their ends again, several times."""
+    ends = draw(st.lists(st.sampled_from(["COMPLETED", "FAILED"]), min_size=1, max_size=4))
+    return [status for end in ends for status in ("RUNNING", end)]
+
+
+class TestInventedIds:
+    """A client that has recorded a callout can send it again with an id that was never used."""
+
+    @pytest.mark.parametrize("order", [(2, 3), (3, 2)])
+    def test_a_recorded_loop_starts_nothing_more(self, order: tuple[int, int]) -> None:
+        """Ten rounds: no further end, and the start is announced once more at most, as a resend of it would be."""
+        journal = Announcing()
+        genuine = timed(*REOPENED)
+        for one in genuine:
+            journal.receive(one)
+        assert journal.announced == {"RUNNING": 2, "COMPLETED": 2}
+        for number in range(20):
+            journal.receive(again(genuine[order[number % 2]], 3600 + number, f"invented-{number}"))
+        assert journal.announced["COMPLETED"] == 2
+        assert journal.announced["RUNNING"] <= 3
+
+    def test_it_hides_no_later_end(self) -> None:
+        journal = Announcing()
+        *genuine, back, end = timed(*REOPENED, "RUNNING", "COMPLETED")
+        for one in genuine:
+            journal.receive(one)
+        for number in range(6):
+            journal.receive(again(genuine[2 + number % 2], 1900 + number, f"invented-{number}"))
+        journal.receive(back)
+        state = journal.receive(end)
+        assert (state.status, state.ambiguous, journal.announced["COMPLETED"]) == ("COMPLETED", False, 3)
+
+    def test_a_recorded_end_by_itself_changes_nothing(self) -> None:
+        *genuine, end = timed(*REOPENED)
+        reports = [*genuine, end, *(again(end, 3600 + number, f"invented-{number}") for number in range(10))]
+        assert fold(reports) == replace(fold([*genuine, end]), last_observed_at=at(3609))
+
+    @OFTEN
+    @given(st.data(), reopened())
+    def test_each_end_counts_once_among_any_resends(self, data: st.DataObject, path: list[str]) -> None:
+        """Between the genuine callouts, any that was sent before comes again with another id."""
+        journal = Announcing()
+        genuine = timed(*path)
+        for number, one in enumerate(genuine, 1):
+            state = journal.receive(one)
+            if one.ended_at is not None:
+                assert (state.status, state.ambiguous) == (one.status, False)
+            for copy, old in enumerate(data.draw(st.lists(st.sampled_from(genuine[:number]), max_size=6))):
+                journal.receive(again(old, (number - 1) * 10 * MINUTES + 2 + copy, f"invented-{number}-{copy}"))
+        ends = Counter(one.status for one in genuine if one.ended_at is not None)
+        assert {status: journal.announced[status] for status in ends} == ends
+
+    @OFTEN
+    @given(st.data(), reopened(), st.sampled_from([1.0, 10.0 * MINUTES]))
+    def test_late_doubled_and_reordered_callouts_count_each_end_once(
+        self, data: st.DataObject, path: list[str], apart: float
+    ) -> None:
+        """Each callout is delivered once or more, after its change; in the end all ends of the last status count."""
+        genuine = timed(*path, apart=apart)
+        late = st.floats(0, 6 * apart)
+        delivered = [replace(one, observed_at=one.observed_at + timedelta(seconds=data.draw(late))) for one in genuine]
+        copies = data.draw(st.lists(st.sampled_from(delivered), max_size=4))
+        delivered += [replace(one, observed_at=one.observed_at + timedelta(seconds=data.draw(late))) for one in copies]
+        journal = Announcing()
+        for one in sorted(delivered, key=lambda each: each.observed_at):
+            state = journal.receive(one)
+        assert (state.status, state.ambiguous) == (path[-1], False)
+        assert journal.announced <= Counter(path)
+        assert departures(journal.received)[path[-1]] + 1 == path.count(path[-1])
+
+    @OFTEN
+    @given(st.data(), reopened())
+    def test_lost_callouts_never_make_an_end_count_twice(self, data: st.DataObject, path: list[str]) -> None:
+        """Not with resends of what was not lost either."""
+        kept = data.draw(
+            st.lists(st.sampled_from(timed(*path)), min_size=1, unique_by=lambda each: each.notification_id)
+        )
+        copies = data.draw(st.lists(st.sampled_from(kept), max_size=8))
+        late = [again(one, 24 * 3600 + number, f"invented-{number}") for number, one in enumerate(copies)]
+        journal = Announcing()
+        for one in [*data.draw(st.permutations(kept)), *late]:
+            journal.receive(one)
+        ends = Counter(one.status for one in kept if one.ended_at is not None)
+        assert all(journal.announced[status] <= ends[status] for status in ANY_TERMINAL)
+
+    def test_the_middle_that_is_reported_late_counts_the_second_end_once(self) -> None:
+        first, end, back, second = timed(*REOPENED)
+        journal = Announcing()
+        for one in (first, end, second, replace(back, observed_at=at(3600)), again(back, 3700, "invented")):
+            journal.receive(one)
+        assert journal.announced["COMPLETED"] == 2
+
+    def test_without_times_of_the_ends_the_ids_count(self) -> None:
+        reports = walk(*REOPENED)
+        assert departures(reports)["COMPLETED"] == 1
+        copies = [again(one, 3600, "again") for one in reports[2:]]
+        assert departures([*reports, *copies])["COMPLETED"] == 2
+
+    def test_times_of_another_zone_decide_nothing(self) -> None:
+        """They are later than their own reports, so no report is taken for a copy because of them."""
+        ahead = [
+            replace(one, ended_at=one.ended_at and at(0) + timedelta(hours=8)) for one in timed("RUNNING", "FAILED")
+        ]
+        back = report("FAILED", "RUNNING", 1800, notification_id="n-9")
+        assert fold([*ahead, back]).status == "RUNNING"
 
 
 @given(st.data(), cyclic())
