@@ -20,7 +20,7 @@ from fastapi import APIRouter, Request, Response
 from starlette.exceptions import HTTPException
 
 from airflow_mediation_provider.api_server.http import UNAVAILABLE, error_docs, on_shutdown
-from airflow_mediation_provider.api_server.internal import read_signed
+from airflow_mediation_provider.api_server.internal import read_signed, signed_reply
 from airflow_mediation_provider.api_server.journal import Changes, Cursor
 from airflow_mediation_provider.journal import queries
 from airflow_mediation_provider.journal.history import history_status
@@ -216,8 +216,7 @@ async def ask_feed(request: Request) -> Response:
     finally:
         leaving.cancel()
         answering.cancel()
-    data = await _apart(answer.to_bytes, large=answer.large)
-    return Response(data, media_type="application/json")
+    return await _apart(lambda: signed_reply(request, connection, answer.to_bytes()), large=answer.large)
 
 
 def feed_of(app: Any) -> Feed:

@@ -7,11 +7,12 @@ written: it is added up here and written in the background. Usage not written wh
 from __future__ import annotations
 
 import asyncio
+import json
 import logging
 import time
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
 from fastapi import APIRouter, Request, Response
 from starlette.exceptions import HTTPException
@@ -45,9 +46,11 @@ from airflow_mediation_provider.protocol.maintenance import (
 from airflow_mediation_provider.protocol.transition import Source
 from airflow_mediation_provider.protocol.wire import (
     OBSERVATIONS_PATH,
+    SIGNATURE_HEADER,
     NotAuthenticatedError,
     derive_key,
     observations_from_bytes,
+    reply_signature,
     signed_connection,
     verify,
 )
@@ -111,6 +114,12 @@ async def read_signed(request: Request, path: str) -> tuple[MediationConnection,
     return connection, body
 
 
+def signed_reply(request: Request, connection: MediationConnection, data: bytes) -> Response:
+    """Return the good answer to a request of ``read_signed``, signed: the client accepts none of another service."""
+    proof = reply_signature(derive_key(connection.client_secret or ""), request.headers[SIGNATURE_HEADER], data)
+    return Response(data, media_type="application/json", headers={SIGNATURE_HEADER: proof})
+
+
 class ApiUsageBuffer:
     """The calls to Zuora that were reported to one process of the API server.
 
@@ -159,7 +168,7 @@ class ApiUsageBuffer:
 
 
 @router.post(OBSERVATIONS_PATH, responses=error_docs(400, 401, 405, 408, 413, 503))
-async def take_observations(request: Request) -> dict[str, Any]:
+async def take_observations(request: Request) -> Response:
     """Store each valid entry, verdict and note; the same request again changes nothing.
 
     A task observes polls and replies to its own calls: what a callout proves comes from the receiver of callouts alone.
@@ -186,7 +195,8 @@ async def take_observations(request: Request) -> dict[str, Any]:
     refused += [f"session {each.session_id!a:.80}: no task observes what comes by {each.source}" for each in others]
     for reason in refused:
         log.warning("Not stored for connection %s: %s", connection.conn_id, reason)
-    return {"new": recorded.new, "duplicates": recorded.duplicates, "refused": refused}
+    stored = {"new": recorded.new, "duplicates": recorded.duplicates, "refused": refused}
+    return signed_reply(request, connection, json.dumps(stored).encode())
 
 
 @router.post(PRUNE_PATH, responses=error_docs(400, 401, 405, 408, 413, 503))
@@ -201,7 +211,7 @@ async def prune_journal(request: Request) -> Response:
         pruned, done = await asyncio.wrap_future(_prune_thread.submit(_prune, days, connection.conn_id))
     except JournalUnavailable as error:
         raise HTTPException(503, UNAVAILABLE) from error
-    return Response(PruneReply(pruned, done).to_bytes(), media_type="application/json")
+    return signed_reply(request, connection, PruneReply(pruned, done).to_bytes())
 
 
 def _prune(days: float, conn_id: str) -> tuple[Pruned, bool]:
@@ -237,7 +247,7 @@ async def reconcile(request: Request) -> Response:
     except JournalUnavailable:
         raise HTTPException(503, UNAVAILABLE) from None
     reply = ReconcileReply(missing=tuple(str(entry.notification_id) for entry in lost), open=tuple(silent))
-    return Response(reply.to_bytes(), media_type="application/json")
+    return signed_reply(request, connection, reply.to_bytes())
 
 
 @router.post(HISTORY_PATH, responses=error_docs(400, 401, 405, 408, 413, 503))
@@ -254,4 +264,4 @@ async def read_history(request: Request) -> Response:
     except JournalUnavailable:
         raise HTTPException(503, UNAVAILABLE) from None
     request.app.state.calls.keep(connection.conn_id, asked.calls)
-    return Response(reply.to_bytes(), media_type="application/json")
+    return signed_reply(request, connection, reply.to_bytes())

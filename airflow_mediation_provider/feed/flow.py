@@ -16,7 +16,14 @@ from urllib.parse import urlsplit, urlunsplit
 
 from airflow_mediation_provider.protocol.urls import MOUNT
 from airflow_mediation_provider.protocol.waits.feed_status import UNFOUND_SECONDS
-from airflow_mediation_provider.protocol.wire import HANDSHAKE_PATH, derive_key, is_handshake, signed_headers
+from airflow_mediation_provider.protocol.wire import (
+    HANDSHAKE_PATH,
+    SIGNATURE_HEADER,
+    derive_key,
+    is_handshake,
+    is_signed_reply,
+    signed_headers,
+)
 from airflow_mediation_provider.protocol.zuora.errors import MediationError, MisconfigurationError
 from airflow_mediation_provider.protocol.zuora.flow import Failure, Request
 from airflow_mediation_provider.protocol.zuora.refusals import Reply
@@ -49,10 +56,12 @@ class Candidate:
 
     :param url: up to and with ``/mediation``, without a slash at its end
     :param source: the setting that it comes from
+    :param guessed: Airflow's default, which no setting names: any program of the machine may listen there
     """
 
     url: str
     source: str
+    guessed: bool = False
 
 
 def cross_check_seconds() -> float:
@@ -76,8 +85,8 @@ def candidates() -> list[Candidate]:
     if url := conf.get("core", "execution_api_server_url", fallback=None):
         base = _plain(url).removesuffix("/execution")
         found.append(Candidate(base + MOUNT, "[core] execution_api_server_url"))
-    url = conf.get("api", "base_url", fallback=None) or "http://localhost:8080"
-    found.append(Candidate(_plain(url) + MOUNT, "[api] base_url"))
+    url = conf.get("api", "base_url", fallback=None)
+    found.append(Candidate(_plain(url or "http://localhost:8080") + MOUNT, "[api] base_url", guessed=not url))
     return [each for number, each in enumerate(found) if each.url not in {other.url for other in found[:number]}]
 
 
@@ -237,7 +246,7 @@ class SignedCalls:
         self._monotonic = monotonic
         self._now = now
         self._key: bytes | None = None
-        self._refused = False
+        self._refused = self._warned = False
 
     def call(self, path: str, body: bytes, *, seconds: float) -> Generator[Step, Outcome, bytes]:
         """Make one signed call, and return the body of its good answer.
@@ -266,7 +275,22 @@ class SignedCalls:
             )
         if reply.status != 200:
             raise FeedUnavailableError(f"{address.url} answered {reply.status}")
+        self._check(reply, address, key, headers[SIGNATURE_HEADER])
         return reply.body
+
+    def _check(self, reply: Reply, address: Candidate, key: bytes, asked: str) -> None:
+        """Check who answered; API servers of an older version do not sign, so that is only logged."""
+        given = reply.headers.get(SIGNATURE_HEADER.lower())
+        if given is not None and is_signed_reply(key, asked, reply.body, given):
+            return
+        reason = f"the answer of {address.url} is not signed"
+        if given is not None or address.guessed:
+            reason += " with the client secret" if given else "; set [api] base_url to the API server's address"
+            self._server.missed(self._monotonic(), reason)
+            raise FeedUnavailableError(reason)
+        if not self._warned:
+            self._warned = True
+            log.warning("%s: upgrade this provider on the API server", reason)
 
     def find(self, *, seconds: float) -> Generator[Step, Outcome, Candidate]:
         """Return the address that was found before, or the first with this provider's handshake.

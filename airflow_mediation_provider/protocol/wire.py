@@ -112,6 +112,22 @@ def verify(key: bytes, *, path: str, conn_id: str, body: bytes, headers: Mapping
         raise NotAuthenticatedError(f"the clocks differ by more than {CLOCKS_SECONDS} s, or the request is old")
 
 
+def reply_signature(key: bytes, request_signature: str, body: bytes) -> str:
+    """Return the value of ``SIGNATURE_HEADER`` in the good reply to one request.
+
+    :param key: of ``derive_key``
+    :param request_signature: the same header of the request, so that no reply fits another request
+    :param body: the reply's body
+    """
+    message = f"{_VERSION} reply\n{request_signature}\n{hashlib.sha256(body).hexdigest()}"
+    return f"{_VERSION}={hmac.new(key, message.encode(), 'sha256').hexdigest()}"
+
+
+def is_signed_reply(key: bytes, request_signature: str, body: bytes, given: str) -> bool:
+    """Return whether a reply has the signature of ``reply_signature``."""
+    return hmac.compare_digest(reply_signature(key, request_signature, body).encode(), given.encode())
+
+
 def _signature(key: bytes, path: str, conn_id: str, body: bytes, timestamp: str) -> str:
     message = f"{_VERSION}\n{path}\n{timestamp}\n{conn_id}\n{hashlib.sha256(body).hexdigest()}"
     return hmac.new(key, message.encode(), "sha256").hexdigest()

@@ -36,6 +36,7 @@ from airflow_mediation_provider.protocol.wire import (
     MOST_INSTANTS,
     MOST_METERS,
     OBSERVATIONS_PATH,
+    SIGNATURE_HEADER,
     FeedReply,
     FeedRequest,
     HistoryStatus,
@@ -43,6 +44,7 @@ from airflow_mediation_provider.protocol.wire import (
     WaitReport,
     Waits,
     derive_key,
+    is_signed_reply,
     observations_to_bytes,
     signed_headers,
 )
@@ -90,6 +92,8 @@ class Caller:
         request = FeedRequest(**{"meters": ASKED, **question})
         reply = await self.post(FEED_PATH, request.to_bytes(), conn_id=conn_id)
         assert reply.status_code == 200, reply.text
+        asked, given = (message.headers[SIGNATURE_HEADER] for message in (reply.request, reply))
+        assert is_signed_reply(derive_key(SECRET), asked, reply.content, given)
         return FeedReply.from_bytes(reply.content)
 
 

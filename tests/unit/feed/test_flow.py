@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import ssl
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -16,14 +17,23 @@ from airflow_mediation_provider.feed.flow import (
     SendSigned,
     ServerAddress,
     SignedCalls,
+    candidates,
     failure_of,
     server_trust,
 )
-from airflow_mediation_provider.protocol.wire import FEED_PATH, PROTOCOL, derive_key, verify
+from airflow_mediation_provider.protocol.wire import (
+    FEED_PATH,
+    PROTOCOL,
+    SIGNATURE_HEADER,
+    derive_key,
+    reply_signature,
+    verify,
+)
 from airflow_mediation_provider.protocol.zuora.errors import MisconfigurationError
 from airflow_mediation_provider.protocol.zuora.flow import Failure
 from airflow_mediation_provider.protocol.zuora.refusals import Reply
 
+GUESS = Candidate("http://localhost:8080/mediation", "[api] base_url", guessed=True)
 FIRST, SECOND = Candidate("http://first/mediation", "a"), Candidate("http://second/mediation", "b")
 GREETING = Reply(200, body=json.dumps({"service": "mediation", "protocol": PROTOCOL}).encode())
 REFUSED = Failure("ConnectionError")
@@ -37,13 +47,15 @@ class Line:
         self.takes = 0.0
         self.answers: dict[str, Any] = {}
         self.secret: Any = "secret"
+        self.addresses = [FIRST, SECOND]
+        self.signs_with = ""
         self.secrets_looked_up: list[bool] = []
         self.asked: list[str] = []
         self.whereabouts = ServerAddress(rests=rests)
         self.calls = SignedCalls(
             "zuora",
             self.whereabouts,
-            candidates=lambda: [FIRST, SECOND],
+            candidates=lambda: self.addresses,
             monotonic=lambda: self.seconds,
             now=lambda: 1_800_000_000 + self.seconds,
         )
@@ -68,6 +80,9 @@ class Line:
             headers = {name.lower(): value for name, value in step.request.headers.items()}
             now = 1_800_000_000 + self.seconds
             verify(derive_key("secret"), path=FEED_PATH, conn_id="zuora", body=b"question", headers=headers, now=now)
+            if self.signs_with:
+                proof = reply_signature(derive_key(self.signs_with), headers[SIGNATURE_HEADER.lower()], answer.body)
+                return replace(answer, headers={SIGNATURE_HEADER.lower(): proof})
         return answer
 
     def trouble(self, seconds: float = 5) -> str:
@@ -123,6 +138,46 @@ def test_after_a_refusal_the_secret_is_read_again(line: Line):
 def test_a_missing_connection_is_reported(line: Line):
     line.secret = Failure("Connection 'zuora' was not found.")
     assert line.trouble() == "Connection 'zuora' was not found."
+
+
+class TestReplySignature:
+    def test_a_signed_reply_is_accepted_also_from_the_default_address(self, line: Line, caplog):
+        line.signs_with, line.addresses = "secret", [GUESS]
+        line.answers = {f"{GUESS.url}/handshake": GREETING, f"{GUESS.url}/feed": Reply(200, body=b"answer")}
+        assert line.call() == b"answer"
+        assert caplog.messages == [
+            "The journal of sessions was found by [api] base_url: http://localhost:8080/mediation"
+        ]
+
+    def test_a_reply_signed_with_another_secret_is_none(self, line: Line):
+        line.signs_with = "another"
+        assert line.trouble() == "the answer of http://second/mediation is not signed with the client secret"
+
+    def test_the_reply_to_another_request_is_none(self, line: Line):
+        recorded = reply_signature(derive_key("secret"), "v1=another", b"answer")
+        line.answers[f"{SECOND.url}/feed"] = Reply(200, {SIGNATURE_HEADER.lower(): recorded}, b"answer")
+        assert "is not signed with the client secret" in line.trouble()
+
+    def test_an_api_server_of_an_older_version_is_accepted_with_a_warning(self, line: Line, caplog):
+        assert line.call() == line.call() == b"answer"
+        warnings = [each.message for each in caplog.records if each.levelname == "WARNING"]
+        assert warnings == [
+            "the answer of http://second/mediation is not signed: upgrade this provider on the API server"
+        ]
+
+    def test_what_listens_at_the_default_address_must_sign(self, line: Line):
+        line.addresses = [GUESS]
+        line.answers = {f"{GUESS.url}/handshake": GREETING, f"{GUESS.url}/feed": Reply(200, body=b"answer")}
+        assert line.trouble() == (
+            f"the answer of {GUESS.url} is not signed; set [api] base_url to the API server's address"
+        )
+
+    def test_only_an_address_that_no_setting_names_is_a_guess(self, monkeypatch):
+        for name in ("API__BASE_URL", "CORE__EXECUTION_API_SERVER_URL", "MEDIATION__FEED_URL"):
+            monkeypatch.delenv(f"AIRFLOW__{name}", raising=False)
+        assert candidates() == [GUESS]
+        monkeypatch.setenv("AIRFLOW__API__BASE_URL", "http://localhost:8080")
+        assert [each.guessed for each in candidates()] == [False]
 
 
 class TestRest:

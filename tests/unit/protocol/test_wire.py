@@ -36,8 +36,10 @@ from airflow_mediation_provider.protocol.wire import (
     derive_key,
     from_plain,
     is_handshake,
+    is_signed_reply,
     observations_from_bytes,
     observations_to_bytes,
+    reply_signature,
     signed_connection,
     signed_headers,
     to_plain,
@@ -279,6 +281,15 @@ class TestProof:
             "mediation-timestamp": "1000000",
             "mediation-signature": f"v1={expected}",
         }
+
+    def test_a_reply_is_signed_for_its_request(self) -> None:
+        message = "v1 reply\nv1=abc\n" + hashlib.sha256(b"{}").hexdigest()
+        signed = reply_signature(KEY, "v1=abc", b"{}")
+        assert signed == f"v1={hmac.new(KEY, message.encode(), hashlib.sha256).hexdigest()}"
+        assert is_signed_reply(KEY, "v1=abc", b"{}", signed)
+        for changed in ((derive_key("x"), "v1=abc", b"{}"), (KEY, "v1=abd", b"{}"), (KEY, "v1=abc", b"[]")):
+            assert not is_signed_reply(*changed, signed)
+        assert not is_signed_reply(KEY, "v1=abc", b"{}", "v1=\u0663")
 
     @pytest.mark.parametrize(
         "fields",
