@@ -22,6 +22,7 @@ from airflow_mediation_provider.api_server.journal import Recorder
 from airflow_mediation_provider.api_server.pages import add_pages
 from airflow_mediation_provider.journal.session_list import known_connections
 from airflow_mediation_provider.journal.transaction import read
+from airflow_mediation_provider.protocol.urls import CALLOUTS
 from airflow_mediation_provider.protocol.wire import HANDSHAKE_PATH, PROTOCOL, SERVICE
 
 if TYPE_CHECKING:
@@ -96,7 +97,7 @@ class _SingleSlashes:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request."""
         path = re.sub("/{2,}", "/", scope.get("path", ""))
-        await self._app({**scope, "path": path} if "/callouts/" in path else scope, receive, send)
+        await self._app({**scope, "path": path} if CALLOUTS in path else scope, receive, send)
 
 
 async def _http_error(_request: Request, error: Exception) -> JSONResponse:

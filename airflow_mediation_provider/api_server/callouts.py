@@ -37,7 +37,7 @@ from airflow_mediation_provider.api_server.http import (
 from airflow_mediation_provider.journal.writer import JournalUnavailable
 from airflow_mediation_provider.protocol.callouts.parse import read_callout
 from airflow_mediation_provider.protocol.callouts.verify import CalloutRefused, authenticate
-from airflow_mediation_provider.protocol.urls import connection_of_callout
+from airflow_mediation_provider.protocol.urls import CALLOUTS, connection_of_callout
 from airflow_mediation_provider.protocol.zuora.errors import MisconfigurationError
 
 if TYPE_CHECKING:
@@ -46,7 +46,7 @@ if TYPE_CHECKING:
 
 router = APIRouter()
 
-PATH: Final = "/callouts/{conn_id:path}"
+PATH: Final = CALLOUTS + "{conn_id:path}"
 BODY_LIMIT: Final = 256 * 1024
 # Zuora never takes longer than this to send 256 KiB.
 BODY_SECONDS: Final = 5.0

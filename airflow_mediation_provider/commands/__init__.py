@@ -9,11 +9,13 @@ import os
 import re
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING
-from urllib.parse import quote, urlsplit
+from urllib.parse import urlsplit
 
 from airflow.configuration import conf
 from airflow.utils.cli import action_cli
 from airflow.utils.providers_configuration_loader import providers_configuration_loaded
+
+from airflow_mediation_provider.protocol.urls import callout_address
 
 if TYPE_CHECKING:
     from argparse import Namespace
@@ -93,10 +95,7 @@ def callout_url(conn_id: str, given: str | None) -> str:
     if urlsplit(base).scheme not in ("http", "https") or not urlsplit(base).netloc:
         source = "--url" if given else "[api] base_url"
         raise SystemExit(f"{source} must be an address like https://airflow.example.com, not {base!r}.")
-    # In full it is what Zuora has: with a slash or a blank too many, that is what must be proven.
-    if "/callouts/" in urlsplit(base).path + "/":
-        return base
-    return f"{base.strip().rstrip('/').removesuffix('/mediation')}/mediation/callouts/{quote(conn_id, safe='')}"
+    return callout_address(base, conn_id)
 
 
 def time_of(option: str, text: str, now: datetime) -> datetime:

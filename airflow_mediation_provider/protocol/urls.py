@@ -1,10 +1,10 @@
-"""The addresses of the pages in Airflow's UI, and the connection that the address of a callout names."""
+"""The addresses of the pages in Airflow's UI and of callouts, and the connection that a callout's address names."""
 
 from __future__ import annotations
 
 import re
 from typing import Final
-from urllib.parse import parse_qs, unquote, urlencode, urlsplit
+from urllib.parse import parse_qs, quote, unquote, urlencode, urlsplit
 
 from airflow_mediation_provider.protocol.ids import LONGEST_CONNECTION_ID
 
@@ -13,7 +13,8 @@ MOUNT: Final = "/mediation"
 NAV_ROUTE: Final = "mediation-sessions"
 """The name under which Airflow's navigation shows the pages in a frame."""
 
-_CALLOUTS: Final = "/callouts/"
+CALLOUTS: Final = "/callouts/"
+"""The path before a connection's id in the address of its callouts, within ``MOUNT``."""
 # Slashes, and all that is blank or has no width.
 _AROUND: Final = "/\u200b\ufeff" + "".join(filter(str.isspace, map(chr, range(0x3001))))
 
@@ -62,6 +63,17 @@ def framed(base: str, page: str) -> str:
     return f"{base}/plugin/{NAV_ROUTE}/{path}"
 
 
+def callout_address(base: str, conn_id: str) -> str:
+    """Return the address to which Zuora sends the callouts of a connection.
+
+    :param base: Airflow's address, also with ``MOUNT`` or slashes after it; an address of callouts is returned as it is
+    """
+    # It is what Zuora has: with a slash or a blank too many, that is what must be proven.
+    if CALLOUTS in urlsplit(base).path + "/":
+        return base
+    return address(base.strip().rstrip("/").removesuffix(MOUNT), CALLOUTS + quote(conn_id, safe=""))
+
+
 def connection_of_callout(text: str) -> str:
     """Return the connection's id in an address, which may have been pasted with blanks or slashes around it.
 
@@ -79,8 +91,8 @@ def takes_callouts_of(url: str, conn_id: str) -> bool:
     :param url: with any host, and any path before ``/callouts/``
     """
     path = unquote(re.split("[?#]", url, maxsplit=1)[0])
-    while _CALLOUTS in path:
-        path = path.partition(_CALLOUTS)[2]
+    while CALLOUTS in path:
+        path = path.partition(CALLOUTS)[2]
         if connection_of_callout(path) == conn_id:
             return True
     return False

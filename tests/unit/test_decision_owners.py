@@ -137,6 +137,11 @@ TABLE = (
         ("protocol.maintenance",),
     ),
     Decision(
+        "to which address callouts are sent",
+        "protocol.urls:callout_address",
+        ("commands",),
+    ),
+    Decision(
         "how the API server is found and asked",
         "feed.flow:SignedCalls",
         ("feed.worker", "feed.long_poll"),

@@ -1,4 +1,4 @@
-"""The addresses of the pages: an id with any characters survives the round trip."""
+"""The addresses of the pages and of callouts: an id with any characters survives the round trip."""
 
 from __future__ import annotations
 
@@ -8,7 +8,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from airflow_mediation_provider.protocol.urls import address, framed, session_of_page, session_page, task_page
+from airflow_mediation_provider.protocol.urls import (
+    address,
+    callout_address,
+    framed,
+    session_of_page,
+    session_page,
+    takes_callouts_of,
+    task_page,
+)
 
 BASES = ["", "/airflow", "https://airflow.example", "https://airflow.example:8443/team/airflow"]
 ids = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=20)
@@ -83,3 +91,13 @@ def test_the_frame_shows_the_same_page(conn: str, meter: str, session: str, base
     outer = framed(base, page)
     shown = "/" + outer.removeprefix(f"{base}/plugin/mediation-sessions/")
     assert shown == urlsplit(page)._replace(scheme="", netloc="").geturl()
+
+
+@pytest.mark.parametrize("conn_id", ["zuora", "a b", "team/zuora", "50%2Fä"])
+@given(st.sampled_from(BASES[1:]), st.sampled_from(["", "/", "/mediation", "/mediation/"]))
+def test_the_address_of_callouts_reaches_the_connection(conn_id: str, base: str, end: str) -> None:
+    made = callout_address(base + end, conn_id)
+
+    assert made.startswith(f"{base}/mediation/callouts/")
+    assert takes_callouts_of(made, conn_id)
+    assert callout_address(made, "another") == made
