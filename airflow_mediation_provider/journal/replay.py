@@ -135,7 +135,6 @@ def replay(
         raise ValueError(f"since ({since.isoformat()}) must be before until ({until.isoformat()})")
     if uri is not None:
         read_asset_uri(uri)
-    # Outside of the reads: there, a ValueError is a value that the database refuses.
     if dag_id is not None and read(lambda session: session.get(DagModel, dag_id)) is None:
         raise ValueError(f"there is no Dag {dag_id!r}")
     consumers = read(lambda session: _consumers(session, dag_id, uri))

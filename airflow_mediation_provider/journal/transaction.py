@@ -13,6 +13,7 @@ import time
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
+from traceback import walk_tb
 from typing import IO, TYPE_CHECKING, Any, Final
 
 from airflow import settings
@@ -37,8 +38,6 @@ _PAUSE_SECONDS: Final = 0.0005
 _threads, _next_thread = threading.Lock(), threading.Lock()
 
 MIGRATE: Final = "airflow db migrate"
-# Drivers check values too: NUL (ValueError), half a character (UnicodeError, a ValueError), a large number.
-_REFUSED: Final = (DataError, ValueError, OverflowError)
 # PostgreSQL: serialization failure, deadlock, lock not available. The connection may also be lost.
 _PASSING_CODES: Final = frozenset({"40001", "40P01", "55P03"})
 
@@ -133,30 +132,47 @@ def write(work: Callable[[Session], T], *, deadline_seconds: float) -> T:
         wait=wait_random_exponential(multiplier=0.02, max=0.5),
     )
     try:
-        return retrying(attempt)
+        with _errors_of_the_journal():
+            return retrying(attempt)
     except RetryError as error:
         raise JournalUnavailable(f"the journal could not be written: {said(error.last_attempt.exception())}") from error
     except TimeoutError as error:
         raise JournalUnavailable(f"the journal could not be written: {error}") from error
-    except _REFUSED as error:
-        raise UnstorableError(f"the database refuses a value: {said(error)}") from error
-    except (DBAPIError, PoolTimeoutError) as error:
-        raise unavailable(error) from error
 
 
 def read(work: Callable[[Session], T]) -> T:
     """Run some work that only reads; its result must be usable after the database session is closed.
 
     :raises JournalMissing: the tables are not there
+    :raises UnstorableError: a value was refused
     :raises JournalUnavailable: the database is away
     """
+    with _errors_of_the_journal(), _sessions()(expire_on_commit=False) as session:
+        return work(session)
+
+
+@contextmanager
+def _errors_of_the_journal() -> Iterator[None]:
+    """Raise errors of the database and of its driver as those of the journal; errors of the work stay what they are."""
     try:
-        with _sessions()(expire_on_commit=False) as session:
-            return work(session)
-    except _REFUSED as error:
+        yield
+    except (DataError, ValueError, OverflowError) as error:
+        if not _is_of_driver(error):
+            raise
         raise UnstorableError(f"the database refuses a value: {said(error)}") from error
     except (DBAPIError, PoolTimeoutError) as error:
         raise unavailable(error) from error
+
+
+def _is_of_driver(error: Exception) -> bool:
+    """Return whether a statement was refused, by the database or by the driver.
+
+    Drivers check values too: NUL (ValueError), half a character (UnicodeError, a ValueError), a large number
+    (OverflowError). SQLAlchemy passes these on as they are, so only where they come from shows whose they are: from
+    ``Dialect.do_execute`` or one of its kind, which call the driver.
+    """
+    frames = (frame for frame, _ in walk_tb(error.__traceback__))
+    return isinstance(error, DataError) or any(frame.f_code.co_name.startswith("do_execute") for frame in frames)
 
 
 def add(session: Session, table: type[Base], values: dict[str, Any]) -> bool:

@@ -5,18 +5,21 @@ from __future__ import annotations
 import json
 import logging
 import math
+from contextlib import contextmanager
 from dataclasses import replace
 from datetime import UTC, datetime
+from functools import partial
 from typing import TYPE_CHECKING, Any
+from unittest.mock import Mock
 
 import pytest
 from airflow import settings
-from sqlalchemy import select
+from sqlalchemy import BigInteger, String, cast, event, select
 
 from airflow_mediation_provider.journal import rows, task_reports, writer
 from airflow_mediation_provider.journal.tables import CallsRow, SessionRow, TransitionRow, WaitRow
 from airflow_mediation_provider.journal.task_reports import record_calls, record_waits
-from airflow_mediation_provider.journal.transaction import UnstorableError, read
+from airflow_mediation_provider.journal.transaction import UnstorableError, read, write
 from airflow_mediation_provider.journal.writer import record
 from airflow_mediation_provider.protocol.sessions.journal_entry import EntryKind, JournalEntry
 from airflow_mediation_provider.protocol.wire import to_plain
@@ -25,7 +28,7 @@ from tests.unit.journal.test_task_reports import MET, REPORT
 from tests.unit.journal.test_writer import CONN, NOW, all_of, change
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
 pytestmark = pytest.mark.usefixtures("airflow_database")
 
@@ -102,28 +105,27 @@ def test_different_long_notification_ids_are_different() -> None:
     assert record(entries, conn_id=CONN).new == 4
 
 
-def refusing(monkeypatch: pytest.MonkeyPatch, bad: Callable[[dict[str, Any]], bool], error: Exception) -> None:
-    """Let the driver refuse some rows that passed the gate."""
-    insert = writer.add
+@contextmanager
+def refusing(value: str, error: Exception) -> Iterator[None]:
+    """Let the driver refuse a value that passed the gate."""
 
-    def add(session: Any, table: Any, values: dict[str, Any]) -> bool:
-        if bad(values):
+    def do_execute(cursor: Any, statement: str, parameters: Any, context: Any) -> None:
+        if value in (parameters.values() if isinstance(parameters, dict) else parameters):
             raise error
-        return bool(insert(session, table, values))
 
-    monkeypatch.setattr(writer, "add", add)
+    event.listen(settings.engine, "do_execute", do_execute)
+    yield
+    event.remove(settings.engine, "do_execute", do_execute)
 
 
 @pytest.mark.parametrize("place", PLACES)
 @pytest.mark.parametrize(
     "error", [ValueError("NUL"), OverflowError("too large"), UnicodeEncodeError("u", "", 0, 1, "")]
 )
-def test_whatever_the_driver_refuses_is_a_refusal_of_that_report(
-    monkeypatch: pytest.MonkeyPatch, error: Exception, place: int
-) -> None:
-    refusing(monkeypatch, lambda values: values.get("session_id") == "R-bad", error)
+def test_whatever_the_driver_refuses_is_a_refusal_of_that_report(error: Exception, place: int) -> None:
     good = [change(None, "RUNNING", "n-1", session="R-1"), change(None, "RUNNING", "n-2", session="R-2")]
-    recorded = record(with_bad(good, entry(), place), conn_id=CONN)
+    with refusing("R-bad", error):
+        recorded = record(with_bad(good, entry(), place), conn_id=CONN)
     assert sorted(row.session_id for row in all_of(SessionRow)) == ["R-1", "R-2"]
     assert len(recorded.refused) == 1
     assert "the database refuses a value" in recorded.refused[0]
@@ -209,12 +211,34 @@ def test_more_calls_than_a_column_holds_are_left_out(caplog: pytest.LogCaptureFi
     assert all_of(CallsRow)[0].calls >= 21 * 10**8
 
 
-def test_a_read_that_the_driver_refuses_is_no_bare_error() -> None:
-    def work(session: Any) -> None:
-        raise ValueError("A string literal cannot contain NUL")
+@pytest.mark.parametrize("run", [read, partial(write, deadline_seconds=10)], ids=["read", "write"])
+@pytest.mark.parametrize(
+    ("value", "kind"), [(HALF, String), (2**70, BigInteger)], ids=["half a character", "a large number"]
+)
+def test_what_the_driver_refuses_is_no_bare_error(run: Callable[..., Any], value: object, kind: Any) -> None:
+    """Each driver refuses it in its own way, by an error of its own or one of Python's."""
+    with pytest.raises(UnstorableError, match="the database refuses a value: "):
+        run(lambda session: session.scalar(select(cast(value, kind))))
 
-    with pytest.raises(UnstorableError, match="the database refuses a value: A string literal"):
-        read(work)
+
+@pytest.mark.parametrize("run", [read, partial(write, deadline_seconds=10)], ids=["read", "write"])
+@pytest.mark.parametrize("error", [ValueError("a bug"), OverflowError("a bug"), UnicodeEncodeError("u", "", 0, 1, "")])
+def test_an_error_of_the_work_is_no_refusal_of_the_database(run: Callable[..., Any], error: Exception) -> None:
+    def work(session: Any) -> None:
+        session.execute(select(TransitionRow.id)).all()
+        raise error
+
+    with pytest.raises(type(error)) as raised:
+        run(work)
+    assert raised.value is error
+
+
+def test_reports_are_not_taken_for_refused_after_an_error_of_the_code(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(writer, "add", Mock(side_effect=ValueError("a bug")))
+
+    with pytest.raises(ValueError, match="a bug"):
+        record([entry()], conn_id=CONN)
+    assert all_of(TransitionRow) == []
 
 
 def test_ids_that_no_row_has_are_not_searched() -> None:
