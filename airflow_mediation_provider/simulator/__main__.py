@@ -25,7 +25,7 @@ def parser() -> argparse.ArgumentParser:
         epilog=MANUAL,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    made.add_argument("--host", help="address to listen on (default 127.0.0.1)")
+    made.add_argument("--host", help="address to listen on (default 127.0.0.1); it has no login")
     made.add_argument("--port", type=int, help="port to listen on; 0, the default, takes a free one")
     made.add_argument("--config", type=Path, metavar="FILE", help="settings and meters, YAML or JSON; see below")
     made.add_argument("--demo", action="store_true", help="use the built-in demo meters, not those of the file")

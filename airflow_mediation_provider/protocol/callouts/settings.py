@@ -203,7 +203,7 @@ def secret_cautions(extra: Mapping[str, Any]) -> tuple[str, ...]:
 
     :param extra: the connection's whole extra
     """
-    given = {name: str(extra.get(name) or "") for name in sorted(SECRET_FIELDS)}
+    given = {name: "" if extra.get(name) is None else str(extra[name]) for name in sorted(SECRET_FIELDS)}
     short = [
         f"{name} has fewer than {SHORTEST_SECRET} characters: choose a longer one here and in Zuora"
         for name, secret in given.items()

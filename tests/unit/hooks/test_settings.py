@@ -191,6 +191,7 @@ SAFE = {"password": "hush-hush-hush-hush"}
         ({"host": "https://zuora.example", "password": "x" * 15}, {}, "the client secret has fewer than 16 characters"),
         ({"host": "https://zuora.example", **SAFE}, {"callout_token": "x" * 16}, None),
         ({"host": "https://zuora.example", **SAFE}, {"callout_token": "x" * 15}, "callout_token has fewer than 16"),
+        ({"host": "https://zuora.example", **SAFE}, {"callout_token": 0}, "callout_token has fewer than 16"),
         (
             {"host": "https://zuora.example", **SAFE},
             {"callout_hmac_secret": 7},
