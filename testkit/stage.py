@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import json
 import os
@@ -14,6 +15,8 @@ from typing import TYPE_CHECKING, Any, Self
 
 import psutil
 
+from airflow_mediation_provider.protocol.wire import derive_key
+from airflow_mediation_provider.simulator.tokens import MARK
 from testkit.mail import MailServer
 from testkit.processes import NotInTimeError, Processes, free_ports, kill_processes_in, wait_until
 from testkit.simulator import SimulatorControl
@@ -24,6 +27,7 @@ if TYPE_CHECKING:
 
 PROJECT = Path(__file__).resolve().parent.parent
 CONN_ID = "mediation_default"
+CLIENT_ID, CLIENT_SECRET = "simulator-client", "simulator-secret"
 
 
 class StageInUseError(Exception):
@@ -103,6 +107,20 @@ class Stage:
             raise NotInTimeError(f"{error}\n{self._processes.tail('simulator')}") from None
         self.call_out()
 
+    @property
+    def secrets(self) -> dict[str, bytes]:
+        """The secrets of the connection by their names, in each form in which one is sent or written."""
+        known = {"client secret": CLIENT_SECRET.encode(), "secret of callouts": self._callout_secret.encode()}
+        key = derive_key(CLIENT_SECRET)
+        return {
+            **known,
+            **{f"{name}, base64": base64.b64encode(secret).rstrip(b"=") for name, secret in known.items()},
+            "credentials, base64": base64.b64encode(f"{CLIENT_ID}:{CLIENT_SECRET}".encode()).rstrip(b"="),
+            "derived key": key,
+            "derived key, hex": key.hex().encode(),
+            "token": MARK.encode(),
+        }
+
     def rows(self, query: str, *parameters: Any) -> list[tuple[Any, ...]]:
         """Query the usage database, which the Dags load; an empty list until something is loaded."""
         if not self.usage_db.exists():
@@ -154,8 +172,8 @@ def connection(url: str, *, callout_secret: str | None = None, **fields: Any) ->
         {
             "conn_type": "mediation",
             "host": url,
-            "login": "simulator-client",
-            "password": "simulator-secret",
+            "login": CLIENT_ID,
+            "password": CLIENT_SECRET,
             "extra": extra,
             **fields,
         }

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hmac
 import uuid
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from airflow_mediation_provider.simulator.messages import Call, Reply
 from airflow_mediation_provider.simulator.sessions import Refusal
@@ -16,6 +16,9 @@ if TYPE_CHECKING:
     from airflow_mediation_provider.simulator.clock import Clock
     from airflow_mediation_provider.simulator.config import SimulatorConfig
     from airflow_mediation_provider.simulator.event_log import EventLog
+
+MARK: Final = "simulator-token-"
+"""By it a token is found in a log."""
 
 
 class Tokens:
@@ -43,7 +46,7 @@ class Tokens:
         if not hmac.compare_digest(secret, config.client_secret.encode()) or not known:
             self._refuse(client, "Invalid client id or client secret.", 401)
         self._issued += 1
-        token = uuid.uuid4().hex
+        token = f"{MARK}{uuid.uuid4().hex}"
         self._tokens[token] = (self._issued, self._clock.now() + config.token_life)
         self._log.add("token", granted=True, number=self._issued, client_id=client)
         return Reply(

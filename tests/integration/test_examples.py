@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
     from demo.play import Played
     from testkit.stage import Stage
+    from tests.unit.statsd import StatsdServer
 
 
 @pytest.fixture(scope="module")
@@ -80,3 +81,21 @@ def test_the_dag_of_the_readme_works(
     (batch,) = [run for run in stage.airflow.runs("usage_batch") if run["conf"]["session_id"] == session["session_id"]]
     stage.airflow.wait_success("usage_batch", batch["dag_run_id"])
     assert loaded(stage, session["session_id"]) == expected(session) == (8, 0, 8, 0)
+
+
+def test_nothing_that_was_left_has_a_secret(stage: Stage, statsd: StatsdServer, played: dict[int, Played]) -> None:
+    """Neither logs of processes and tasks, nor the database (XComs, trigger arguments, audit log), nor a metric."""
+    del played
+    left = {str(file.relative_to(stage.root)): file for file in stage.root.rglob("*") if file.is_file()}
+    logs = stage.airflow.home / "logs"
+    for where in (stage.airflow.root, logs, stage.airflow.home / "airflow.db"):
+        files = [where] if where.is_file() else [file for file in left.values() if where in file.parents]
+        assert any(b"mediation_default" in file.read_bytes() for file in files), where
+    metrics = "\n".join(statsd.lines()).encode()
+    found = [
+        f"{name}: {what}"
+        for name, content in (*((name, file.read_bytes()) for name, file in left.items()), ("metrics", metrics))
+        for what, secret in stage.secrets.items()
+        if secret in content
+    ]
+    assert found == []
