@@ -7,20 +7,27 @@ import time
 
 import pytest
 import schemathesis
+from fastapi import APIRouter
+from fastapi.routing import APIRoute
 from hypothesis import settings
+from schemathesis.checks import not_a_server_error
 from schemathesis.specs.openapi.checks import positive_data_acceptance
 from starlette.responses import JSONResponse
 
 from airflow_mediation_provider.api_server.app import create_app
 from airflow_mediation_provider.api_server.connections import Connections
 from airflow_mediation_provider.api_server.journal import Recorder
+from airflow_mediation_provider.api_server.pages import add_pages
 from airflow_mediation_provider.protocol.maintenance import HISTORY_PATH, PRUNE_PATH, RECONCILE_PATH
 from airflow_mediation_provider.protocol.wire import FEED_PATH, OBSERVATIONS_PATH, derive_key, signed_headers
 from tests.unit.api_server.conftest import Directory, Journal
+from tests.unit.api_server.pages.conftest import manager  # noqa: F401  # the fixture
 from tests.unit.api_server.signed import signature
 
 # The same requests in each run, and few of them: the description has hardly anything to vary.
 QUICK = settings(max_examples=2 * settings.default.max_examples // 5, derandomize=True, database=None)
+# A page takes longer, and has few arguments.
+FEW = settings(max_examples=QUICK.max_examples // 4, derandomize=True, database=None)
 SECRET = {"callout_hmac_secret": "s3cret-of-zuora"}
 SIGNED = (FEED_PATH, OBSERVATIONS_PATH, HISTORY_PATH, PRUNE_PATH, RECONCILE_PATH)
 
@@ -62,6 +69,34 @@ def described(recorder, wrap=lambda app: app):
     return schemathesis.openapi.from_asgi("/openapi.json", wrap(app))
 
 
+class LoggedIn:
+    """What a browser adds: the user's cookie, and where the request comes from."""
+
+    def __init__(self, app) -> None:
+        self.app = app
+
+    async def __call__(self, scope, receive, send):
+        added = [(b"cookie", b"_token=good"), (b"sec-fetch-site", b"same-origin")]
+        if scope["type"] == "http" and scope["path"] != "/openapi.json":
+            scope = {**scope, "headers": [*scope["headers"], *added]}
+        await self.app(scope, receive, send)
+
+
+def pages_described(wrap=lambda app: app):
+    """The pages too: the description leaves them out, as it is for machines."""
+    router = APIRouter()
+    add_pages(router)
+    app = create_app(Connections(Directory(zuora=SECRET).find), Recorder())
+    app.router.routes = [each for each in router.routes if isinstance(each, APIRoute)]
+    for route in app.router.routes:
+        route.include_in_schema = True
+    description = app.openapi()
+    app.add_route("/openapi.json", lambda _request: JSONResponse(description))
+    return schemathesis.openapi.from_asgi("/openapi.json", wrap(app))
+
+
+strangers_of_pages = pages_described()
+users = pages_described(LoggedIn)
 strangers = described(Recorder(Journal().record))
 zuora = described(Recorder(), Proving)
 
@@ -88,6 +123,21 @@ def test_authenticated_requests_get_documented_answers(case):
         # Both ends of these messages are ours, so the description leaves out their content.
         reply = case.call_and_validate(excluded_checks=[positive_data_acceptance])
         assert reply.status_code in (200, 400, 405)
+
+
+@strangers_of_pages.parametrize()
+@FEW
+@pytest.mark.usefixtures("manager")
+def test_no_page_is_shown_without_a_login(case):
+    # A form that cannot be read is refused as such.
+    assert case.call().status_code in ((400, 401, 405) if case.method == "POST" else (401, 405))
+
+
+@users.parametrize()
+@FEW
+@pytest.mark.usefixtures("manager", "journal_on_postgres")
+def test_no_request_of_a_user_is_an_error_of_the_server(case):
+    case.call_and_validate(checks=[not_a_server_error])
 
 
 def test_no_path_is_left_out():
