@@ -64,9 +64,9 @@ class MeterSessionTimetable(PartitionedAssetTimetable):
         """
         if not isinstance(other, MeterSessionTimetable):
             raise TypeError(
-                f"A schedule of on_meter_session() combines by | with another one only, not with {other!r:.80}: events "
-                "of other assets have no session's id, so such a run would never start. Give that asset to a Dag of its"
-                " own."
+                "A schedule of on_meter_session() combines by | only with another one, not with "
+                f"{type(other).__name__}: the events of other assets contain no session, so the run would never start."
+                " Write a Dag of its own for them."
             )
         return _StoredAsAirflows(assets=self.asset_condition | other.asset_condition)
 
@@ -147,8 +147,8 @@ def on_meter_session(
         that are made later
     :param statuses: the status, or several: for example COMPLETED, FAILED or CANCELED; for tests TESTING_PASSED or
         TESTING_FAILED
-    :param previous_statuses: only sessions that were in this status, or one of these, right before: only callouts
-        report it; default: all
+    :param previous_statuses: only sessions that were in this status, or one of these, right before; default: all. Only
+        callouts and the callout history report it
     :param run_type: only NORMAL or only DEBUG sessions; default: DEBUG for the statuses that exist for tests only,
         and NORMAL for all others
     :param mediation_conn_id: Airflow connection of type ``mediation``; callouts go to the address with its name
@@ -180,7 +180,8 @@ def on_meter_session(
         if refused := [name for name, given in unknown.items() if given]:
             raise ValueError(
                 f"poll_interval does not go with {' and '.join(refused)}: a poll asks for the status of one meter, and "
-                "shows no previous status. Leave poll_interval out, and let Zuora send callouts."
+                "shows no previous status. Leave poll_interval out: callouts are needed here, or callout_history where "
+                "Zuora cannot reach Airflow."
             )
         interval = seconds("poll_interval", poll_interval, least=_SHORTEST_POLL)
         assets += [_polls(conn_id, meter, interval) for meter in meters]
@@ -241,10 +242,10 @@ def triggering_session(context: Context | None = None) -> SessionResult:
 
 
 def triggering_sessions(context: Context | None = None) -> list[SessionResult]:
-    """Return all that this Dag run is for, the oldest first: as a rule one session in one status.
+    """Return all sessions that started this Dag run, the oldest first: as a rule one session in one status.
 
-    It is more where the session reached another status of the schedule, or the same one again, before Airflow's
-    scheduler made the run. And where one Dag is scheduled on several connections whose sessions have the same id.
+    There are more if the session reached another status of the schedule, or the same one again, before Airflow's
+    scheduler made the run; or if the Dag is scheduled on several connections whose sessions have the same id.
 
     :param context: the running task's context; the current task's by default
     :raises MediationMisconfigured: no session started this run, for example because a user started it

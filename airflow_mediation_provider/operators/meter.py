@@ -192,7 +192,7 @@ class RunMeterOperator(SessionWaitMixin, BaseOperator):
         endless = ENDS_BY_POLL[self.run_type].difference(self.statuses, stated or ())
         if endless:
             names = ", ".join(sorted(endless))
-            raise ValueError(f"{names}: a session that ends so is neither in statuses nor in fail_on: add it to one")
+            raise ValueError(f"{names}: a session may end so, and this is neither in statuses nor in fail_on: add it")
 
     def _kept_run(self, context: Context) -> KeptRun:
         return KeptRun.of(context, self.timeout + self.capacity_timeout + self.max_unreachable)
@@ -250,7 +250,7 @@ class RunMeterOperator(SessionWaitMixin, BaseOperator):
         else:
             self.log.info("Going on with the session of an earlier try: %s.", kept.session_id or "(unknown)")
         if kept.request != request:
-            self.log.warning("The sources changed since that session was called for: they count from the next one.")
+            self.log.warning("The sources changed since that session started: the next one gets the new ones.")
         return self._go_on(context, kept, {})
 
     def execute_complete(self, context: Context, event: Any = None) -> SessionResult | None:

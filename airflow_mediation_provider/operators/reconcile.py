@@ -38,12 +38,12 @@ _PAUSES: Final = (2.0, 5.0, 15.0)
 class ReconcileCalloutsOperator(BaseOperator):
     """Read Zuora's callout history, add what the journal lacks, and check sessions that never end.
 
-    It takes one REST call for each 40 callouts of the tenant in the span, and in as many hours around it as the
-    tenant's time zone may differ: set that zone in the connection's ``callout_timezone``, and the notification's event
-    category here. A retry, or a span that was read before, repairs nothing twice.
+    It takes one REST call for each 40 callouts of the tenant in the span and an hour around it; 15 hours where the
+    connection has no ``callout_timezone``. Set that, and the event category of the notification, to save calls. A
+    retry, or a span that was read before, repairs nothing twice.
 
     The changes that it adds start Dags as a callout does. A session that seems never to end is only reported: the run
-    status of its meter contains no session id, and so decides nothing.
+    status of its meter contains no session id, so it does not prove how the session ended.
 
     :param since: start of the span, with a zone; ``lookback`` before its end unless given. Templated
     :param until: end of the span, with a zone; now unless given. Templated
@@ -51,10 +51,12 @@ class ReconcileCalloutsOperator(BaseOperator):
     :param event_category: read only callouts of this event, ``{namespace}:{event type}``, or the number of a
         standard event; the task's log shows that of your status changes. The connection's ``callout_event_category``
         unless given. Templated
-    :param open_for: check sessions that have not ended and had no update for so long; ``None``: none
+    :param open_for: check sessions that have not ended and had no update for this long; ``None``: none
     :param dry_run: only report what is missing
     :param mediation_conn_id: connection of type ``mediation``
-    :return: ``{"dry_run", "records", "told", "unreadable", "categories", "repaired": [session, ...], "stuck": [...]}``
+    :return: ``{"dry_run", "records", "told", "unreadable", "categories", "repaired": [session, ...], "stuck": [...]}``:
+        how many records were read, how many status changes they contain, how many lack one, the event categories with
+        their counts, the changes that were added, and the sessions without an end, each with its ``meter_status``
     :raises ValueError: when the Dag is parsed: an argument is empty or impossible
 
     https://developer.zuora.com/v1-api-reference/api/operation/GET_CalloutHistory/
@@ -119,8 +121,8 @@ class ReconcileCalloutsOperator(BaseOperator):
 class ReadCalloutHistoryOperator(BaseOperator):
     """Read Zuora's callout history from where the last read ended; for sensors, where Zuora cannot reach Airflow.
 
-    Schedule it every ``interval``. It shares the journal's cursor with each other such task of the
-    connection, and with ``on_meter_session(callout_history=...)``: what another one has just read is not read again.
+    Schedule it every ``interval``. All such tasks of a connection, and ``on_meter_session(callout_history=...)``, share
+    one history cursor: what one of them has just read is not read again.
     What it stores starts Dags, and ends waits, as a callout does. It takes one REST call, and one more for each 40
     further callouts of the last 75 minutes: set the connection's ``callout_event_category`` if your tenant sends many
     others.
@@ -130,8 +132,8 @@ class ReadCalloutHistoryOperator(BaseOperator):
         with DAG("callout_history", schedule=timedelta(minutes=5), catchup=False, max_active_runs=1):
             ReadCalloutHistoryOperator(task_id="read", interval=timedelta(minutes=5))
 
-    :param interval: the time between two of its runs: sensors wait so much longer for a change, and the health page
-        shows when no run came for long
+    :param interval: the time between two of its runs: sensors receive a change that much later, and the health line is
+        red when no run has read the history for longer
     :param mediation_conn_id: connection of type ``mediation``. Templated
     :return: ``{"read": whether it was its turn, "added": [session, ...]}``
     :raises ValueError: when the Dag is parsed: an argument is empty or impossible

@@ -104,7 +104,7 @@ class StopMeterOperator(SessionWaitMixin, BaseOperator):
             self.take_arguments()
             if not self._ask(force=self.force):
                 status = self.hook.run_status(str(self.meter_id), self.version)
-                self.log.info("Nothing of meter %s runs: it is %s.", self.meter_id, status)
+                self.log.info("No run of meter %s is live: the meter is %s.", self.meter_id, status)
                 return self._report(status, was_running=False, forced=False)
             status = self.hook.run_status(str(self.meter_id), self.version)
         if not self.wait_for_stop:
@@ -138,7 +138,7 @@ class StopMeterOperator(SessionWaitMixin, BaseOperator):
             # Zuora accepts no force while a stop is in progress; the stop in progress ends as well.
             self.log.info("A stop of meter %s is already in progress.", self.meter_id)
         else:
-            self.log.info("Zuora accepted to stop meter %s %s: %s.", self.meter_id, kind, live)
+            self.log.info("Zuora accepted the request to stop meter %s %s: %s.", self.meter_id, kind, live)
         return True
 
     def _wait(self, context: Context, status: str, *, forced: bool) -> dict[str, Any]:

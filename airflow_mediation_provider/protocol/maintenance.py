@@ -342,8 +342,8 @@ def check_days(days: object) -> float:
         raise ValueError(f"how many days to keep must be a number, not {days!r}")  # an argument's value
     if not days >= SHORTEST_DAYS:
         raise ValueError(
-            f"{days:g} days are too few, the journal keeps at least {SHORTEST_DAYS}: a callout that Zuora sends again "
-            "must be recognised, or it would start Dags again, and waits need the sessions of the last days"
+            f"{days:g} days are too few, at least {SHORTEST_DAYS} are kept: a callout that Zuora sends again would "
+            "start Dags once more, and waits need the sessions of the last days"
         )
     return days
 

@@ -112,7 +112,7 @@ def seconds(name: str, value: timedelta | float, *, least: float = 0.0) -> float
     known = isinstance(number, int | float) and not isinstance(number, bool)
     if not known or not least <= number <= _LONGEST.total_seconds():
         raise ValueError(
-            f"{name} must be a timedelta or a number of seconds, from {least:g} seconds to ten years, not {value!r:.80}"
+            f"{name} must be a timedelta or a number of seconds, from {least:g} s to ten years, not {value!r:.80}"
         )
     return float(number)
 

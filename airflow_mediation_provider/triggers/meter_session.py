@@ -199,7 +199,7 @@ class MeterSessionTrigger(BaseTrigger):
         except MediationError as error:
             reason = str(error)
         if reason is None:
-            self.log.info("The task was ended: Zuora accepted to stop %s.", meter)
+            self.log.info("The task was ended: Zuora accepted the request to stop %s.", meter)
         else:
             self.log.warning("Did not stop %s: %s", meter, reason)
 

@@ -94,9 +94,9 @@ class TestSchedule:
     @pytest.mark.parametrize(
         ("combine", "instead"),
         [
-            (lambda a, _: a | Asset("s3://bucket/key"), "combines by [|] with another one only, .* a Dag of its own"),
-            (lambda a, _: Asset("s3://bucket/key") | a, "combines by [|] with another one only"),
-            (lambda a, _: a | COMPLETED, "combines by [|] with another one only"),
+            (lambda a, _: a | Asset("s3://bucket/key"), "only with another one, not with Asset: .* a Dag of its own"),
+            (lambda a, _: Asset("s3://bucket/key") | a, "combines by [|] only with another one"),
+            (lambda a, _: a | COMPLETED, "combines by [|] only with another one"),
             (lambda a, b: a & b, "do not combine by &: .* Use [|] for a run for each session of either"),
             (lambda a, _: Asset("s3://bucket/key") & a, "do not combine by &"),
         ],
@@ -151,13 +151,13 @@ class TestSchedule:
                 {"statuses": "TESTING_FAILED", "run_type": "NORMAL"},
                 "only a test is ever TESTING_FAILED: leave run_type",
             ),
-            ({"poll_interval": 1}, "poll_interval must be .* from 5 seconds"),
+            ({"poll_interval": 1}, "poll_interval must be .* from 5 s to"),
             (
                 {"poll_interval": 60, "meter_id": ANY_METER},
                 "poll_interval does not go with meter_id=ANY_METER: .* poll",
             ),
             ({"poll_interval": 60, "previous_statuses": "RUNNING"}, "poll_interval does not go with previous_statuses"),
-            ({"callout_history": 1}, "callout_history must be .* from 5 seconds"),
+            ({"callout_history": 1}, "callout_history must be .* from 5 s to"),
             ({"callout_history": "60"}, "callout_history must be"),
             ({"callout_history": 60, "poll_interval": 60}, "poll_interval does not go with callout_history"),
         ],

@@ -163,6 +163,7 @@ def template_text(settings: CalloutSettings, url: str) -> str:
         lines += [
             f"Connection {settings.conn_id!r} accepts no callouts yet: set callout_hmac_secret, or callout_username",
             "and callout_password, or callout_token in its extra. Then run this command again: it adds their settings.",
+            "If Zuora cannot reach Airflow, and the callout history is read instead, leave them out.",
             "",
         ]
     if settings.date_format is None:

@@ -3,8 +3,8 @@
 A condition is plain data, checked when it is made: an impossible one is a ``ValueError`` when the Dag is parsed, not a
 task that waits for ever.
 
-A ``Subject`` is the session or meter that a task's arguments name. A session object brings its meter, version, run type
-and connection; an argument that contradicts it is an error, because a value copied by hand is more often wrong.
+A ``Subject`` is the session or meter that a task's arguments name. A session object contains its meter, version, run
+type and connection; an argument that contradicts it is an error, because a value copied by hand is more often wrong.
 """
 
 from __future__ import annotations
@@ -71,7 +71,7 @@ class OtherPrevious(StrEnum):
         if value not in list(cls):
             raise ValueError(f"on_other_previous must be one of {', '.join(cls)}, not {value!r}")
         if value != cls.WAIT and not previous_statuses:
-            raise ValueError("on_other_previous needs previous_statuses: any status may come before otherwise")
+            raise ValueError("on_other_previous needs previous_statuses: without it, any status may come before")
         return cls(str(value))
 
 
@@ -125,7 +125,8 @@ class SessionCondition:
     :param session_id: the session, for example ``R-00005468``
     :param run_type: NORMAL (live) or DEBUG (test)
     :param statuses: the statuses that meet the condition; default: the success of the run type
-    :param previous_statuses: the statuses that must have come right before; only callouts report them
+    :param previous_statuses: the statuses that must have come right before; only callouts and the callout
+        history report them
     :param on_other_previous: what happens where another status came before: the wait goes on (``wait``), or fails
         (``fail``; ``skip``: the sensor skips then)
     :param fail_on: the statuses that fail the wait; default: each terminal status that is not in ``statuses``
@@ -366,7 +367,7 @@ def subject_of(given: Mapping[str, Any], unknown: Collection[str] = ()) -> Subje
         if own is not None or wanted is not None:
             values[argument] = own or wanted
     if "meter_id" not in values and "meter_id" not in unknown and not named.intersection(unknown):
-        raise ValueError("meter_id is missing: give it, or give session, the output of a task, which brings it")
+        raise ValueError("meter_id is missing: give it, or give session, the output of a task, which contains it")
     return Subject(**{"meter_id": "", **values}, session_id=session_id, session=session)
 
 
