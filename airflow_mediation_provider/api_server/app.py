@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import re
 from collections import Counter
+from http import HTTPStatus
 from typing import TYPE_CHECKING, Any, Final
 
 from fastapi import APIRouter, FastAPI, Request
@@ -103,7 +104,8 @@ class _SingleSlashes:
 async def _http_error(_request: Request, error: Exception) -> JSONResponse:
     """Answer what the router refuses: an unknown path, a wrong method."""
     assert isinstance(error, HTTPException)  # noqa: S101  # registered for nothing else
-    return refused(error.status_code, str(error.detail).lower(), error.headers)
+    standard = error.detail == HTTPStatus(error.status_code).phrase
+    return refused(error.status_code, error.detail.lower() if standard else error.detail, error.headers)
 
 
 async def _server_error(_request: Request, _error: Exception) -> JSONResponse:

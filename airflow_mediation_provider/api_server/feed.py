@@ -190,7 +190,7 @@ class Feed:
             return not_kept
 
 
-@router.post(FEED_PATH, responses=error_docs(400, 401, 405, 408, 413, 503))
+@router.post(FEED_PATH, responses=error_docs(400, 401, 404, 405, 408, 413, 503))
 async def ask_feed(request: Request) -> Response:
     """Return the states of the requested sessions, or wait for a change."""
     connection, body = await read_signed(request, FEED_PATH)

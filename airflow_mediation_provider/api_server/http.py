@@ -38,7 +38,7 @@ ERROR_SCHEMA: Final[dict[str, Any]] = {
 _MEANINGS: Final = {
     400: "the message cannot be parsed",
     401: "the request is not authenticated",
-    404: "no connection of type `mediation` with callout authentication has this id",
+    404: "no connection of type `mediation` has exactly this id, or it accepts no callouts",
     405: "another method is needed",
     408: "the body did not arrive in time",
     413: "the body is too large",

@@ -18,7 +18,7 @@ from fastapi import APIRouter, Request, Response
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 
-from airflow_mediation_provider.api_server.connections import LookupFailedError, UnknownConnectionError
+from airflow_mediation_provider.api_server.connections import LookupFailedError, OtherIdError, UnknownConnectionError
 from airflow_mediation_provider.api_server.http import (
     UNAVAILABLE,
     BodyTooLargeError,
@@ -49,9 +49,11 @@ from airflow_mediation_provider.protocol.wire import (
     SIGNATURE_HEADER,
     NotAuthenticatedError,
     derive_key,
+    digest_of,
     observations_from_bytes,
     reply_signature,
     signed_connection,
+    signed_digest,
     verify,
 )
 from airflow_mediation_provider.protocol.zuora.api_usage import merged
@@ -59,12 +61,14 @@ from airflow_mediation_provider.protocol.zuora.api_usage import merged
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
-    from airflow_mediation_provider.api_server.connections import MediationConnection
+    from airflow_mediation_provider.api_server.connections import Connections, MediationConnection
     from airflow_mediation_provider.protocol.zuora.api_usage import HourlyUsage
 
 
 # The waits of one triggerer, two thousand with their conditions, take one megabyte or two.
 BODY_LIMIT: Final = 8 * 1024 * 1024
+# Of a client whose headers alone prove nothing; a callout, which is read before its proof too, may be as large.
+UNPROVEN_BODY_LIMIT: Final = 256 * 1024
 BODY_SECONDS: Final = 10.0
 # One text for all cases, so that an unauthenticated client cannot find out which connections exist.
 NOT_AUTHENTICATED: Final = "not authenticated"
@@ -88,29 +92,35 @@ _reconcile_thread: Final = ThreadPoolExecutor(1, "mediation-reconcile")
 async def read_signed(request: Request, path: str) -> tuple[MediationConnection, bytes]:
     """Return the connection whose secret a request is signed with, and the request's body.
 
+    The body is read after the headers have proven the sender. A client of an older version sends no digest of its body
+    and is proven by the body itself, so only a small one is read.
+
     :param path: the path that is signed
-    :raises HTTPException: 401 not authenticated, 408 and 413 by its body, 503 if the connection cannot be looked up
+    :raises HTTPException: 401 not authenticated, 404 authenticated by another spelling of the connection's id, 408 and
+        413 by its body, 503 if the connection cannot be looked up
     """
-    conn_id = signed_connection(request.headers)
+    conn_id, digest = signed_connection(request.headers), signed_digest(request.headers)
+    log_as = partial(request.app.state.throttled_log.log, conn_id=conn_id)
     try:
-        # Before the body: a client without even a connection's id must not fill the memory.
-        connection: MediationConnection = await request.app.state.connections.get(conn_id)
-        body = await read_body(request, limit=BODY_LIMIT, seconds=BODY_SECONDS)
-        if not connection.client_secret:
-            raise NotAuthenticatedError("the connection has no client secret")
-        key = derive_key(connection.client_secret)
-        verify(key, path=path, conn_id=conn_id, body=body, headers=request.headers, now=time.time())
-    except BodyTooLargeError:
-        raise HTTPException(413, f"at most {BODY_LIMIT} bytes", {"Connection": "close"}) from None
-    except (BodyTooSlowError, ClientDisconnect):
-        raise HTTPException(408, "the body did not arrive in time", {"Connection": "close"}) from None
+        if digest is None:
+            # Before the look-up: the answer to a large body must not depend on whether there is a connection.
+            body = await _read(request, UNPROVEN_BODY_LIMIT)
+            connection = await _proven(request, path, conn_id, digest_of(body))
+        else:
+            connection = await _proven(request, path, conn_id, digest)
+            body = await _read(request, BODY_LIMIT)
+            if digest_of(body) != digest:
+                raise NotAuthenticatedError("the body is not the one whose digest is signed")
     except (UnknownConnectionError, NotAuthenticatedError) as error:
-        what = f"A request to {path} was answered 401"
-        request.app.state.throttled_log.log(logging.WARNING, what, conn_id, str(error))
+        log_as(logging.WARNING, f"A request to {path} was answered 401", reason=str(error))
         raise HTTPException(401, NOT_AUTHENTICATED) from None
     except LookupFailedError as error:
-        request.app.state.throttled_log.log(logging.ERROR, f"A request to {path} was answered 503", conn_id, str(error))
+        log_as(logging.ERROR, f"A request to {path} was answered 503", reason=str(error))
         raise HTTPException(503, UNAVAILABLE) from None
+    if connection.conn_id != conn_id:
+        reason = str(OtherIdError(connection.conn_id))
+        log_as(logging.WARNING, f"A request to {path} was answered 404", reason=reason)
+        raise HTTPException(404, reason)
     return connection, body
 
 
@@ -118,6 +128,34 @@ def signed_reply(request: Request, connection: MediationConnection, data: bytes)
     """Return the good answer to a request of ``read_signed``, signed: the client accepts none of another service."""
     proof = reply_signature(derive_key(connection.client_secret or ""), request.headers[SIGNATURE_HEADER], data)
     return Response(data, media_type="application/json", headers={SIGNATURE_HEADER: proof})
+
+
+async def _proven(request: Request, path: str, conn_id: str, digest: str) -> MediationConnection:
+    """Return the connection whose secret the headers are signed with; its id may be another than the signed one.
+
+    :raises UnknownConnectionError: there is none
+    :raises NotAuthenticatedError: the headers are signed with another secret, or not at all
+    :raises LookupFailedError: it cannot be looked up
+    """
+    connections: Connections = request.app.state.connections
+    try:
+        connection = await connections.get(conn_id)
+    except OtherIdError as error:
+        connection = await connections.get(error.conn_id)
+    if not connection.client_secret:
+        raise NotAuthenticatedError("the connection has no client secret")
+    key = derive_key(connection.client_secret)
+    verify(key, path=path, conn_id=conn_id, digest=digest, headers=request.headers, now=time.time())
+    return connection
+
+
+async def _read(request: Request, limit: int) -> bytes:
+    try:
+        return await read_body(request, limit=limit, seconds=BODY_SECONDS)
+    except BodyTooLargeError:
+        raise HTTPException(413, f"at most {limit} bytes", {"Connection": "close"}) from None
+    except (BodyTooSlowError, ClientDisconnect):
+        raise HTTPException(408, "the body did not arrive in time", {"Connection": "close"}) from None
 
 
 class ApiUsageBuffer:
@@ -167,7 +205,7 @@ class ApiUsageBuffer:
                 return
 
 
-@router.post(OBSERVATIONS_PATH, responses=error_docs(400, 401, 405, 408, 413, 503))
+@router.post(OBSERVATIONS_PATH, responses=error_docs(400, 401, 404, 405, 408, 413, 503))
 async def take_observations(request: Request) -> Response:
     """Store each valid entry, verdict and note; the same request again changes nothing.
 
@@ -199,7 +237,7 @@ async def take_observations(request: Request) -> Response:
     return signed_reply(request, connection, json.dumps(stored).encode())
 
 
-@router.post(PRUNE_PATH, responses=error_docs(400, 401, 405, 408, 413, 503))
+@router.post(PRUNE_PATH, responses=error_docs(400, 401, 404, 405, 408, 413, 503))
 async def prune_journal(request: Request) -> Response:
     """Delete for two seconds, and return what was deleted and whether that was all."""
     connection, body = await read_signed(request, PRUNE_PATH)
@@ -225,7 +263,7 @@ def _prune(days: float, conn_id: str) -> tuple[Pruned, bool]:
     return total, True
 
 
-@router.post(RECONCILE_PATH, responses=error_docs(400, 401, 405, 408, 413, 503))
+@router.post(RECONCILE_PATH, responses=error_docs(400, 401, 404, 405, 408, 413, 503))
 async def reconcile(request: Request) -> Response:
     """Store the entries that the journal does not have; the same request again changes nothing."""
     connection, body = await read_signed(request, RECONCILE_PATH)
@@ -250,7 +288,7 @@ async def reconcile(request: Request) -> Response:
     return signed_reply(request, connection, reply.to_bytes())
 
 
-@router.post(HISTORY_PATH, responses=error_docs(400, 401, 405, 408, 413, 503))
+@router.post(HISTORY_PATH, responses=error_docs(400, 401, 404, 405, 408, 413, 503))
 async def read_history(request: Request) -> Response:
     """Give a reader of the callout history its turn, or move the cursor after its read."""
     connection, body = await read_signed(request, HISTORY_PATH)

@@ -274,7 +274,9 @@ class SignedCalls:
                 f"{self._conn_id!r}, or its clock differs"
             )
         if reply.status != 200:
-            raise FeedUnavailableError(f"{address.url} answered {reply.status}")
+            reason = (reply.json or {}).get("error")
+            said = f": {reason:.200}" if isinstance(reason, str) else ""
+            raise FeedUnavailableError(f"{address.url} answered {reply.status}{said}")
         self._check(reply, address, key, headers[SIGNATURE_HEADER])
         return reply.body
 

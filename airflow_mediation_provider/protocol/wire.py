@@ -41,6 +41,7 @@ MOST_INSTANTS: Final = 2000
 CONNECTION_HEADER: Final = "Mediation-Connection"
 TIMESTAMP_HEADER: Final = "Mediation-Timestamp"
 SIGNATURE_HEADER: Final = "Mediation-Signature"
+DIGEST_HEADER: Final = "Mediation-Content-SHA256"
 LONGEST_WAIT_SECONDS: Final = 20.0
 """The longest time until a feed request is answered."""
 FULL_LOOK_SECONDS: Final = 60.0
@@ -72,11 +73,26 @@ def signed_headers(key: bytes, *, path: str, conn_id: str, body: bytes, timestam
     :param body: the request's body
     :param timestamp: the time now, in whole seconds since 1970
     """
+    digest = digest_of(body)
     return {
         CONNECTION_HEADER: quote(conn_id, safe=_PLAIN),
         TIMESTAMP_HEADER: str(timestamp),
-        SIGNATURE_HEADER: f"{_VERSION}={_signature(key, path, conn_id, body, str(timestamp))}",
+        DIGEST_HEADER: digest,
+        SIGNATURE_HEADER: f"{_VERSION}={_signature(key, path, conn_id, digest, str(timestamp))}",
     }
+
+
+def digest_of(body: bytes) -> str:
+    """Return the digest of a body that is signed in its place."""
+    return hashlib.sha256(body).hexdigest()
+
+
+def signed_digest(headers: Mapping[str, str]) -> str | None:
+    """Return the digest of the body that a request names, authenticated or not; ``None`` from an older version.
+
+    :param headers: the request's headers, names in lower case
+    """
+    return headers.get(DIGEST_HEADER.lower())
 
 
 def signed_connection(headers: Mapping[str, str]) -> str:
@@ -87,13 +103,13 @@ def signed_connection(headers: Mapping[str, str]) -> str:
     return unquote(headers.get(CONNECTION_HEADER.lower(), ""))
 
 
-def verify(key: bytes, *, path: str, conn_id: str, body: bytes, headers: Mapping[str, str], now: float) -> None:
-    """Check the signature of a request.
+def verify(key: bytes, *, path: str, conn_id: str, digest: str, headers: Mapping[str, str], now: float) -> None:
+    """Check the signature of a request, which needs only the digest of its body.
 
     :param key: of ``derive_key``
     :param path: as in ``signed_headers``
     :param conn_id: the Airflow connection
-    :param body: the request's body
+    :param digest: ``digest_of`` the body that was received, or will be
     :param headers: the request's headers, names in lower case
     :param now: the time now, in seconds since 1970
     :raises NotAuthenticatedError: the message names the fault, and contains no secret
@@ -104,7 +120,7 @@ def verify(key: bytes, *, path: str, conn_id: str, body: bytes, headers: Mapping
         raise NotAuthenticatedError(
             f"the headers {TIMESTAMP_HEADER} and {SIGNATURE_HEADER} are missing or of another version"
         )
-    if not hmac.compare_digest(_signature(key, path, conn_id, body, timestamp).encode(), given.lower().encode()):
+    if not hmac.compare_digest(_signature(key, path, conn_id, digest, timestamp).encode(), given.lower().encode()):
         raise NotAuthenticatedError(
             "the signature is wrong: the client secret differs, or the request was changed in transit"
         )
@@ -119,7 +135,7 @@ def reply_signature(key: bytes, request_signature: str, body: bytes) -> str:
     :param request_signature: the same header of the request, so that no reply fits another request
     :param body: the reply's body
     """
-    message = f"{_VERSION} reply\n{request_signature}\n{hashlib.sha256(body).hexdigest()}"
+    message = f"{_VERSION} reply\n{request_signature}\n{digest_of(body)}"
     return f"{_VERSION}={hmac.new(key, message.encode(), 'sha256').hexdigest()}"
 
 
@@ -128,8 +144,8 @@ def is_signed_reply(key: bytes, request_signature: str, body: bytes, given: str)
     return hmac.compare_digest(reply_signature(key, request_signature, body).encode(), given.encode())
 
 
-def _signature(key: bytes, path: str, conn_id: str, body: bytes, timestamp: str) -> str:
-    message = f"{_VERSION}\n{path}\n{timestamp}\n{conn_id}\n{hashlib.sha256(body).hexdigest()}"
+def _signature(key: bytes, path: str, conn_id: str, digest: str, timestamp: str) -> str:
+    message = f"{_VERSION}\n{path}\n{timestamp}\n{conn_id}\n{digest}"
     return hmac.new(key, message.encode(), "sha256").hexdigest()
 
 

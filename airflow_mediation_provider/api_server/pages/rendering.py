@@ -13,17 +13,20 @@ from datetime import UTC, datetime
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Final, NamedTuple
-from urllib.parse import quote
+from urllib.parse import parse_qsl, quote
 
+from fastapi import Depends, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.routing import APIRoute
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 from pydantic import StringConstraints
 from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
 from starlette.responses import HTMLResponse
 
 from airflow_mediation_provider import __version__
+from airflow_mediation_provider.api_server.http import BodyTooLargeError, BodyTooSlowError, read_body
 from airflow_mediation_provider.journal.task_reports import LEFT, TASK
 from airflow_mediation_provider.journal.transaction import JournalMissing, JournalUnavailable
 from airflow_mediation_provider.protocol.status import SessionStatus
@@ -35,7 +38,7 @@ from airflow_mediation_provider.version_compat import framed
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Sequence
 
-    from fastapi import Request, Response
+    from fastapi import Response
 
     from airflow_mediation_provider.journal.session_list import SessionKey
     from airflow_mediation_provider.journal.triggered_runs import StartedRun, Wait
@@ -106,7 +109,9 @@ _TITLES: Final = {
     503: "The journal cannot be read",
 }
 Text = Annotated[str, StringConstraints(pattern="^[^\x00]*$")]
-"""A part of an address or a form: databases store no text with a NUL in it."""
+"""A part of an address: databases store no text with a NUL in it."""
+_FORM_LIMIT: Final = 64 * 1024
+_FORM_SECONDS: Final = 10.0
 
 
 class PhaseSegment(NamedTuple):
@@ -270,6 +275,33 @@ def _time(instant: datetime | None) -> Markup:
         return Markup('<span class="muted">&ndash;</span>')
     iso = instant.astimezone(UTC).isoformat(timespec="seconds")
     return Markup(f'<time datetime="{iso}">{in_words(instant)}</time>')  # noqa: S704  # digits alone
+
+
+def form(*names: str) -> Any:
+    """Return a page's dependency that reads the fields of its form, after the dependencies that check the user.
+
+    FastAPI's own ``Form`` reads a body before any dependency is called, and writes the files in it to the disk.
+
+    :param names: the fields; each must have a value
+    """
+
+    async def fields(request: Request) -> dict[str, str]:
+        body = b""
+        if request.headers.get("content-type", "").startswith("application/x-www-form-urlencoded"):
+            try:
+                body = await read_body(request, limit=_FORM_LIMIT, seconds=_FORM_SECONDS)
+            except BodyTooLargeError:
+                raise HTTPException(
+                    413, f"The form has more than {_FORM_LIMIT} bytes.", {"Connection": "close"}
+                ) from None
+            except (BodyTooSlowError, ClientDisconnect):
+                raise HTTPException(408, "The form did not arrive in time.", {"Connection": "close"}) from None
+        given = dict(parse_qsl(body.decode("latin-1")))
+        if wrong := [name for name in names if name not in given or "\0" in given[name]]:
+            raise RequestValidationError([{"loc": ("body", name)} for name in wrong])
+        return {name: given[name] for name in names}
+
+    return Depends(fields)
 
 
 class PageRoute(APIRoute):

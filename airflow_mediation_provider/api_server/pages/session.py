@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 from urllib.parse import urlsplit
 
 from anyio import from_thread
-from fastapi import APIRouter, Form, Request, Response
+from fastapi import APIRouter, Request, Response
 from starlette.exceptions import HTTPException
 
 from airflow_mediation_provider.api_server.auth import Reader, ReaderDep, same_origin
 from airflow_mediation_provider.api_server.connections import LookupFailedError, UnknownConnectionError
-from airflow_mediation_provider.api_server.pages.rendering import PageRoute, Text, page
+from airflow_mediation_provider.api_server.pages.rendering import PageRoute, Text, form, page
 from airflow_mediation_provider.api_server.pages.sessions import Row, around, rows_of
 from airflow_mediation_provider.hooks.mediation import MediationHook
 from airflow_mediation_provider.journal.asset_events import UnknownAirflowError
@@ -78,17 +78,15 @@ def session(request: Request, reader: ReaderDep, conn: Text, meter: Text, sessio
 def session_summary(
     request: Request,
     reader: ReaderDep,
-    conn: Annotated[Text, Form()],
-    meter: Annotated[Text, Form()],
-    session: Annotated[Text, Form()],
+    form: Annotated[dict[str, str], form("conn", "meter", "session")],
 ) -> Response:
     """Request the counts and the first error records from Zuora: two calls, and customers' data."""
-    if not reader.reads_connection(conn):
+    key = SessionKey(form["conn"], form["meter"], form["session"])
+    if not reader.reads_connection(key.conn_id):
         raise HTTPException(403, "Error records are customers' data: you may not read this connection.")
-    key = SessionKey(conn, meter, session)
     summary = _summary(request, _view(reader, key).row.session)
     # The calls that this process made count as API usage as well.
-    from_thread.run_sync(request.app.state.calls.keep, conn)
+    from_thread.run_sync(request.app.state.calls.keep, key.conn_id)
     return _shown(request, reader, key, summary=summary)
 
 
@@ -96,15 +94,13 @@ def session_summary(
 def session_replay(
     request: Request,
     reader: ReaderDep,
-    conn: Annotated[Text, Form()],
-    meter: Annotated[Text, Form()],
-    session: Annotated[Text, Form()],
-    dag_id: Annotated[Text, Form()],
+    form: Annotated[dict[str, str], form("conn", "meter", "session", "dag_id")],
 ) -> Response:
     """Start the run that a Dag missed."""
+    dag_id = form["dag_id"]
     if dag_id not in reader.starts_runs([dag_id]):
         raise HTTPException(403, f"You may not start runs of the Dag {dag_id}.")
-    key = SessionKey(conn, meter, session)
+    key = SessionKey(form["conn"], form["meter"], form["session"])
     listed = _view(reader, key).row.session
     try:
         outcomes = list(

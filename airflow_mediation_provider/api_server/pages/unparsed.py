@@ -6,12 +6,12 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Final
 
 from anyio import from_thread
-from fastapi import APIRouter, Form, Request, Response
+from fastapi import APIRouter, Request, Response
 from starlette.exceptions import HTTPException
 
 from airflow_mediation_provider.api_server.auth import Reader, ReaderDep, same_origin
 from airflow_mediation_provider.api_server.connections import LookupFailedError, UnknownConnectionError
-from airflow_mediation_provider.api_server.pages.rendering import PageRoute, Text, page
+from airflow_mediation_provider.api_server.pages.rendering import PageRoute, form, page
 from airflow_mediation_provider.journal.session_list import known_connections, unparsed_callouts
 from airflow_mediation_provider.journal.transaction import read
 from airflow_mediation_provider.journal.writer import reparse
@@ -47,8 +47,9 @@ def unread(request: Request, reader: ReaderDep) -> Response:
 
 
 @router.post("/unread/reparse", dependencies=[same_origin])
-def unread_reparse(request: Request, reader: ReaderDep, conn: Annotated[Text, Form()]) -> Response:
+def unread_reparse(request: Request, reader: ReaderDep, form: Annotated[dict[str, str], form("conn")]) -> Response:
     """Parse the unparsed callouts of a connection again; those that succeed trigger Dags as a new callout does."""
+    conn = form["conn"]
     if not (reader.makes_events() and reader.reads_connection(conn)):
         raise HTTPException(403, "You may not create asset events or not read the connection, and this needs both.")
     try:

@@ -26,6 +26,7 @@ from airflow_mediation_provider.protocol.wire import (
     PROTOCOL,
     SIGNATURE_HEADER,
     derive_key,
+    digest_of,
     reply_signature,
     verify,
 )
@@ -78,8 +79,8 @@ class Line:
         answer = self.answers.get(step.request.url, REFUSED)
         if isinstance(answer, Reply) and step.request.method == "POST":
             headers = {name.lower(): value for name, value in step.request.headers.items()}
-            now = 1_800_000_000 + self.seconds
-            verify(derive_key("secret"), path=FEED_PATH, conn_id="zuora", body=b"question", headers=headers, now=now)
+            signed = {"path": FEED_PATH, "conn_id": "zuora", "digest": digest_of(b"question")}
+            verify(derive_key("secret"), **signed, headers=headers, now=1_800_000_000 + self.seconds)
             if self.signs_with:
                 proof = reply_signature(derive_key(self.signs_with), headers[SIGNATURE_HEADER.lower()], answer.body)
                 return replace(answer, headers={SIGNATURE_HEADER.lower(): proof})
@@ -117,6 +118,12 @@ def test_a_call_ends_at_its_time_limit(line: Line):
     line.takes = 100
     assert "it took too long" in line.trouble(seconds=5)
     assert line.seconds == 5
+
+
+def test_a_bad_answer_is_reported_with_its_reason(line: Line):
+    reason = "the connection is found under the id 'Zuora'"
+    line.answers[f"{SECOND.url}/feed"] = Reply(404, body=json.dumps({"success": False, "error": reason}).encode())
+    assert line.trouble() == f"{SECOND.url} answered 404: {reason}"
 
 
 @pytest.mark.parametrize("status", [404, 500, 503])

@@ -33,6 +33,7 @@ from airflow_mediation_provider.protocol.wire import (
     WaitEnded,
     WaitReport,
     derive_key,
+    digest_of,
     observations_from_bytes,
     verify,
 )
@@ -104,7 +105,7 @@ class Server:
         headers = {name.lower(): value for name, value in request.headers.items()}
         path = request.path.removeprefix("/mediation")
         try:
-            verify(derive_key(SECRET), path=path, conn_id="zuora", body=body, headers=headers, now=_time())
+            verify(derive_key(SECRET), path=path, conn_id="zuora", digest=digest_of(body), headers=headers, now=_time())
         except NotAuthenticatedError as error:
             raise web.HTTPUnauthorized from error
         return body

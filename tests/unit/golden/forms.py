@@ -673,8 +673,10 @@ def signature() -> dict[str, str]:
 def read_signature(stored: dict[str, str]) -> dict[str, str]:
     headers = {name.lower(): value for name, value in stored.items()}
     key = feed.derive_key("client-secret")
-    feed.verify(key, path=feed.FEED_PATH, conn_id="a conn/ä", body=b"{}", headers=headers, now=1_774_947_601)
+    digest = feed.digest_of(b"{}")
+    feed.verify(key, path=feed.FEED_PATH, conn_id="a conn/ä", digest=digest, headers=headers, now=1_774_947_601)
     assert feed.signed_connection(headers) == "a conn/ä"
+    assert feed.signed_digest(headers) in (None, digest)
     return stored
 
 

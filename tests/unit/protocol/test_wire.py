@@ -34,6 +34,7 @@ from airflow_mediation_provider.protocol.wire import (
     WaitReport,
     Waits,
     derive_key,
+    digest_of,
     from_plain,
     is_handshake,
     is_signed_reply,
@@ -41,6 +42,7 @@ from airflow_mediation_provider.protocol.wire import (
     observations_to_bytes,
     reply_signature,
     signed_connection,
+    signed_digest,
     signed_headers,
     to_plain,
     verify,
@@ -265,8 +267,8 @@ class TestProof:
         return {name.lower(): value for name, value in signed_headers(changes.pop("key", KEY), **made).items()}
 
     def check(self, headers: dict[str, str], **changes: Any) -> None:
-        now = {"path": FEED_PATH, "conn_id": "zuora", "body": b"{}", "now": 1_000_000.0, **changes}
-        verify(changes.pop("key", KEY), headers=headers, **now)
+        made = {"key": KEY, "path": FEED_PATH, "conn_id": "zuora", "body": b"{}", "now": 1_000_000.0, **changes}
+        verify(made.pop("key"), headers=headers, digest=digest_of(made.pop("body")), **made)
 
     def test_a_signed_request_is_accepted(self) -> None:
         self.check(self.headers())
@@ -279,6 +281,7 @@ class TestProof:
         assert self.headers() == {
             "mediation-connection": "zuora",
             "mediation-timestamp": "1000000",
+            "mediation-content-sha256": hashlib.sha256(b"{}").hexdigest(),
             "mediation-signature": f"v1={expected}",
         }
 
@@ -310,7 +313,7 @@ class TestProof:
 
     def test_a_signature_with_another_secret_is_refused(self) -> None:
         with pytest.raises(NotAuthenticatedError, match="signature is wrong"):
-            verify(derive_key("x"), path=FEED_PATH, conn_id="zuora", body=b"{}", headers=self.headers(), now=1_000_000)
+            self.check(self.headers(), key=derive_key("x"))
 
     @pytest.mark.parametrize("late", [CLOCKS_SECONDS, -CLOCKS_SECONDS])
     def test_clocks_may_differ_by_some_minutes(self, late: int) -> None:
@@ -341,6 +344,10 @@ class TestProof:
     def test_a_signature_that_is_not_ascii_is_refused(self) -> None:
         with pytest.raises(NotAuthenticatedError, match="signature is wrong"):
             self.check({**self.headers(), "mediation-signature": "v1=ä"})
+
+    def test_the_headers_alone_name_the_body(self) -> None:
+        assert signed_digest(self.headers()) == hashlib.sha256(b"{}").hexdigest()
+        assert signed_digest({}) is None
 
     @pytest.mark.parametrize("conn_id", ["zuora", "a/b\\c:d.e#f!(g)-h_i", "größe_名前"])
     def test_any_connection_id_can_be_signed(self, conn_id: str) -> None:

@@ -18,6 +18,7 @@ from airflow_mediation_provider.api_server.pages.rendering import PageRoute
 from tests.unit.api_server.conftest import Directory
 from tests.unit.api_server.pages.conftest import SAME_ORIGIN
 from tests.unit.api_server.pages.html import parsed
+from tests.unit.api_server.signed import Sent
 
 if TYPE_CHECKING:
     from tests.unit.api_server.pages.conftest import Browser, Manager
@@ -62,6 +63,42 @@ def test_a_page_is_always_html_and_reads_or_writes(method: str, path: str) -> No
     assert isinstance(ROUTES[method, path], PageRoute)
     assert method in ("GET", "POST")
     assert ROUTES[method, path].methods == {method}
+
+
+def test_fastapi_reads_no_body_before_the_checks_of_a_route() -> None:
+    assert [which for which, route in ROUTES.items() if route.body_field is not None] == []
+
+
+@pytest.mark.parametrize("path", [path for _, path in WRITING])
+@pytest.mark.parametrize("kind", ["multipart/form-data; boundary=x", "application/x-www-form-urlencoded", "text/plain"])
+async def test_without_a_login_nothing_of_a_body_is_read(
+    pages: LazyApp, manager: Manager, path: str, kind: str
+) -> None:
+    sent = Sent(pages, path, {"Content-Type": kind, "Content-Length": "300000000", **SAME_ORIGIN}, size=300_000_000)
+
+    status, _, _ = await sent.answer()
+
+    assert (status, sent.read, manager.asked) == (401, 0, [])
+
+
+@pytest.mark.parametrize("path", [path for _, path in WRITING])
+@pytest.mark.parametrize(
+    ("kind", "announced", "status", "read"),
+    [
+        ("multipart/form-data; boundary=x", True, 400, 0),
+        ("application/x-www-form-urlencoded", True, 413, 0),
+        ("application/x-www-form-urlencoded", False, 413, 2 * 64 * 1024),
+    ],
+)
+async def test_with_a_login_a_form_has_a_limit_and_no_files(
+    pages: LazyApp, manager: Manager, path: str, kind: str, announced: bool, status: int, read: int
+) -> None:
+    headers = {"Content-Type": kind, "Cookie": "_token=good", **SAME_ORIGIN}
+    sent = Sent(pages, path, headers | ({"Content-Length": "300000000"} if announced else {}), size=300_000_000)
+
+    answer = await sent.answer()
+
+    assert (answer[0], sent.read) == (status, read)
 
 
 @each_page
