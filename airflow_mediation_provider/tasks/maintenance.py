@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
-from airflow_mediation_provider.protocol.callouts.cursor import OVERLAP, RETRY_SPAN
+from airflow_mediation_provider.protocol.callouts.cursor import LEASE, OVERLAP, RETRY_SPAN
 from airflow_mediation_provider.protocol.callouts.history import History, attempts_of, history_span, read_history
 from airflow_mediation_provider.protocol.maintenance import (
     FAR,
@@ -233,6 +233,9 @@ class HistoryReader:
     def read(self, settings: CalloutSettings) -> Generator[AskJournal | Call[Page], Any, float]:
         """Ask for the reader's turn, and read what is new; return the seconds until the next turn.
 
+        They are at most the interval, or ``LEASE`` where that is longer, whatever the API server answers: it compares
+        the clocks of several machines.
+
         Yields what is to be sent, and takes the body of the API server's reply, or Zuora's page. An error of Zuora is
         thrown into it: it is reported to the API server, and raised again.
 
@@ -243,7 +246,7 @@ class HistoryReader:
         self.added = []
         reply = yield from _turn(HistoryRequest(seconds=self._seconds))
         if reply.wait > 0:
-            return reply.wait
+            return min(reply.wait, max(self._seconds, LEASE.total_seconds()))
         while True:
             cursor, revision = reply.cursor, reply.revision
             asked_at = self._now()

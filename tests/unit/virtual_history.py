@@ -91,6 +91,7 @@ class Journal:
     rows: list[JournalEntry] = field(default_factory=list)
     compared: list[int] = field(default_factory=list)
     trouble: list[tuple[str, bool]] = field(default_factory=list)
+    wait: float = 0.0
 
     def answer(self, path: str, body: bytes) -> bytes:
         if path == RECONCILE_PATH:
@@ -101,7 +102,7 @@ class Journal:
             if asked.cursor is not None:
                 self.cursor, self.revision = asked.cursor, self.revision + 1
             self.trouble.append((asked.trouble, asked.lasting))
-        return HistoryReply(cursor=self.cursor, revision=self.revision).to_bytes()
+        return HistoryReply(cursor=self.cursor, revision=self.revision, wait=self.wait).to_bytes()
 
     def _compare(self, request: ReconcileRequest) -> bytes:
         self.compared.append(len(request.entries))

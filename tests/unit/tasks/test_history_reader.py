@@ -133,6 +133,18 @@ def test_two_readers_at_once_store_each_change_once():
     assert world.journal.changes("R-1") == LOOP
 
 
+@pytest.mark.parametrize(
+    ("interval", "answered", "wait"),
+    [(60, 12.5, 12.5), (5, 59, 59), (5, 1e9, 60), (600, 1e9, 600), (600, float("inf"), 600)],
+)
+def test_a_reader_asks_for_its_turn_again_after_its_interval_at_the_latest(interval: int, answered: float, wait: float):
+    world = World()
+    world.journal.wait = answered
+
+    assert world.read(world.reader(interval)) == wait
+    assert world.tenant.asked == []
+
+
 def test_a_pause_of_two_days_is_caught_up_a_day_at_a_time():
     world = World()
     world.tenant.walk("R-0", 30, 60, LOOP)
