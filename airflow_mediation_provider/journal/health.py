@@ -10,7 +10,7 @@ import logging
 from collections import Counter
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from airflow.models.taskinstance import TaskInstance
 from airflow.models.trigger import Trigger
@@ -30,7 +30,7 @@ from airflow_mediation_provider.protocol.transition import Source
 from airflow_mediation_provider.protocol.wire import from_plain
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator
 
     from sqlalchemy import ColumnElement, ScalarSelect, Select
     from sqlalchemy.orm import Session
@@ -156,11 +156,23 @@ def _history(session: Session, conn_id: str, now: datetime) -> HistoryHealth | N
     )
 
 
-def unreported(session: Session, now: datetime) -> Counter[str]:
-    """Count the deferred tasks of which no process has reported anything, by connection; at most ``MOST`` in all.
+class Unreported(NamedTuple):
+    """Deferred tasks of which no process has reported anything.
+
+    :param tasks: connection -> how many
+    :param more: whether there are more, of these connections or of others
+    """
+
+    tasks: Counter[str]
+    more: bool
+
+
+def unreported(session: Session, now: datetime) -> Unreported:
+    """Count the deferred tasks of which no process has reported anything: the ``MOST`` that have waited longest.
 
     Airflow itself has them, with the arguments of their triggers. So a feed that no process reaches shows here, even if
-    the journal has no wait.
+    the journal has no wait. The oldest count, so that a connection stays on the page until its tasks are reported, and
+    no newer task takes its place.
 
     :param now: the time now
     """
@@ -172,12 +184,14 @@ def unreported(session: Session, now: datetime) -> Counter[str]:
         .where(TaskInstance.state == TaskInstanceState.DEFERRED)
         .where(Trigger.classpath.startswith(_TRIGGERS, autoescape=True), Trigger.created_date < now - UNSEEN)
         .where(~reported)
-        .limit(MOST)
+        .order_by(Trigger.created_date, Trigger.id)
+        .limit(MOST + 1)
     )
-    return Counter(_connections_of(session.scalars(silent)))
+    found = session.scalars(silent).all()
+    return Unreported(Counter(_connections_of(found[:MOST])), len(found) > MOST)
 
 
-def _connections_of(triggers: Iterator[Trigger]) -> Iterator[str]:
+def _connections_of(triggers: Iterable[Trigger]) -> Iterator[str]:
     for trigger in triggers:
         try:
             yield str(trigger.kwargs["mediation_conn_id"])

@@ -97,20 +97,20 @@ def health(request: Request, reader: ReaderDep) -> Response:
     # Settings that are wrong from the start let no row into the journal.
     wrong = {conn_id for conn_id, status in request.app.state.refused if status == _MISCONFIGURED}
 
-    def work(session: Session) -> tuple[list[_OfConnection], list[NeverStarted]]:
+    def work(session: Session) -> tuple[list[_OfConnection], list[NeverStarted], bool]:
         silent, idle = unreported(session, now), never_started(session)
         # A connection whose feed no process has ever reached has no rows in the journal.
-        conn_ids = sorted({*known_connections(session), *silent, *wrong, *(each.conn_id for each in idle)})
+        conn_ids = sorted({*known_connections(session), *silent.tasks, *wrong, *(each.conn_id for each in idle)})
         of_connections = zip(
             (connection_health(session, each, now) for each in conn_ids),
             budget(session, conn_ids, now),
-            (silent[each] for each in conn_ids),
+            (silent.tasks[each] for each in conn_ids),
             (newest_callouts(session, each) for each in conn_ids),
             strict=True,
         )
-        return list(of_connections), idle
+        return list(of_connections), idle, silent.more
 
-    of_connections, idle = read(work)
+    of_connections, idle, more_silent = read(work)
     visible = reader.sees_runs({each.dag_id for each in idle})
     lines = list(_unknown(request))
     for seen, calls, silent, callouts in of_connections:
@@ -123,7 +123,7 @@ def health(request: Request, reader: ReaderDep) -> Response:
             *_set_up_wrongly(connection, callouts),
             *_refused(request, seen.conn_id),
             *(_history(seen.history, connection, now) if seen.history is not None else ()),
-            *_received(seen, silent if takes_callouts or seen.history is not None else 0),
+            *_received(seen, silent if takes_callouts or seen.history is not None else 0, more=more_silent),
             *_idle([each for each in idle if each.conn_id == seen.conn_id], visible),
             _budget(calls, connection, now),
         ]
@@ -195,18 +195,22 @@ def _unknown(request: Request) -> Iterator[HealthLine]:
         yield HealthLine(conn_id=_NO_CONNECTION, last_callout_at=None, items=(HealthItem(WARN, text),))
 
 
-def _received(each: ConnectionHealth, unreported_tasks: int) -> Iterator[HealthItem]:
+def _received(each: ConnectionHealth, unreported_tasks: int, *, more: bool) -> Iterator[HealthItem]:
+    """Return what was received, and from whom nothing was.
+
+    :param more: whether there are more unreported tasks than were counted, of whichever connection
+    """
     if each.unparsed:
         yield HealthItem(BAD, f"{_number(each.unparsed, 'callout')} in the last 24 h could not be parsed", "/unread")
     if silent := each.unseen + unreported_tasks:
-        tasks = _number(silent, "waiting task")
+        tasks = ("at least " if more and unreported_tasks else "") + _number(silent, "waiting task")
         yield HealthItem(
             BAD,
             f"no triggerer has reported {tasks} for {humanize(UNSEEN)}: check that a triggerer runs, and that its log "
             "shows no error for this API server",
         )
     if each.waiting:
-        feed = "" if silent else ", feed connected"
+        feed = "" if silent or more else ", feed connected"
         yield HealthItem(GOOD, f"{_number(each.waiting, 'task')} waiting{feed}")
 
 

@@ -11,6 +11,7 @@ from airflow import settings
 from airflow.models.trigger import Trigger
 from sqlalchemy.orm import Session
 
+from airflow_mediation_provider.journal import health
 from airflow_mediation_provider.journal.health import ConnectionHealth, connection_health, newest_callouts, unreported
 from airflow_mediation_provider.journal.tables import ReporterRow
 from airflow_mediation_provider.journal.transaction import read
@@ -291,7 +292,7 @@ def deferred(task_id: str, *, since: datetime, conn_id: str = "zuora", state: st
 
 
 def unreported_tasks() -> dict[str, int]:
-    return dict(read(partial(unreported, now=NOW)))
+    return dict(read(partial(unreported, now=NOW)).tasks)
 
 
 @pytest.mark.usefixtures("airflow_database")
@@ -308,6 +309,18 @@ def test_deferred_tasks_that_no_process_reports_are_counted_by_connection() -> N
     keep(wait_of("a", task_id="a", seen_at=ago(minutes=9)), wait_of("b", task_id="b", seen_at=NOW))
     assert unreported_tasks() == {"other": 1}
     assert trouble() == {"waiting": 2, "unseen": 1}
+
+
+def test_of_many_unreported_tasks_the_oldest_count(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(health, "MOST", 2)
+    for conn_id, minutes in {"third": 4, "first": 6, "second": 5}.items():
+        deferred(conn_id, since=ago(minutes=minutes), conn_id=conn_id)
+
+    found = read(partial(unreported, now=NOW))
+
+    assert (dict(found.tasks), found.more) == ({"first": 1, "second": 1}, True)
+    monkeypatch.setattr(health, "MOST", 3)
+    assert not read(partial(unreported, now=NOW)).more
 
 
 def test_the_report_of_another_try_does_not_count() -> None:

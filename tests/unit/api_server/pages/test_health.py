@@ -14,6 +14,7 @@ from airflow.sdk import Asset
 from airflow_mediation_provider.api_server.connections import ConnectionsOfTeams, MediationConnection
 from airflow_mediation_provider.api_server.pages import health
 from airflow_mediation_provider.assets import on_meter_session
+from airflow_mediation_provider.journal.health import Unreported
 from airflow_mediation_provider.journal.tables import CallsRow, HistoryRow
 from tests.unit.api_server.pages.conftest import now
 from tests.unit.api_server.signed import BODY, signature
@@ -115,8 +116,20 @@ async def test_a_feed_that_was_never_reached_is_shown(
     alice: Browser, directory: Directory, monkeypatch: pytest.MonkeyPatch, extra: Any, level: str, said: str
 ) -> None:
     directory["fresh"] = extra
-    monkeypatch.setattr(health, "unreported", lambda *_: Counter(fresh=3))
+    monkeypatch.setattr(health, "unreported", lambda *_: Unreported(Counter(fresh=3), more=False))
     assert await words(alice, "fresh") == [(level, said)]
+
+
+async def test_more_unreported_tasks_than_are_counted_are_at_least_so_many(
+    alice: Browser, directory: Directory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    directory["fresh"] = {"callout_hmac_secret": "s3cret"}
+    keep(wait_of("w", seen_at=now()))
+    monkeypatch.setattr(health, "unreported", lambda *_: Unreported(Counter(fresh=3), more=True))
+    ((level, said),) = await words(alice, "fresh")
+    assert (level, said.split(":")[0]) == ("bad", "no triggerer has reported at least 3 waiting tasks for 3m")
+    # Those that were not counted may be of this connection.
+    assert await words(alice) == [("good", "1 task waiting")]
 
 
 async def test_several_signs_are_counted_and_the_worst_comes_first(alice: Browser) -> None:
