@@ -22,10 +22,11 @@ Source: https://docs.zuora.com/en/zuora-platform/extensibility/mediation/events/
 
 from __future__ import annotations
 
+import math
 from bisect import bisect_right
 from collections import Counter, defaultdict
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any, Final, Protocol, TypeVar
 
 from airflow_mediation_provider.protocol.status import (
@@ -52,7 +53,7 @@ PRECEDENCE: Final[tuple[str, ...]] = (
 # The forms that templates render where there is no status before the first one.
 _NO_STATUS: Final = frozenset({None, "", "NULL", str(SessionStatus.NEVER_RUN)})
 
-_UNKNOWN: Final = datetime.min.replace(tzinfo=UTC)
+_SKEW: Final = CLOCK_SKEW.total_seconds()
 
 Edge = tuple[str | None, str]
 
@@ -289,17 +290,22 @@ def _keep_departures(walked: Walked[_Any], end: str | None) -> None:
     left = [(edge, key) for edge, times in walked.items() if edge[0] == end for key in times]
     if not reached or None in (key for key, _ in reached) or None in (key for _, key in left):
         return
-    # The time of an end that is later than its report was written in another zone than it was read in.
-    ends = sorted(
-        at if (at := report.ended_at) is not None and at <= report.observed_at + CLOCK_SKEW else _UNKNOWN
-        for _, report in reached
-    )
+    ends = sorted(_end_of(report) for _, report in reached)
     kept = 0
     for edge, key in sorted(left, key=lambda each: _report_order(walked[each[0]][each[1]])):
-        if bisect_right(ends, walked[edge][key].observed_at + CLOCK_SKEW) > kept:
+        if bisect_right(ends, walked[edge][key].observed_at.timestamp() + _SKEW) > kept:
             kept += 1
         elif walked[edge].pop(key) and not walked[edge]:
             del walked[edge]
+
+
+def _end_of(report: Report) -> float:
+    """Return the time of an end in seconds, as pendulum's own arithmetic is slow; -inf where it is not known.
+
+    One that is later than its report was written in another zone than it was read in.
+    """
+    end = -math.inf if report.ended_at is None else report.ended_at.timestamp()
+    return end if end <= report.observed_at.timestamp() + _SKEW else -math.inf
 
 
 def reachable(status: str, onward: dict[str | None, set[str]]) -> set[str]:
