@@ -63,8 +63,8 @@ class MeterSessionSensor(SessionArguments, SessionWaitMixin, BaseSensorOperator)
         MeterSessionSensor(task_id="wait", meter_id="1012", before=timedelta(hours=1), deferrable=True)
 
     With callouts, such a sensor ends as at its deadline once it is certain that no session started in its window: 65
-    minutes after the window at the earliest, because Zuora may repeat a callout for so long. Without callouts it ends
-    as soon as no poll can show the session any more, and fails at once if it starts later than that.
+    minutes after the window at the earliest, because Zuora may repeat a callout for that long. Without callouts it ends
+    as soon as no poll can show the session any more; a sensor that starts later than that fails at once.
 
     Where the connection takes callouts, they decide, at once in the triggerer and at the next poke on a worker, and the
     meter is polled only every ``[mediation] cross_check_interval`` seconds, in case one is lost.
@@ -75,7 +75,7 @@ class MeterSessionSensor(SessionArguments, SessionWaitMixin, BaseSensorOperator)
     a status of ``statuses``             succeeds                                    the same
     a status of ``fail_on``              fails, no retry: the session has ended      is skipped
     ``timeout`` passed                   fails, no retry                             is skipped
-    none started before ``before``       fails, no retry                             is skipped
+    no session started in the window     fails, no retry                             is skipped
     no good answer for a long time       fails, is retried, and then waits on        the same
     wrong connection, meter, permission  fails, no retry                             the same: never hidden
     trigger, triggerer or worker died    polls and waits on                          the same
@@ -90,10 +90,12 @@ class MeterSessionSensor(SessionArguments, SessionWaitMixin, BaseSensorOperator)
         the task fails at once. Templated
     :param run_type: ``NORMAL`` or ``DEBUG``; the session's, else ``NORMAL``. Templated
     :param statuses: status or statuses to wait for; COMPLETED (DEBUG: TESTING_PASSED) unless given. Templated
-    :param previous_statuses: statuses, one of which must have come right before; that needs callouts, and without them
-        the task fails. A status that the session only passes through can be missed between two pokes. Templated
+    :param previous_statuses: status or statuses, one of which must have come right before; that needs callouts or the
+        callout history, and without them the task fails. A status that the session only passes through can be missed
+        between two pokes. Templated
     :param on_other_previous: what happens if the session reaches a status of ``statuses`` from another one than those
-        in ``previous_statuses``: ``wait``, ``fail`` (no retry) or ``skip``
+        in ``previous_statuses``: ``wait`` waits on, until ``timeout`` if the session is over; ``fail`` fails without a
+        retry; ``skip`` skips the task
     :param fail_on: statuses that fail the task; all other terminal ones unless given. Templated
     :param since: without a session id: the earliest start of the session, a time with a zone; the start of the data
         interval unless given, else the run's ``run_after``. Templated
@@ -103,7 +105,8 @@ class MeterSessionSensor(SessionArguments, SessionWaitMixin, BaseSensorOperator)
     :param mediation_conn_id: connection of type ``mediation``; the session's, else ``mediation_default``. Templated
     :param poke_interval: seconds between two polls of the status. Triggers share their polls, and poll up to twice as
         slowly while nothing changes for long; where callouts are received, a worker reads them this often
-    :param timeout: seconds from the first start of a try, across reschedules and deferrals
+    :param timeout: seconds from the first start of a try, across reschedules and deferrals; Airflow's default is seven
+        days
     :param mode: ``poke`` or ``reschedule`` (Airflow 3.3); not used when deferrable. Two reschedules are at least ten
         seconds apart: a busy scheduler takes a task that returns sooner for a failed one
     :param deferrable: wait in the triggerer; ``[operators] default_deferrable`` unless given
