@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections import Counter
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any, Final
 
@@ -17,9 +16,9 @@ from starlette.exceptions import HTTPException
 from airflow_mediation_provider import __version__, metrics
 from airflow_mediation_provider.api_server import callouts, feed, internal
 from airflow_mediation_provider.api_server.connections import Connections, ids_in_use
-from airflow_mediation_provider.api_server.http import UNAVAILABLE, ThrottledLog, TtlMap, error_docs, refused
+from airflow_mediation_provider.api_server.http import UNAVAILABLE, ThrottledLog, error_docs, refused
 from airflow_mediation_provider.api_server.internal import ApiUsageBuffer
-from airflow_mediation_provider.api_server.journal import Recorder
+from airflow_mediation_provider.api_server.journal import ReceiptBuffer, Recorder
 from airflow_mediation_provider.api_server.pages import add_pages
 from airflow_mediation_provider.journal.session_list import known_connections
 from airflow_mediation_provider.journal.transaction import read
@@ -46,11 +45,16 @@ async def handshake() -> dict[str, Any]:
     return {"service": SERVICE, "protocol": PROTOCOL, "version": __version__}
 
 
-def create_app(connections: Connections | None = None, recorder: Recorder | None = None) -> FastAPI:
+def create_app(
+    connections: Connections | None = None,
+    recorder: Recorder | None = None,
+    receipts: ReceiptBuffer | None = None,
+) -> FastAPI:
     """Return the application.
 
     :param connections: looks up connections; Airflow's by default
     :param recorder: writes into the journal; Airflow's database by default
+    :param receipts: stores what callouts were answered; in Airflow's database by default
     """
     # No documentation pages and no schema: unauthenticated clients get no more than they need.
     app = FastAPI(
@@ -67,10 +71,7 @@ def create_app(connections: Connections | None = None, recorder: Recorder | None
     app.state.recorder = recorder or Recorder()
     app.state.throttled_log = ThrottledLog(app.state.connections.knows)
     app.state.page_log = ThrottledLog()
-    # Connection and answer -> how many callouts this process has refused since it took the last one.
-    app.state.refused = Counter()
-    # Those to connections that do not exist, for a day: no accepted callout ends them.
-    app.state.misaddressed = TtlMap(callouts.MISADDRESSED_SECONDS, callouts.MISADDRESSED_LIMIT)
+    app.state.receipts = receipts or ReceiptBuffer()
     app.state.calls = ApiUsageBuffer()
     app.add_middleware(_SingleSlashes)
     app.add_exception_handler(HTTPException, _http_error)

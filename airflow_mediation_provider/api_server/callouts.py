@@ -12,12 +12,14 @@ from __future__ import annotations
 
 import logging
 import time
+from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Final
 
 from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse
+from starlette.background import BackgroundTask
 from starlette.requests import ClientDisconnect
 
 from airflow_mediation_provider import metrics
@@ -36,13 +38,15 @@ from airflow_mediation_provider.api_server.http import (
 )
 from airflow_mediation_provider.journal.writer import JournalUnavailable
 from airflow_mediation_provider.protocol.callouts.parse import read_callout
+from airflow_mediation_provider.protocol.callouts.receipt import ACCEPTED, NO_CONNECTION, Proof, Receipt, receipt
 from airflow_mediation_provider.protocol.callouts.verify import CalloutRefused, authenticate
 from airflow_mediation_provider.protocol.urls import CALLOUTS, connection_of_callout
 from airflow_mediation_provider.protocol.zuora.errors import MisconfigurationError
 
 if TYPE_CHECKING:
-    from collections import Counter
     from collections.abc import Mapping
+
+    from airflow_mediation_provider.api_server.connections import Connections, MediationConnection
 
 router = APIRouter()
 
@@ -52,16 +56,14 @@ BODY_LIMIT: Final = 256 * 1024
 BODY_SECONDS: Final = 5.0
 # Zuora waits 15 s for an answer.
 ANSWER_SECONDS: Final = 13.0
-# How long, and how many of them, the health line counts callouts to connections that do not exist.
-MISADDRESSED_SECONDS: Final = 24 * 3600.0
-MISADDRESSED_LIMIT: Final = 1000
 # One text for all cases, so that an unauthenticated client cannot find out which connections exist.
 NOT_FOUND: Final = "nothing accepts callouts here"
 
 # Zuora's form offers GET and DELETE too, which have no body.
 _METHODS: Final = ("POST", "PUT", "PATCH")
 _OTHER_METHODS: Final = ("GET", "HEAD", "DELETE", "OPTIONS")
-_COUNTED: Final = frozenset({401, 404, 405})
+# Its message quotes the settings, and a user may have put a secret into the wrong field.
+_MISCONFIGURED: Final = "its callout settings are wrong"
 
 _CHALLENGE: Final = {"WWW-Authenticate": 'Basic realm="mediation"'}
 _CLOSE: Final = {"Connection": "close"}
@@ -100,57 +102,116 @@ _BODY_DOCS: Final[dict[str, Any]] = {
 @router.patch(PATH, responses=_DOCS, openapi_extra=_BODY_DOCS)
 async def receive_callout(request: Request, conn_id: str) -> JSONResponse:
     """Receive one callout."""
-    began = time.monotonic()
-    conn_id = connection_of_callout(conn_id)
+    seen = _Seen(request, connection_of_callout(conn_id))
     try:
-        await _take(request, conn_id, began + ANSWER_SECONDS)
+        await _take(seen)
     except Exception as error:
         refusal = _refusal(error)
-        _count_refusal(request, error, 503 if refusal is None else refusal.status, conn_id)
+        _count_refusal(error, 503 if refusal is None else refusal.status, seen.conn_id)
         if refusal is None:
+            await seen.keep(503, error, "an unexpected error (see the server's log)")
             raise
         what = f"A callout was answered {refusal.status}"
-        request.app.state.throttled_log.log(refusal.level, what, conn_id, refusal.reason)
-        return refused(refusal.status, refusal.error, refusal.headers)
-    counted: Counter[tuple[str, int]] = request.app.state.refused
-    for status in (*_COUNTED, 503):
-        counted.pop((conn_id, status), None)
-    metrics.CALLOUTS_ACCEPTED.add(conn_id=conn_id)
-    metrics.CALLOUTS_DURATION.took(time.monotonic() - began, conn_id=conn_id)
-    return JSONResponse({"success": True})
+        request.app.state.throttled_log.log(refusal.level, what, seen.conn_id, refusal.reason)
+        reply = refused(refusal.status, refusal.error, refusal.headers)
+        reply.background = BackgroundTask(seen.keep, refusal.status, error, refusal.reason)
+        return reply
+    metrics.CALLOUTS_ACCEPTED.add(conn_id=seen.conn_id)
+    metrics.CALLOUTS_DURATION.took(time.monotonic() - seen.began, conn_id=seen.conn_id)
+    return JSONResponse({"success": True}, background=BackgroundTask(seen.keep, ACCEPTED))
 
 
 @router.api_route(PATH, methods=list(_OTHER_METHODS), include_in_schema=False)
 async def refuse_method(request: Request, conn_id: str) -> JSONResponse:
     """Count and log a callout by a method without a body: Zuora never sends it again."""
-    conn_id = connection_of_callout(conn_id)
+    seen = _Seen(request, connection_of_callout(conn_id))
     error: Exception = _MethodError()
     try:
-        await request.app.state.connections.get(conn_id)
+        seen.connection = await seen.look_up()
     except (UnknownConnectionError, LookupFailedError) as unknown:
         error = unknown
-    _count_refusal(request, error, 405, conn_id)
+    _count_refusal(error, 405, seen.conn_id)
     reason = f"its method is {request.method}: choose POST in the callout template"
-    request.app.state.throttled_log.log(logging.WARNING, "A callout was answered 405", conn_id, reason)
-    return refused(405, "method not allowed", {"Allow": ", ".join(_METHODS)})
+    request.app.state.throttled_log.log(logging.WARNING, "A callout was answered 405", seen.conn_id, reason)
+    reply = refused(405, "method not allowed", {"Allow": ", ".join(_METHODS)})
+    reply.background = BackgroundTask(seen.keep, 405, error, reason)
+    return reply
 
 
-async def _take(request: Request, conn_id: str, deadline: float) -> None:
+async def _take(seen: _Seen) -> None:
     """Return when the callout's event is durable."""
-    state = request.app.state
-    body = await read_body(request, limit=BODY_LIMIT, seconds=BODY_SECONDS)
+    request, state = seen.request, seen.request.app.state
+    seen.body = body = await read_body(request, limit=BODY_LIMIT, seconds=BODY_SECONDS)
     observed_at = datetime.now(UTC)
-    connection = await state.connections.get(conn_id, request.query_params.get("team"))
+    connection = seen.connection = await seen.look_up()
     settings = connection.callouts
     if not settings.enabled:
         raise _NoAuthenticationError
     # Of two headers with the same name, the first counts: with [core] simple_auth_manager_all_admins, Airflow appends
     # an Authorization header of its own to the ones that were sent.
     headers = dict(request.headers)
+    seen.proof = Proof.REFUSED
     authenticate(settings, headers, body, now=observed_at)
+    seen.proof = Proof.PROVEN
     entry = read_callout(settings, headers, body, observed_at, dict(request.query_params))
-    left = deadline - time.monotonic()
-    await state.recorder.record([entry], conn_id=conn_id, team=connection.team, seconds=left)
+    left = seen.began + ANSWER_SECONDS - time.monotonic()
+    recorded = await state.recorder.record([entry], conn_id=seen.conn_id, team=connection.team, seconds=left)
+    seen.row_id = next(iter(recorded.row_ids), None)
+
+
+class _Seen:
+    """What is known of a callout until its answer.
+
+    :param conn_id: from the request, so perhaps no connection has it
+    """
+
+    def __init__(self, request: Request, conn_id: str) -> None:
+        self.request, self.conn_id = request, conn_id
+        self.began, self.at = time.monotonic(), datetime.now(UTC)
+        self.connection: MediationConnection | None = None
+        self.body: bytes | None = None
+        self.proof = Proof.UNCHECKED
+        self.row_id: int | None = None
+
+    async def look_up(self) -> MediationConnection:
+        """Return the connection that the address names."""
+        connections: Connections = self.request.app.state.connections
+        return await connections.get(self.conn_id, self.request.query_params.get("team"))
+
+    async def keep(self, status: int, error: Exception | None = None, reason: str = "") -> None:
+        """Keep a receipt, after the answer; a 401 that only asks for Basic credentials has none.
+
+        :param status: of the answer
+        :param error: why it is not 200
+        :param reason: the same for the log
+        """
+        if isinstance(error, CalloutRefused) and error.unasked:
+            return
+        state = self.request.app.state
+        if isinstance(error, BodyTooLargeError | BodyTooSlowError | ClientDisconnect):
+            # Not looked up before the answer, which is the same for connections that exist and that do not.
+            with suppress(UnknownConnectionError, LookupFailedError):
+                self.connection = await self.look_up()
+        if self.connection is None:
+            conn_id = self.conn_id if isinstance(error, SeveralTeamsError) else NO_CONNECTION
+            state.receipts.keep(Receipt(conn_id=conn_id, received_at=self.at, status=status, reason=reason))
+            return
+        state.receipts.keep(
+            receipt(
+                self.connection.conn_id,
+                self.at,
+                status,
+                extra=self.connection.extra,
+                method=self.request.method,
+                headers=self.request.headers.items(),
+                query=self.request.query_params.multi_items(),
+                body=self.body,
+                milliseconds=round(1000 * (time.monotonic() - self.began)),
+                proof=self.proof,
+                reason=_MISCONFIGURED if isinstance(error, MisconfigurationError) else reason,
+                transition_id=self.row_id,
+            )
+        )
 
 
 class _MethodError(Exception):
@@ -199,7 +260,7 @@ def _refusal(error: Exception) -> _Refusal | None:
     return None
 
 
-def _count_refusal(request: Request, error: Exception, status: int, conn_id: str) -> None:
+def _count_refusal(error: Exception, status: int, conn_id: str) -> None:
     """Count a callout that is not accepted; a 401 that only asks for Basic credentials does not count.
 
     :param status: of the answer
@@ -212,8 +273,3 @@ def _count_refusal(request: Request, error: Exception, status: int, conn_id: str
         error, _NoAuthenticationError | _MethodError | CalloutRefused | JournalUnavailable
     )
     metrics.CALLOUTS_REFUSED.add(conn_id=conn_id if known else "unknown", status=status)
-    if status in _COUNTED or set_up_wrongly:
-        if known:
-            request.app.state.refused[conn_id, status] += 1
-        else:
-            request.app.state.misaddressed.add(object(), True)

@@ -1,6 +1,7 @@
 """The API server's access to the journal: entries are written from the event loop, and changes are read once for all.
 
-Writes run in their own threads, within the caller's time. One reader of the database serves all long polls.
+Writes run in their own threads, within the caller's time. What callouts were answered is written in the background, and
+no answer waits for it. One reader of the database serves all long polls.
 A transaction may become visible long after the time that it wrote. So the last minute is read again each time, and each
 version of a session gets its number when it is *seen* for the first time: a client that waits from a number on misses
 none, and gets none twice. From a cursor of another process only its time is used, minus some seconds.
@@ -22,6 +23,7 @@ from itertools import islice, takewhile
 from typing import TYPE_CHECKING, Any, Final
 
 from airflow_mediation_provider.journal import queries
+from airflow_mediation_provider.journal.receipts import Seen, record_receipts, thin
 from airflow_mediation_provider.journal.transaction import JournalUnavailable, read
 from airflow_mediation_provider.journal.writer import Recorded, record
 
@@ -29,6 +31,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 
     from airflow_mediation_provider.journal.queries import SessionChange
+    from airflow_mediation_provider.protocol.callouts.receipt import Receipt
     from airflow_mediation_provider.protocol.sessions.journal_entry import JournalEntry
 
 
@@ -38,6 +41,11 @@ THREADS: Final = 4
 LONGEST: Final = 8.0
 SHORTEST: Final = 1.0
 
+RECEIPT_SECONDS: Final = 1.0
+"""Receipts are written together, once in so many seconds: on SQLite each write would delay a callout's."""
+RECEIPT_PAUSE_SECONDS: Final = 30.0
+"""After a database error, so long passes until the next attempt to write receipts."""
+THIN_SECONDS: Final = 3600.0
 log = logging.getLogger(__name__)
 
 OVERLAP: Final = timedelta(seconds=60)
@@ -96,6 +104,69 @@ class Recorder:
         for call in self.after:
             call(recorded)
         return recorded
+
+
+class ReceiptBuffer:
+    """What one process of the API server saw of callouts and has not written yet; lost if the process ends.
+
+    Its size is limited, also while the database is away: it counts all of them, and keeps so many receipts of each
+    connection.
+
+    :param write: the journal's ``record_receipts`` by default
+    :param thin: the journal's ``thin`` by default
+    :param clock: seconds of a monotonic clock
+    """
+
+    def __init__(
+        self,
+        write: Callable[[Seen], None] = record_receipts,
+        thin: Callable[[datetime], object] = thin,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._write, self._thin, self._clock = write, thin, clock
+        # One thread of its own: it takes a connection from the pool that Airflow itself uses.
+        self._thread = ThreadPoolExecutor(1, "mediation-receipts")
+        # What is added to now, and what is being written, to which nothing is added.
+        self._seen, self._unwritten = Seen(), Seen()
+        self._turn = asyncio.Lock()
+        self._writing: asyncio.Task[None] | None = None
+        self._paused_until = self._thinned_at = -math.inf
+
+    def keep(self, receipt: Receipt) -> None:
+        """Keep a receipt, to be written a second later; on the event loop, without waiting."""
+        self._seen.add(receipt)
+        if self._writing is None or self._writing.done():
+            self._writing = asyncio.create_task(self._write_all())
+
+    async def _write_all(self) -> None:
+        while self._seen or self._unwritten:
+            await asyncio.sleep(max(RECEIPT_SECONDS, self._paused_until - self._clock()))
+            await self.flush()
+
+    async def flush(self) -> None:
+        """Write what was kept until now; what the database does not take now is written later."""
+        async with self._turn:
+            while self._seen or self._unwritten:
+                if not self._unwritten:
+                    self._unwritten, self._seen = self._seen, Seen()
+                try:
+                    await asyncio.get_running_loop().run_in_executor(self._thread, self._store, self._unwritten)
+                except JournalUnavailable as error:
+                    if self._paused_until == -math.inf:
+                        log.warning("What callouts were answered could not be stored yet: %s", error)
+                    self._paused_until = self._clock() + RECEIPT_PAUSE_SECONDS
+                    return
+                self._unwritten, self._paused_until = Seen(), -math.inf
+
+    def _store(self, seen: Seen) -> None:
+        self._write(seen)
+        if self._clock() - self._thinned_at < THIN_SECONDS:
+            return
+        self._thinned_at = self._clock()
+        try:
+            self._thin(datetime.now(UTC))
+        except JournalUnavailable as error:
+            log.warning("Old receipts of callouts could not be deleted: %s", error)
 
 
 @dataclass(frozen=True, slots=True)

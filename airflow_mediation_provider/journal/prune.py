@@ -13,9 +13,11 @@ from sqlalchemy import and_, delete, func, or_, select, true, tuple_
 from airflow_mediation_provider.journal.rows import POLL_DRIVES
 from airflow_mediation_provider.journal.session_list import SessionKey, of_rows
 from airflow_mediation_provider.journal.tables import (
+    AnswersRow,
     CallsRow,
     HistoryRow,
     ListedRow,
+    ReceiptRow,
     ReporterRow,
     TransitionRow,
     VerdictRow,
@@ -87,7 +89,7 @@ def prune(before: datetime, *, conn_id: str | None = None, dry_run: bool = False
     :raises JournalUnavailable: the database is unreachable, or locked by others all the time
     """
     pass_ = _Pass(before, conn_id, dry_run)
-    deleting = (pass_.waits, pass_.sessions, pass_.others, pass_.calls, pass_.readers)
+    deleting = (pass_.waits, pass_.sessions, pass_.others, pass_.calls, pass_.receipts, pass_.few)
     for step in deleting if dry_run else (pass_.ends, *deleting):
         last: _Last | None = ()
         while last is not None:
@@ -99,7 +101,9 @@ _IS_CHANGE: Final = TransitionRow.kind == EntryKind.STATUS_CHANGE
 # The last row that a batch read, after which the next one continues, so that rows that stay are read once.
 _Last = tuple[Any, ...]
 _Step = Callable[["Session", _Last], tuple[Pruned, "_Last | None"]]
-_Row = type[TransitionRow | ListedRow | VerdictRow | WaitRow | CallsRow | HistoryRow | ReporterRow]
+_Row = type[
+    TransitionRow | ListedRow | VerdictRow | WaitRow | CallsRow | HistoryRow | ReporterRow | ReceiptRow | AnswersRow
+]
 
 
 @dataclass(frozen=True)
@@ -204,10 +208,19 @@ class _Pass:
         deleted = self._delete(session, CallsRow, tuple_(*place).in_([tuple(row) for row in rows]))
         return Pruned(others=deleted), tuple(rows[-1]) if len(rows) == BATCH else None
 
-    def readers(self, session: Session, _last: _Last) -> tuple[Pruned, _Last | None]:
+    def receipts(self, session: Session, last: _Last) -> tuple[Pruned, _Last | None]:
+        place = (ReceiptRow.received_at, ReceiptRow.id)
+        page = select(*place).where(ReceiptRow.received_at < self.before, self._of(ReceiptRow), _behind(last, *place))
+        rows = session.execute(page.order_by(*place).limit(BATCH)).all()
+        deleted = self._delete(session, ReceiptRow, ReceiptRow.id.in_([row.id for row in rows]))
+        return Pruned(others=deleted), tuple(rows[-1]) if len(rows) == BATCH else None
+
+    def few(self, session: Session, _last: _Last) -> tuple[Pruned, _Last | None]:
         old = and_(HistoryRow.claimed_at < self.before, self._of(HistoryRow))
         silent = and_(ReporterRow.seen_at < self.before, self._of(ReporterRow))
-        return Pruned(others=self._delete(session, HistoryRow, old) + self._delete(session, ReporterRow, silent)), None
+        answered = and_(AnswersRow.hour < self.before, self._of(AnswersRow))
+        rows = ((HistoryRow, old), (ReporterRow, silent), (AnswersRow, answered))
+        return Pruned(others=sum(self._delete(session, row, which) for row, which in rows)), None
 
     def _of(self, row: _Row) -> ColumnElement[bool]:
         return true() if self.conn_id is None else row.conn_id == self.conn_id

@@ -1,5 +1,6 @@
 """The journal's tables: reports (transition), their fold (session), what tasks concluded (verdict), tasks (wait), API
-usage (calls), the readers of Zuora's callout history (history), and what reports waits (reporter).
+usage (calls), the readers of Zuora's callout history (history), what reports waits (reporter), and what the receiver of
+callouts saw (receipt, answers).
 
 They are in Airflow's metadata database, with a metadata and an Alembic version of their own. Types and indexes are
 limited to those that SQLite, PostgreSQL and MySQL all accept.
@@ -281,3 +282,55 @@ class HistoryRow(Base):
     read_at: Mapped[datetime | None]
     trouble: Mapped[str | None] = mapped_column(Text)
     lasting: Mapped[bool] = mapped_column(Boolean)
+
+
+class ReceiptRow(Base):
+    """One callout to a connection that exists, as it was received, and its answer: a ``Receipt``.
+
+    ``transition_id`` is the row that a callout that was answered 200 added; a repeated one added none, and its row has
+    the same ``notification_id``. Either row may be pruned.
+    """
+
+    __tablename__ = "mediation_receipt"
+
+    id: Mapped[int] = mapped_column(_Number, primary_key=True, autoincrement=True)
+    conn_id: Mapped[str] = mapped_column(_name(250))
+    received_at: Mapped[datetime]
+    method: Mapped[str] = mapped_column(String(16))
+    status: Mapped[int] = mapped_column(Integer)
+    accepted: Mapped[bool] = mapped_column(Boolean)
+    reason: Mapped[str] = mapped_column(Text)
+    milliseconds: Mapped[int] = mapped_column(Integer)
+    proof: Mapped[str] = mapped_column(String(16))
+    notification_id: Mapped[str | None] = mapped_column(_name(190))
+    transition_id: Mapped[int | None] = mapped_column(_Number)
+    headers: Mapped[dict[str, Any]]
+    query: Mapped[dict[str, Any]]
+    body_size: Mapped[int | None] = mapped_column(Integer)
+    body: Mapped[str | None] = mapped_column(Text)
+
+    __table_args__ = (
+        Index("ix_mediation_receipt_received_at", "received_at"),
+        Index("ix_mediation_receipt_conn_id_received_at", "conn_id", "received_at"),
+        # The refused ones of a connection: there may be few among many.
+        Index("ix_mediation_receipt_accepted", "conn_id", "accepted", "received_at"),
+        Index("ix_mediation_receipt_conn_id_notification_id", "conn_id", "notification_id"),
+    )
+
+
+class AnswersRow(Base):
+    """How many callouts to one connection got one answer within one hour; those to no connection have an empty id.
+
+    ``since_accepted`` of them were refused after the last callout that was accepted, and ``without_receipt`` of them
+    have no receipt, because there were too many.
+    """
+
+    __tablename__ = "mediation_answers"
+
+    conn_id: Mapped[str] = mapped_column(_name(250), primary_key=True)
+    hour: Mapped[datetime] = mapped_column(primary_key=True)
+    status: Mapped[int] = mapped_column(Integer, primary_key=True, autoincrement=False)
+    answers: Mapped[int] = mapped_column(Integer)
+    since_accepted: Mapped[int] = mapped_column(Integer)
+    without_receipt: Mapped[int] = mapped_column(Integer)
+    last_at: Mapped[datetime]

@@ -175,13 +175,13 @@ def _is_of_driver(error: Exception) -> bool:
     return isinstance(error, DataError) or any(frame.f_code.co_name.startswith("do_execute") for frame in frames)
 
 
-def add(session: Session, table: type[Base], values: dict[str, Any]) -> bool:
-    """Insert a row unless one with its key exists, and return whether none existed.
+def add(session: Session, table: type[Base], values: dict[str, Any]) -> tuple[Any, ...] | None:
+    """Insert a row unless one with its key exists, and return its primary key; ``None`` if one existed.
 
     Waits for another transaction that has just inserted the same.
     """
-    statement = _insert_or_ignore(session.get_bind().dialect.name, table.__tablename__)
-    return bool(session.execute(statement, values).rowcount)  # type: ignore[attr-defined]
+    result: Any = session.execute(_insert_or_ignore(session.get_bind().dialect.name, table.__tablename__), values)
+    return tuple(result.inserted_primary_key) if result.rowcount else None
 
 
 @cache

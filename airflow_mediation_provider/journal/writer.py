@@ -97,6 +97,7 @@ class Recorded:
     :param changed: the new states of sessions with new reports
     :param emitted: addresses of the assets that got an event
     :param refused: one sentence for each report, verdict and note that is not stored as what it is
+    :param row_ids: of the rows that callouts, history and run replies added or replaced
     """
 
     new: int = 0
@@ -104,6 +105,7 @@ class Recorded:
     changed: tuple[SessionState, ...] = ()
     emitted: tuple[str, ...] = ()
     refused: tuple[str, ...] = ()
+    row_ids: tuple[int, ...] = ()
 
     def __add__(self, other: Recorded) -> Recorded:
         """Return what both calls changed."""
@@ -113,6 +115,7 @@ class Recorded:
             changed=(*self.changed, *other.changed),
             emitted=(*self.emitted, *other.emitted),
             refused=(*self.refused, *other.refused),
+            row_ids=(*self.row_ids, *other.row_ids),
         )
 
 
@@ -250,6 +253,7 @@ class _Writer:
         self._team = team
         self._events: list[Event] = []
         self._rows: list[Mapping[str, Any]] = []
+        self._row_ids: list[int] = []
         self._rewrites = False
         self.after: list[Callable[[], None]] = []
 
@@ -268,8 +272,9 @@ class _Writer:
                 unfit.append(f"{_named(entry)}: {values['body']['error']}")
             if values["kind"] == EntryKind.POLL:
                 polls.append((entry, values))
-            elif add(self._session, TransitionRow, values) or self._has_more(values):
+            elif row_id := self._add(values) or self._has_more(values):
                 new += 1
+                self._row_ids.append(row_id)
                 touched |= self._take(values)
         concluded, refused = self._conclude(verdicts)
         refused += self._note(tasks)
@@ -282,10 +287,11 @@ class _Writer:
         """Store an entry that the database refuses as text."""
         values = transition_values(entry, conn_id=self._conn_id, at=datetime.now(UTC))
         values = refused_values(entry, values, error)
-        new = add(self._session, TransitionRow, values)
-        if new:
+        row_id = self._add(values)
+        if row_id:
+            self._row_ids.append(row_id)
             self._take(values)
-        return self._emitted(int(new), int(not new), ())
+        return self._emitted(int(row_id is not None), int(row_id is None), ())
 
     def rewrite(self, entries: Mapping[int, JournalEntry]) -> Recorded:
         self._rewrites = True
@@ -297,6 +303,11 @@ class _Writer:
                 new += 1
                 touched |= self._take(values)
         return self._emitted(new, len(entries) - new, self._refolded(touched))
+
+    def _add(self, values: dict[str, Any]) -> int | None:
+        """Insert the row of an entry, and return its id; ``None`` if there is one with its notification id."""
+        key = add(self._session, TransitionRow, values)
+        return key[0] if key else None
 
     def _take(self, values: Mapping[str, Any]) -> set[tuple[str, str]]:
         """Note a new row for the counts, and return the session that it is about, if any."""
@@ -313,26 +324,26 @@ class _Writer:
         statement = update(TransitionRow).where(*unparsed).values(**new)
         return bool(self._session.execute(statement).rowcount)  # type: ignore[attr-defined]
 
-    def _has_more(self, values: dict[str, Any]) -> bool:
-        """Store a callout with a known notification id if its content differs; return whether it was stored.
+    def _has_more(self, values: dict[str, Any]) -> int | None:
+        """Store a callout with a known notification id if its content differs; return the id of its row if so.
 
         The first delivery may be unparsed, and the settings corrected since. And that an id belongs to one change only
         is Zuora's promise: if it is broken, no change may get lost.
         """
         if values["kind"] != EntryKind.STATUS_CHANGE or values["source"] != Source.CALLOUT:
-            return False
+            return None
         names = ("meter_id", "session_id", "status", "previous_status")
         same_id_rows = select(TransitionRow.id, TransitionRow.kind, *(getattr(TransitionRow, name) for name in names))
         same_id = {name: values[name] for name in ("conn_id", "notification_id")}
         known = self._session.execute(same_id_rows.filter_by(**same_id)).one_or_none()
         edge = tuple(values[name] for name in names)
         if known is None or tuple(known[2:]) == edge:
-            return False
+            return None
         if known.kind == EntryKind.UNPARSED:
-            return self._replace_unparsed(known.id, values)
+            return int(known.id) if self._replace_unparsed(known.id, values) else None
         digest = hashlib.sha256(json.dumps([values["notification_id"], *edge]).encode()).hexdigest()
         values["notification_id"] = f"other:{digest[:40]}"
-        return add(self._session, TransitionRow, values)
+        return self._add(values)
 
     def _refolded(
         self, reported: set[tuple[str, str]], concluded: AbstractSet[tuple[str, str]] = frozenset()
@@ -350,7 +361,8 @@ class _Writer:
         """Pass the events to Airflow, as the last step of each transaction."""
         emitted, self.after = emit(self._events, conn_id=self._conn_id, team=self._team, session=self._session)
         self.after.append(partial(_count, self._conn_id, tuple(self._rows), emitted))
-        return Recorded(new=new, duplicates=duplicates, changed=changed, emitted=emitted)
+        row_ids = tuple(self._row_ids)
+        return Recorded(new=new, duplicates=duplicates, changed=changed, emitted=emitted, row_ids=row_ids)
 
     # ---- sessions
 
@@ -445,7 +457,7 @@ class _Writer:
         :param row: the locked row as it is; ``None`` if there was none
         """
         if row is None:
-            return add(self._session, ListedRow, {**values, **self._key(meter_id, session_id)})
+            return add(self._session, ListedRow, {**values, **self._key(meter_id, session_id)}) is not None
         new = {name: value for name, value in values.items() if value != row._mapping[name]}
         if new:
             statement = update(ListedRow).where(ListedRow.id == row.id).values(**new)

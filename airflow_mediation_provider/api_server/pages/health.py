@@ -19,10 +19,12 @@ from airflow_mediation_provider.api_server.connections import (
 )
 from airflow_mediation_provider.api_server.pages.rendering import PageRoute, page
 from airflow_mediation_provider.journal.health import SILENT, UNSEEN, connection_health, newest_callouts, unreported
+from airflow_mediation_provider.journal.receipts import refusals
 from airflow_mediation_provider.journal.session_list import known_connections
 from airflow_mediation_provider.journal.task_reports import budget
 from airflow_mediation_provider.journal.transaction import read
 from airflow_mediation_provider.journal.triggered_runs import never_started
+from airflow_mediation_provider.protocol.callouts.receipt import NO_CONNECTION
 from airflow_mediation_provider.protocol.callouts.setup import setup_faults
 from airflow_mediation_provider.protocol.times import humanize
 from airflow_mediation_provider.protocol.zuora.api_usage import UsageLevel, standing
@@ -37,6 +39,7 @@ if TYPE_CHECKING:
     from airflow_mediation_provider.api_server.auth import Reader
     from airflow_mediation_provider.api_server.connections import MediationConnection
     from airflow_mediation_provider.journal.health import ConnectionHealth, HistoryHealth
+    from airflow_mediation_provider.journal.receipts import Refusals
     from airflow_mediation_provider.journal.triggered_runs import NeverStarted
     from airflow_mediation_provider.protocol.callouts.setup import ReceivedCallout
     from airflow_mediation_provider.protocol.zuora.api_usage import ApiUsage
@@ -65,14 +68,14 @@ class HealthItem:
 
 _GONE: Final = HealthItem(WARN, "the connection was deleted")
 _NO_CALLOUTS: Final = HealthItem(WARN, "callouts are not set up: statuses come from polls alone")
-# The id of the line about callouts that name no connection.
-_NO_CONNECTION: Final = ""
-_MISCONFIGURED: Final = 503
 _REFUSALS: Final = {
     401: "perhaps the secrets differ (see the server's log)",
     404: "the connection has no callout authentication",
     405: "choose the method POST in Zuora's callout template",
 }
+_MISADDRESSED: Final = (404, 405)
+# The answer where several teams have the id and the address names none.
+_WITHOUT_TEAM: Final = 503
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -94,13 +97,11 @@ def health(request: Request, reader: ReaderDep) -> Response:
     """Show the health of callouts, feed and API usage."""
     now = datetime.now(UTC)
 
-    # Settings that are wrong from the start let no row into the journal.
-    wrong = {conn_id for conn_id, status in request.app.state.refused if status == _MISCONFIGURED}
-
-    def work(session: Session) -> tuple[list[_OfConnection], list[NeverStarted], bool]:
-        silent, idle = unreported(session, now), never_started(session)
-        # A connection whose feed no process has ever reached has no rows in the journal.
-        conn_ids = sorted({*known_connections(session), *silent.tasks, *wrong, *(each.conn_id for each in idle)})
+    def work(session: Session) -> tuple[list[_OfConnection], list[NeverStarted], list[Refusals], bool]:
+        silent, idle, refused = unreported(session, now), never_started(session), refusals(session, now)
+        # A connection whose feed no process has ever reached, or whose callouts were never accepted, has no sessions.
+        named = {*(each.conn_id for each in idle), *(each.conn_id for each in refused)}
+        conn_ids = sorted({*known_connections(session), *silent.tasks, *named} - {NO_CONNECTION})
         of_connections = zip(
             (connection_health(session, each, now) for each in conn_ids),
             budget(session, conn_ids, now),
@@ -108,20 +109,20 @@ def health(request: Request, reader: ReaderDep) -> Response:
             (newest_callouts(session, each) for each in conn_ids),
             strict=True,
         )
-        return list(of_connections), idle, silent.more
+        return list(of_connections), idle, refused, silent.more
 
-    of_connections, idle, more_silent = read(work)
+    of_connections, idle, refused, more_silent = read(work)
     visible = reader.sees_runs({each.dag_id for each in idle})
-    lines = list(_unknown(request))
+    lines = list(_unknown(refused))
     for seen, calls, silent, callouts in of_connections:
-        connection, items = _connection(request, reader, seen.conn_id)
+        connection, items = _connection(request, reader, seen.conn_id, refused)
         takes_callouts = connection is not None and _NO_CALLOUTS not in items
         if seen.history is not None and _NO_CALLOUTS in items:
             items.remove(_NO_CALLOUTS)
         items += [
             *(_missed(seen) if takes_callouts else ()),
             *_set_up_wrongly(connection, callouts),
-            *_refused(request, seen.conn_id),
+            *_refused(refused, seen.conn_id),
             *(_history(seen.history, connection, now) if seen.history is not None else ()),
             *_received(seen, silent if takes_callouts or seen.history is not None else 0, more=more_silent),
             *_idle([each for each in idle if each.conn_id == seen.conn_id], visible),
@@ -132,7 +133,9 @@ def health(request: Request, reader: ReaderDep) -> Response:
     return page(request, "health.html", lines=sorted(lines, key=lambda line: (_order(line.level), line.conn_id)))
 
 
-def _connection(request: Request, reader: Reader, conn_id: str) -> tuple[MediationConnection | None, list[HealthItem]]:
+def _connection(
+    request: Request, reader: Reader, conn_id: str, refused: Sequence[Refusals]
+) -> tuple[MediationConnection | None, list[HealthItem]]:
     """Return the connection, if there is one, and its problems."""
     try:
         connection: MediationConnection = from_thread.run(request.app.state.connections.get, conn_id)
@@ -141,12 +144,12 @@ def _connection(request: Request, reader: Reader, conn_id: str) -> tuple[Mediati
     except UnknownConnectionError:
         return None, [_GONE]
     except SeveralTeamsError as error:
-        refused = request.app.state.refused[conn_id, _MISCONFIGURED]
+        unnamed = any((each.conn_id, each.status) == (conn_id, _WITHOUT_TEAM) for each in refused)
         text = (
             f"several teams have a connection of this id ({', '.join(error.teams)}), and tasks wait with polls alone: "
             "give each an id of its own, or end the Request URL in Zuora's callout template with ?team= and one's name"
         )
-        return None, [HealthItem(BAD if refused else WARN, text)]
+        return None, [HealthItem(BAD if unnamed else WARN, text)]
     except LookupFailedError:
         return None, [HealthItem(BAD, "the connection cannot be looked up now: its callouts are answered 503")]
     try:
@@ -177,22 +180,24 @@ def _budget(calls: ApiUsage, connection: MediationConnection | None, now: dateti
     )
 
 
-def _refused(request: Request, conn_id: str) -> Iterator[HealthItem]:
-    """Return what this process refused: no sure sign of a problem, as unauthenticated clients can cause it."""
-    for status, what in _REFUSALS.items():
-        if refused := request.app.state.refused[conn_id, status]:
-            yield HealthItem(WARN, f"{_number(refused, 'callout')} refused since the last accepted one: {what}")
+def _refused(refused: Sequence[Refusals], conn_id: str) -> Iterator[HealthItem]:
+    """Return what was refused: no sure sign of a problem, as unauthenticated clients can cause it."""
+    for each in refused:
+        if each.conn_id == conn_id and each.status in _REFUSALS:
+            callouts = _number(each.count, "callout")
+            yield HealthItem(WARN, f"{callouts} refused since the last accepted one: {_REFUSALS[each.status]}")
 
 
-def _unknown(request: Request) -> Iterator[HealthLine]:
-    """Return a line for callouts to connections that do not exist, if this process has received any within a day."""
-    if misaddressed := len(request.app.state.misaddressed):
+def _unknown(refused: Sequence[Refusals]) -> Iterator[HealthLine]:
+    """Return a line for callouts to connections that do not exist, if any were received within a day."""
+    of_none = (each.count for each in refused if each.conn_id == NO_CONNECTION and each.status in _MISADDRESSED)
+    if misaddressed := sum(of_none):
         callouts = _number(misaddressed, "callout")
         text = (
             f"{callouts} in the last 24 h to an address that names no connection: compare the Request URL in Zuora's "
             "callout template with that of `airflow mediation callout-template` (see the server's log)"
         )
-        yield HealthLine(conn_id=_NO_CONNECTION, last_callout_at=None, items=(HealthItem(WARN, text),))
+        yield HealthLine(conn_id=NO_CONNECTION, last_callout_at=None, items=(HealthItem(WARN, text),))
 
 
 def _received(each: ConnectionHealth, unreported_tasks: int, *, more: bool) -> Iterator[HealthItem]:

@@ -12,7 +12,8 @@ import pytest
 from airflow_mediation_provider.api_server import LazyApp
 from airflow_mediation_provider.api_server.app import create_app
 from airflow_mediation_provider.api_server.connections import Connections, LookupFailedError, MediationConnection
-from airflow_mediation_provider.api_server.journal import Recorder
+from airflow_mediation_provider.api_server.journal import ReceiptBuffer, Recorder
+from airflow_mediation_provider.journal.receipts import Seen
 from airflow_mediation_provider.journal.writer import Recorded
 
 
@@ -47,7 +48,7 @@ class Journal:
             raise self.trouble
         self.entries += entries
         self.calls.append(arguments)
-        return Recorded(new=len(entries), duplicates=0, changed=(), emitted=())
+        return Recorded(new=len(entries), duplicates=0, changed=(), emitted=(), row_ids=(7,))
 
 
 @pytest.fixture
@@ -69,8 +70,28 @@ def seconds() -> list[float]:
 
 
 @pytest.fixture
-def app(directory: Directory, journal: Journal, seconds: list[float]) -> LazyApp:
-    made = create_app(Connections(directory.find, lambda: seconds[0]), Recorder(journal.record))
+def seen() -> Seen:
+    """What the application saw of callouts."""
+    return Seen()
+
+
+class KeptReceipts(ReceiptBuffer):
+    """Adds to what was seen, and writes nothing."""
+
+    def __init__(self, seen: Seen) -> None:
+        super().__init__()
+        self.keep = seen.add  # type: ignore[method-assign]
+
+
+def since_accepted(seen: Seen) -> dict[tuple[str, int], int]:
+    """The callouts that were refused since the last accepted one, by connection and answer."""
+    counted = {(key.conn_id, key.status): each.since_accepted for key, each in seen.answers.items()}
+    return {key: count for key, count in counted.items() if count}
+
+
+@pytest.fixture
+def app(directory: Directory, journal: Journal, seconds: list[float], seen: Seen) -> LazyApp:
+    made = create_app(Connections(directory.find, lambda: seconds[0]), Recorder(journal.record), KeptReceipts(seen))
     return LazyApp(lambda: made)
 
 

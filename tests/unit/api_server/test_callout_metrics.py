@@ -15,6 +15,7 @@ from sqlalchemy.exc import OperationalError
 from airflow_mediation_provider.api_server import LazyApp, callouts
 from airflow_mediation_provider.api_server.app import create_app
 from airflow_mediation_provider.api_server.connections import Connections
+from airflow_mediation_provider.api_server.journal import ReceiptBuffer
 from airflow_mediation_provider.journal import writer as journal
 from airflow_mediation_provider.journal.writer import JournalUnavailable
 from airflow_mediation_provider.protocol.sessions.asset_uri import asset_uri
@@ -33,7 +34,7 @@ COMPLETED = "mediation.transitions,conn_id=zuora,evidence=callout,run_type=NORMA
 async def real(directory, sqlite_database, airflow_on):
     """A client of the application with the real journal."""
     airflow_on(sqlite_database)
-    app = LazyApp(lambda: create_app(Connections(directory.find)))
+    app = LazyApp(lambda: create_app(Connections(directory.find), receipts=ReceiptBuffer(*[lambda _: None] * 2)))
     async with httpx.AsyncClient(transport=httpx.ASGITransport(app=app), base_url="http://airflow") as made:
         yield made
 

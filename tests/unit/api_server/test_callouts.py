@@ -14,8 +14,10 @@ import pytest
 from airflow_mediation_provider.api_server import callouts
 from airflow_mediation_provider.api_server import journal as recorder
 from airflow_mediation_provider.journal.writer import JournalMissing, JournalUnavailable
+from airflow_mediation_provider.protocol.callouts.receipt import NO_CONNECTION
 from airflow_mediation_provider.protocol.sessions.journal_entry import EntryKind
 from tests.timing import at_most
+from tests.unit.api_server.conftest import since_accepted
 from tests.unit.api_server.signed import BODY, CHANGE, signature, until
 
 PATH = "/callouts/zuora"
@@ -23,6 +25,10 @@ PATH = "/callouts/zuora"
 
 def basic(username: str, password: str) -> dict[str, str]:
     return {"Authorization": "Basic " + base64.b64encode(f"{username}:{password}".encode()).decode()}
+
+
+def receipts(seen):
+    return [each for kept in seen.receipts.values() for each in kept]
 
 
 async def post(client, body=BODY, path=PATH, headers=None, **more):
@@ -196,7 +202,7 @@ async def test_no_other_path_exists(client, path):
 
 
 @pytest.mark.parametrize("method", ["GET", "HEAD", "DELETE", "OPTIONS"])
-async def test_a_method_without_a_body_is_answered_405_counted_and_logged(app, client, journal, method, said):
+async def test_a_method_without_a_body_is_answered_405_counted_and_logged(client, journal, method, said, seen):
     for path in (PATH, PATH, "/callouts/nobody"):
         reply = await client.request(method, path, headers=signature(b""))
 
@@ -204,8 +210,7 @@ async def test_a_method_without_a_body_is_answered_405_counted_and_logged(app, c
         if method != "HEAD":
             assert reply.json() == {"success": False, "error": "method not allowed"}
     assert journal.entries == []
-    assert app._built().state.refused == {("zuora", 405): 2}
-    assert len(app._built().state.misaddressed) == 1
+    assert since_accepted(seen) == {("zuora", 405): 2, (NO_CONNECTION, 405): 1}
     assert said()[0].endswith(f"connection 'zuora': its method is {method}: choose POST in the callout template")
 
 
@@ -265,7 +270,7 @@ async def test_merge_fields_in_the_address_are_read(client, directory, journal):
     assert (entry.session_id, entry.transition.status, "key" in entry.body) == ("R-9", "FAILED", False)
 
 
-async def test_refused_callouts_are_counted_until_one_is_accepted(app, client, directory):
+async def test_refused_callouts_are_counted_until_one_is_accepted(client, directory, seen):
     directory["without"] = {}
     for path, headers in (
         (PATH, {}),
@@ -276,12 +281,95 @@ async def test_refused_callouts_are_counted_until_one_is_accepted(app, client, d
     ):
         await post(client, path=path, headers=headers)
     await client.get(PATH)
-    assert app._built().state.refused == {("zuora", 401): 2, ("without", 404): 1, ("zuora", 405): 1}
-    assert len(app._built().state.misaddressed) == 2
+    assert since_accepted(seen) == {
+        ("zuora", 401): 2,
+        ("without", 404): 1,
+        ("zuora", 405): 1,
+        (NO_CONNECTION, 404): 2,
+    }
 
     assert (await post(client)).status_code == 200
-    assert app._built().state.refused == {("without", 404): 1}
-    assert len(app._built().state.misaddressed) == 2
+    assert since_accepted(seen) == {("without", 404): 1, (NO_CONNECTION, 404): 2}
+
+
+# ---- receipts ----
+
+
+async def test_an_accepted_callout_has_a_receipt_with_the_row_that_it_added(client, seen):
+    headers = {**signature(BODY), "Zuora-Notification-Id": "n-1", "X-Api-Key": "of a gateway"}
+    await post(client, headers=headers, path=f"{PATH}?key=hush")
+
+    [kept] = receipts(seen)
+    assert (kept.conn_id, kept.status, kept.proof, kept.reason) == ("zuora", 200, "proven", "")
+    assert (kept.notification_id, kept.transition_id) == ("n-1", 7)
+    assert (kept.body, kept.body_size, kept.query) == (None, len(BODY), {})
+    assert (
+        kept.headers.items()
+        >= {
+            "zuora-notification-id": "n-1",
+            "x-mediation-signature": "*** (44 characters)",
+            "x-api-key": "***",
+        }.items()
+    )
+    assert 0 <= kept.milliseconds < 5000
+
+
+async def test_a_refused_callout_has_a_receipt_with_the_reason_and_the_body(client, seen):
+    await post(client, headers=signature(BODY, "yesterdays-secret"), path=f"{PATH}?meterId=2470&key=hush")
+
+    [kept] = receipts(seen)
+    assert (kept.status, kept.proof) == (401, "refused")
+    assert kept.reason == "the signature in the header X-Mediation-Signature is wrong"
+    assert (kept.body, kept.query) == (BODY.decode(), {"meterId": "2470", "key": "***"})
+
+
+@pytest.mark.parametrize(
+    ("path", "extra", "answer", "kept"),
+    [
+        ("zuora", {}, 404, ("zuora", 404, "unchecked", "it has no callout authentication (callout_hmac_secret, ...)")),
+        (
+            "zuora",
+            {"callout_hmac_secret": "hush", "callout_hmac_algorithm": "hush"},
+            503,
+            ("zuora", 503, "unchecked", "its callout settings are wrong"),
+        ),
+        ("invented", {}, 404, None),
+    ],
+    ids=["takes no callouts", "wrong settings", "no connection"],
+)
+async def test_only_a_connection_that_exists_has_receipts(client, directory, seen, path, extra, answer, kept):
+    directory["zuora"] = extra
+    assert (await post(client, path=f"/callouts/{path}")).status_code == answer
+    assert [(each.conn_id, each.status, each.proof, each.reason[:59]) for each in receipts(seen)] == [kept] * bool(kept)
+    assert "invented" not in str(seen.answers)
+
+
+async def test_the_first_request_of_basic_authentication_is_no_refusal(client, directory, seen):
+    directory["zuora"] = {"callout_username": "zuora", "callout_password": "hush"}
+    await post(client, headers={})
+    assert not seen
+    await post(client, headers=basic("zuora", "wrong"))
+    [kept] = receipts(seen)
+    assert kept.headers["authorization"] == "Basic ***"
+
+
+async def test_a_body_that_is_too_large_is_kept_for_the_connection_by_its_size(client, seen):
+    reply = await post(client, b" " * (callouts.BODY_LIMIT + 1), headers={})
+    assert reply.status_code == 413
+    await post(client, b" " * (callouts.BODY_LIMIT + 1), path="/callouts/invented", headers={})
+    [kept] = receipts(seen)
+    assert (kept.conn_id, kept.body, kept.body_size) == ("zuora", None, callouts.BODY_LIMIT + 1)
+    assert {(key.conn_id, key.status) for key in seen.answers} == {("zuora", 413), (NO_CONNECTION, 413)}
+
+
+async def test_what_could_not_be_stored_has_a_receipt(client, journal, seen):
+    journal.trouble = JournalUnavailable("locked")
+    assert (await post(client)).status_code == 503
+    [kept] = receipts(seen)
+    assert (kept.status, kept.proof, kept.reason) == (503, "proven", "it could not be stored: locked")
+    journal.trouble = RuntimeError("hush")
+    assert (await post(client)).status_code == 503
+    assert receipts(seen)[1].reason == "an unexpected error (see the server's log)"
 
 
 # ---- invalid bodies ----

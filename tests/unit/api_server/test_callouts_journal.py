@@ -13,6 +13,7 @@ from airflow_mediation_provider.api_server import LazyApp, callouts
 from airflow_mediation_provider.api_server import journal as recorder
 from airflow_mediation_provider.api_server.app import create_app
 from airflow_mediation_provider.api_server.connections import Connections
+from airflow_mediation_provider.api_server.journal import ReceiptBuffer
 from airflow_mediation_provider.journal.tables import SessionRow, TransitionRow
 from tests.unit.api_server.signed import BODY, signature
 
@@ -21,7 +22,7 @@ PATH = "/callouts/zuora"
 
 @pytest.fixture
 async def client(directory):
-    app = LazyApp(lambda: create_app(Connections(directory.find)))
+    app = LazyApp(lambda: create_app(Connections(directory.find), receipts=ReceiptBuffer(*[lambda _: None] * 2)))
     async with httpx.AsyncClient(transport=httpx.ASGITransport(app=app), base_url="http://airflow") as made:
         yield made
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+from datetime import UTC, datetime
 from itertools import islice, product
 from typing import TYPE_CHECKING
 
@@ -26,8 +27,12 @@ from airflow_mediation_provider.api_server.connections import (
     ids_in_use,
 )
 from airflow_mediation_provider.api_server.journal import Recorder
+from airflow_mediation_provider.journal.receipts import Seen, refusals
 from airflow_mediation_provider.journal.tables import TransitionRow
+from airflow_mediation_provider.journal.transaction import read
+from airflow_mediation_provider.protocol.callouts.receipt import NO_CONNECTION
 from airflow_mediation_provider.protocol.sessions.asset_uri import asset_uri, history_uri
+from tests.unit.api_server.conftest import KeptReceipts, since_accepted
 from tests.unit.api_server.signed import BODY, CHANGE, signature
 from tests.unit.journal.old_rows import session_of, wait_of
 
@@ -85,7 +90,8 @@ async def test_of_the_spellings_of_a_connection_in_the_environment_one_is_its_id
         assert set(session.scalars(select(TransitionRow.conn_id))) == {"mediation_default"}
     assert {sent.tags["conn_id"] for sent in statsd.ours()} == {"mediation_default", "unknown"}
     assert list(app.state.connections._known) == ["mediation_default"]
-    assert app.state.refused == {}
+    await app.state.receipts.flush()
+    assert read(lambda session: {each.conn_id for each in refusals(session, datetime.now(UTC))}) == {NO_CONNECTION}
     assert said()[0] == (
         f"A callout was answered 404, connection {ids[1]!r}: the connection is found under the id 'mediation_default'"
     )
@@ -117,11 +123,11 @@ def test_the_ids_in_use_are_those_of_schedules_waits_the_journal_and_airflows_da
 
 
 async def test_thousands_of_invented_ids_leave_nothing_behind_and_a_connection_keeps_its_callouts_and_its_log(
-    directory: Directory, journal: Journal, seconds: list[float], statsd: StatsdServer, said
+    directory: Directory, journal: Journal, seconds: list[float], statsd: StatsdServer, said, seen: Seen
 ) -> None:
     in_use = IdsInUse(elsewhere=frozenset({"zuora"}))
     connections = Connections(directory.find, lambda: seconds[0], lambda: in_use)
-    app = create_app(connections, Recorder(journal.record))
+    app = create_app(connections, Recorder(journal.record), KeptReceipts(seen))
 
     async with client_of(app) as client:
         assert {await post(client, conn_id) for conn_id in INVENTED[:210]} == {404}
@@ -139,14 +145,15 @@ async def test_thousands_of_invented_ids_leave_nothing_behind_and_a_connection_k
     assert {sent.tags["conn_id"] for sent in statsd.ours()} == {"unknown", "zuora"}
     seconds[0] += UNKNOWN_SECONDS
     assert (len(connections._unknown), connections._asking, list(connections._known)) == (0, {}, ["zuora"])
-    assert app.state.refused == {}
+    assert {(key.conn_id, key.status) for key in seen.answers} == {(NO_CONNECTION, 404), ("zuora", 401), ("zuora", 200)}
 
 
 async def test_a_failed_look_up_of_a_known_connection_is_logged_beside_invented_ids(
     directory: Directory, seconds: list[float], said
 ) -> None:
     in_use = IdsInUse(elsewhere=frozenset({"zuora"}))
-    app = create_app(Connections(directory.find, lambda: seconds[0], lambda: in_use))
+    connections = Connections(directory.find, lambda: seconds[0], lambda: in_use)
+    app = create_app(connections, receipts=KeptReceipts(Seen()))
     directory.down = True
 
     async with client_of(app) as client:
@@ -157,15 +164,17 @@ async def test_a_failed_look_up_of_a_known_connection_is_logged_beside_invented_
     assert len(said(logging.ERROR)) == 201
 
 
-async def test_an_address_may_name_the_team_where_several_have_the_id(journal: Journal, said) -> None:
+async def test_an_address_may_name_the_team_where_several_have_the_id(journal: Journal, said, seen: Seen) -> None:
     of_team = {team: MediationConnection("zuora", team, "p", {"callout_hmac_secret": team}) for team in ("blue", "red")}
-    app = create_app(Connections(lambda conn_id: ConnectionsOfTeams(conn_id, of_team)), Recorder(journal.record))
+    app = create_app(
+        Connections(lambda conn_id: ConnectionsOfTeams(conn_id, of_team)), Recorder(journal.record), KeptReceipts(seen)
+    )
 
     async with client_of(app) as client:
         assert await post(client, "zuora", "red") == 503
-        assert app.state.refused == {("zuora", 503): 1}
+        assert since_accepted(seen) == {("zuora", 503): 1}
         assert await post(client, "zuora?team=red", "red") == 200
-        assert app.state.refused == {}
+        assert since_accepted(seen) == {}
         assert await post(client, "zuora?team=red", "blue") == 401
         assert await post(client, "zuora?team=green", "red") == 404
 

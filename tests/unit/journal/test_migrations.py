@@ -16,18 +16,22 @@ from sqlalchemy import func, insert, inspect, select
 from sqlalchemy.orm import Session
 
 from airflow_mediation_provider.journal.manager import MediationDBManager
+from airflow_mediation_provider.journal.receipts import Seen, record_receipts
 from airflow_mediation_provider.journal.tables import (
     VERSION_TABLE,
+    AnswersRow,
     Base,
     CallsRow,
     HistoryRow,
     ListedRow,
+    ReceiptRow,
     ReporterRow,
     SessionRow,
     TransitionRow,
     VerdictRow,
     WaitRow,
 )
+from airflow_mediation_provider.protocol.callouts.receipt import Receipt
 from tests.journal_schema import schema, schema_of_models
 
 if TYPE_CHECKING:
@@ -203,7 +207,7 @@ def test_the_second_revision_leaves_the_rows_of_the_first_as_they_are() -> None:
     manager().downgrade("0001")
     assert first_tables() == before
     assert tables() == {VERSION_TABLE, *Base.metadata.tables} - {
-        each.__tablename__ for each in (CallsRow, VerdictRow, HistoryRow, ReporterRow)
+        each.__tablename__ for each in (CallsRow, VerdictRow, HistoryRow, ReporterRow, ReceiptRow, AnswersRow)
     }
 
 
@@ -330,6 +334,30 @@ def test_the_fifth_revision_leaves_waits_without_a_reporter_and_a_downgrade_remo
     manager().downgrade("0004")
     assert first_tables() == before
     assert ReporterRow.__tablename__ not in tables()
+
+
+@pytest.mark.usefixtures("empty")
+def test_the_sixth_revision_adds_two_tables_and_a_downgrade_removes_them() -> None:
+    manager().upgradedb(to_revision="0005")
+    fill()
+    before = first_tables()
+
+    manager().upgradedb()
+    seen = Seen()
+    seen.add(Receipt(conn_id="zuora", received_at=NOW, status=401, headers={"host": "airflow"}, body="Ü \U0001f600"))
+    record_receipts(seen)
+    with Session(settings.get_engine()) as session:
+        row = session.scalars(select(ReceiptRow)).one()
+        assert (row.received_at, row.headers, row.body) == (NOW, {"host": "airflow"}, "Ü \U0001f600")
+        assert session.scalars(select(AnswersRow)).one().answers == 1
+    assert first_tables() == before
+
+    manager().downgrade("0005")
+    assert first_tables() == before
+    assert {ReceiptRow.__tablename__, AnswersRow.__tablename__} & tables() == set()
+    manager().upgradedb()
+    with Session(settings.get_engine()) as session:
+        assert session.scalars(select(ReceiptRow)).all() == []
 
 
 @pytest.mark.usefixtures("empty")

@@ -141,6 +141,7 @@ async def pages(directory: Directory) -> AsyncIterator[LazyApp]:
     # A thread that still writes would outlive its database.
     if made.state.calls._writing is not None:
         await made.state.calls._writing
+    await made.state.receipts.flush()
 
 
 @pytest.fixture

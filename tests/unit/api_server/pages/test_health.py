@@ -9,13 +9,17 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import pendulum
 import pytest
+from airflow import settings
 from airflow.sdk import Asset
+from sqlalchemy import update
 
 from airflow_mediation_provider.api_server.connections import ConnectionsOfTeams, MediationConnection
 from airflow_mediation_provider.api_server.pages import health
 from airflow_mediation_provider.assets import on_meter_session
 from airflow_mediation_provider.journal.health import Unreported
-from airflow_mediation_provider.journal.tables import CallsRow, HistoryRow
+from airflow_mediation_provider.journal.receipts import Seen, record_receipts
+from airflow_mediation_provider.journal.tables import AnswersRow, CallsRow, HistoryRow
+from airflow_mediation_provider.protocol.callouts.receipt import Receipt
 from tests.unit.api_server.pages.conftest import now
 from tests.unit.api_server.signed import BODY, signature
 from tests.unit.journal.old_rows import keep, session_of, told, wait_of
@@ -163,10 +167,13 @@ async def test_the_line_shows_problems_of_the_connection_itself(alice: Browser, 
     assert list(await lines(alice)) == ["wrong", "gone", "silent", "zuora"]  # the worst first
 
 
-async def test_wrong_settings_are_red_before_the_first_report(alice: Browser, directory: Directory) -> None:
+async def test_wrong_settings_are_red_before_the_first_report(
+    alice: Browser, directory: Directory, pages: LazyApp
+) -> None:
     directory["wrong"] = {"callout_hmac_secret": "s3cret", "callout_timezone": "Mars/Base"}
     path = f"{alice.base}/mediation/callouts/wrong"
     assert (await alice.client.post(path, content=BODY, headers=signature(BODY))).status_code == 503
+    await pages._built().state.receipts.flush()
     [(level, text)] = await words(alice, "wrong")
     assert (level, text.startswith("callouts cannot be received: ")) == ("bad", True)
 
@@ -274,12 +281,13 @@ class TestTheCalloutHistory:
         assert [level for level, _ in await words(alice, "cut_off")] == ["bad", "bad"]
 
 
-async def test_callouts_refused_since_the_last_accepted_one_are_counted(alice: Browser) -> None:
-    keep(told("R-0", ago(minutes=1)))
+async def test_callouts_refused_since_the_last_accepted_one_are_counted(alice: Browser, pages: LazyApp) -> None:
 
     async def call(headers: dict[str, str]) -> int:
         path = f"{alice.base}/mediation/callouts/zuora"
-        return (await alice.client.post(path, content=BODY, headers=headers)).status_code
+        status = (await alice.client.post(path, content=BODY, headers=headers)).status_code
+        await pages._built().state.receipts.flush()
+        return status
 
     refused = [await call(signature(BODY, "yesterdays-secret")) for _ in range(2)]
     assert refused == [401, 401]
@@ -289,7 +297,9 @@ async def test_callouts_refused_since_the_last_accepted_one_are_counted(alice: B
     assert await words(alice) == []
 
 
-async def test_what_zuora_never_sends_again_is_shown_with_what_to_change(alice: Browser, directory: Directory) -> None:
+async def test_what_zuora_never_sends_again_is_shown_with_what_to_change(
+    alice: Browser, directory: Directory, pages: LazyApp
+) -> None:
     directory["without"] = {}
     keep(told("R-0", ago(minutes=1)), told("R-1", ago(minutes=1), conn_id="without"))
 
@@ -298,6 +308,7 @@ async def test_what_zuora_never_sends_again_is_shown_with_what_to_change(alice: 
         return (await alice.client.request(method, path, content=BODY, headers=signature(BODY))).status_code
 
     assert [await call("GET", "zuora"), await call("POST", "without"), await call("POST", "zoura")] == [405, 404, 404]
+    await pages._built().state.receipts.flush()
     assert await words(alice) == [
         ("warn", "1 callout refused since the last accepted one: choose the method POST in Zuora's callout template")
     ]
@@ -319,7 +330,9 @@ async def test_an_id_of_several_teams_is_red_once_a_callout_names_no_team(
     url = f"{alice.base}/mediation/callouts/zuora"
 
     async def call(query: str) -> int:
-        return (await alice.client.post(url + query, content=BODY, headers=signature(BODY))).status_code
+        status = (await alice.client.post(url + query, content=BODY, headers=signature(BODY))).status_code
+        await pages._built().state.receipts.flush()
+        return status
 
     assert await call("") == 503
     [(level, text)] = await words(alice)
@@ -339,21 +352,33 @@ async def test_what_came_under_another_spelling_names_the_connections_id(
     assert (level, text[:71]) == ("warn", "not an id of a connection: the connection is found under the id 'zuora'")
 
 
-async def test_a_callout_to_no_connection_is_shown_for_a_day(
-    alice: Browser, pages: LazyApp, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    seconds = [0.0]
-    monkeypatch.setattr(pages._built().state.misaddressed, "_clock", lambda: seconds[0])
+async def test_a_callout_to_no_connection_is_shown_for_a_day(alice: Browser, pages: LazyApp) -> None:
     keep(told("R-0", ago(minutes=1)))
 
     async def shown() -> bool:
         return "no connection" in await lines(alice)
 
+    def age(**span: float) -> None:
+        with settings.NonScopedSession() as session:
+            session.execute(update(AnswersRow).values(last_at=ago(**span)))
+            session.commit()
+
     await alice.client.get(f"{alice.base}/mediation/callouts/scanned")
-    seconds[0] = 24 * 3600 - 1
+    await pages._built().state.receipts.flush()
+    age(hours=23, minutes=59)
     assert await shown()
-    seconds[0] += 1
+    age(hours=24)
     assert not await shown()
+
+
+async def test_what_another_api_server_refused_is_shown_without_any_session(alice: Browser) -> None:
+    seen = Seen()
+    for status in (401, 401, 503):
+        seen.add(Receipt(conn_id="zuora", received_at=ago(minutes=1), status=status))
+    record_receipts(seen)
+    assert await words(alice) == [
+        ("warn", "2 callouts refused since the last accepted one: perhaps the secrets differ (see the server's log)")
+    ]
 
 
 async def test_a_wrong_zone_is_shown_after_two_sessions(alice: Browser) -> None:

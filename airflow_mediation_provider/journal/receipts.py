@@ -1,0 +1,346 @@
+"""What the receivers of callouts saw, kept for all API servers: how many callouts got which answer, and receipts.
+
+Unauthenticated clients cause such rows, so their number is limited, for all API servers together: of each connection so
+many receipts an hour and in total, of all connections so many, and none for long. What has no receipt is counted.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import Counter, defaultdict
+from dataclasses import dataclass, fields
+from datetime import datetime, timedelta
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
+
+from airflow.utils.sqlalchemy import UtcDateTime
+from sqlalchemy import and_, case, delete, func, insert, literal, or_, select, true, update
+
+from airflow_mediation_provider.journal.tables import AnswersRow, ReceiptRow, TransitionRow
+from airflow_mediation_provider.journal.transaction import UnstorableError, read, write
+from airflow_mediation_provider.protocol.callouts.receipt import ACCEPTED, NO_CONNECTION, Proof, Receipt
+from airflow_mediation_provider.protocol.zuora.api_usage import beginning_of_hour
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from sqlalchemy import ColumnElement
+    from sqlalchemy.orm import Session
+
+log = logging.getLogger(__name__)
+
+KEPT: Final = timedelta(days=30)
+"""Nothing is kept for longer, also without ``prune``."""
+REFUSED_AN_HOUR: Final = 100
+ACCEPTED_AN_HOUR: Final = 2000
+"""Receipts of one connection."""
+MOST_REFUSED: Final = 1000
+MOST_ACCEPTED: Final = 10_000
+"""Receipts of one connection in total; the oldest are deleted first."""
+MOST: Final = 100_000
+"""Receipts of all connections together."""
+REFUSED_FOR: Final = timedelta(days=7)
+"""Refusals without an accepted callout since are shown for so long: a meter may run once a week."""
+MISADDRESSED_FOR: Final = timedelta(days=1)
+"""No accepted callout ends those to a connection that does not exist."""
+_BATCH: Final = 500
+_NAMES: Final = tuple(field.name for field in fields(Receipt))
+
+
+class AnswerKey(NamedTuple):
+    """What is counted together: one answer of one connection within one hour."""
+
+    conn_id: str
+    hour: datetime
+    status: int
+
+
+@dataclass(slots=True)
+class Answers:
+    """How often one answer was given.
+
+    :param answers: the number
+    :param since_accepted: of these, those after which no callout was accepted
+    :param without_receipt: of these, those that have no receipt
+    :param last_at: when the last one of these callouts was received
+    """
+
+    last_at: datetime
+    answers: int = 0
+    since_accepted: int = 0
+    without_receipt: int = 0
+
+
+class Seen:
+    """What one process saw since it last wrote: all callouts are counted, and of so many there is a receipt.
+
+    :param most: receipts of one connection with one kind of answer
+    """
+
+    def __init__(self, most: int = REFUSED_AN_HOUR) -> None:
+        self._most = most
+        self.answers: dict[AnswerKey, Answers] = {}
+        self._receipts: dict[tuple[str, bool], list[Receipt]] = defaultdict(list)
+
+    def add(self, each: Receipt) -> None:
+        """Add a callout, and drop its receipt if there are too many."""
+        key = AnswerKey(each.conn_id, beginning_of_hour(each.received_at), each.status)
+        counted = self.answers.setdefault(key, Answers(each.received_at))
+        counted.answers += 1
+        counted.last_at = max(counted.last_at, each.received_at)
+        if each.accepted:
+            for other, refused in self.answers.items():
+                if other.conn_id == each.conn_id:
+                    refused.since_accepted = 0
+        else:
+            counted.since_accepted += 1
+        if each.conn_id == NO_CONNECTION:
+            return
+        receipts = self._receipts[each.conn_id, each.accepted]
+        if len(receipts) < self._most:
+            receipts.append(each)
+        else:
+            counted.without_receipt += 1
+
+    def __bool__(self) -> bool:
+        """Return whether there is anything to write."""
+        return bool(self.answers)
+
+    @property
+    def receipts(self) -> dict[tuple[str, bool, datetime], list[Receipt]]:
+        """The receipts, by their connection, whether they were accepted, and the hour."""
+        found = defaultdict(list)
+        for (conn_id, accepted), receipts in self._receipts.items():
+            for each in receipts:
+                found[conn_id, accepted, beginning_of_hour(each.received_at)].append(each)
+        return found
+
+
+def record_receipts(seen: Seen, *, deadline_seconds: float = 5.0) -> None:
+    """Store what a process saw; the same again would count twice.
+
+    :param seen: not changed meanwhile
+    :param deadline_seconds: how long to wait for the turn to write
+    :raises JournalUnavailable: nothing was written
+    """
+    try:
+        write(lambda session: _store(session, seen), deadline_seconds=deadline_seconds)
+    except UnstorableError as error:
+        log.warning("What some callouts were answered is left out: %s", error)
+
+
+def _store(session: Session, seen: Seen) -> None:
+    # The same order in all writers, so that two of them never wait for each other.
+    for key, counted in sorted(seen.answers.items()):
+        if key.status == ACCEPTED:
+            _settle(session, key.conn_id, counted.last_at)
+    for key, counted in sorted(seen.answers.items()):
+        _count(session, key, counted)
+    for (conn_id, accepted, hour), receipts in sorted(seen.receipts.items()):
+        room = _room(session, conn_id, hour, len(receipts), accepted=accepted)
+        for status, late in Counter(each.status for each in receipts[room:]).items():
+            row = update(AnswersRow).filter_by(**AnswerKey(conn_id, hour, status)._asdict())
+            _execute(session, row.values(without_receipt=AnswersRow.without_receipt + late))
+        if receipts[:room]:
+            session.execute(insert(ReceiptRow), [_values(each) for each in receipts[:room]])
+
+
+def _settle(session: Session, conn_id: str, accepted_at: datetime) -> None:
+    """Note that a callout was accepted: refusals before it are over."""
+    over = AnswersRow.conn_id == conn_id, AnswersRow.since_accepted > 0, AnswersRow.last_at < accepted_at
+    _execute(session, update(AnswersRow).where(*over).values(since_accepted=0))
+
+
+def _count(session: Session, key: AnswerKey, counted: Answers) -> None:
+    at = literal(counted.last_at, UtcDateTime)
+    more: dict[str, Any] = {
+        name: getattr(AnswersRow, name) + getattr(counted, name)
+        for name in ("answers", "since_accepted", "without_receipt")
+    }
+    more["last_at"] = case((AnswersRow.last_at < at, at), else_=AnswersRow.last_at)
+    known = _execute(session, update(AnswersRow).filter_by(**key._asdict()).values(**more))
+    if not known:
+        # Another writer's insert at the same time makes this transaction fail, and it is retried.
+        values = {field.name: getattr(counted, field.name) for field in fields(Answers)}
+        session.execute(insert(AnswersRow).values(**key._asdict(), **values))
+
+
+def _room(session: Session, conn_id: str, hour: datetime, wanted: int, *, accepted: bool) -> int:
+    """Return how many more receipts of an hour may be stored, of those that are counted already."""
+    counted = select(func.sum(AnswersRow.answers - AnswersRow.without_receipt)).filter_by(conn_id=conn_id, hour=hour)
+    of_kind = AnswersRow.status == ACCEPTED if accepted else AnswersRow.status != ACCEPTED
+    before = (session.scalar(counted.where(of_kind)) or 0) - wanted
+    return max((ACCEPTED_AN_HOUR if accepted else REFUSED_AN_HOUR) - before, 0)
+
+
+def _values(each: Receipt) -> dict[str, Any]:
+    values = {name: getattr(each, name) for name in _NAMES}
+    return {**values, "proof": str(each.proof), "accepted": each.accepted}
+
+
+def _execute(session: Session, statement: Any) -> int:
+    result: Any = session.execute(statement.execution_options(synchronize_session=False))
+    return int(result.rowcount)
+
+
+def thin(now: datetime, *, deadline_seconds: float = 5.0) -> int:
+    """Delete what is too old or too much, and return how many rows were deleted.
+
+    :param now: the time now
+    :param deadline_seconds: how long to wait for the turn to write, for each of several short transactions
+    :raises JournalUnavailable: not all was deleted
+    """
+    limits: list[tuple[ColumnElement[bool], int]] = [(ReceiptRow.received_at < now - KEPT, 0)]
+    for conn_id in read(lambda session: session.scalars(select(AnswersRow.conn_id).distinct()).all()):
+        of_connection = ReceiptRow.conn_id == conn_id
+        limits.append((and_(of_connection, ReceiptRow.accepted.is_(False)), MOST_REFUSED))
+        limits.append((and_(of_connection, ReceiptRow.accepted.is_(True)), MOST_ACCEPTED))
+    deleted = sum(_delete_beyond(which, most, deadline_seconds) for which, most in (*limits, (true(), MOST)))
+    past = delete(AnswersRow).where(AnswersRow.hour < now - KEPT)
+    return deleted + write(lambda session: _execute(session, past), deadline_seconds=deadline_seconds)
+
+
+def _delete_beyond(which: ColumnElement[bool], most: int, deadline_seconds: float) -> int:
+    """Delete all but the newest of some receipts, and return how many."""
+    row = ReceiptRow
+    beyond = select(row.id).where(which).order_by(row.received_at.desc(), row.id.desc()).offset(most).limit(_BATCH)
+
+    def batch(session: Session) -> int:
+        ids = session.scalars(beyond).all()
+        return _execute(session, delete(row).where(row.id.in_(ids))) if ids else 0
+
+    total = 0
+    while deleted := write(batch, deadline_seconds=deadline_seconds):
+        total += deleted
+    return total
+
+
+# ---- reading
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StoredReceipt:
+    """A receipt as it is stored.
+
+    :param id: its number; with the time of its receipt the place in a list
+    :param receipt: the receipt; of a repeated callout with the row that the first one added
+    :param attempt: which callout with its notification id it is, of those with a receipt; 1 if it has no such id
+    """
+
+    id: int
+    receipt: Receipt
+    attempt: int
+
+
+def receipts(
+    session: Session,
+    conn_id: str,
+    *,
+    refused_only: bool = False,
+    before: tuple[datetime, int] | None = None,
+    limit: int = 50,
+) -> list[StoredReceipt]:
+    """Return receipts of a connection, the newest first.
+
+    :param conn_id: the connection
+    :param refused_only: only those of callouts that were not answered 200
+    :param before: the time and the number of the last one that the reader has
+    :param limit: how many
+    """
+    row = ReceiptRow
+    which = [row.conn_id == conn_id]
+    if refused_only:
+        which.append(row.accepted.is_(False))
+    if before is not None:
+        at, number = before
+        # The first condition is the one that an index can use.
+        which += [row.received_at <= at, or_(row.received_at < at, row.id < number)]
+    newest_first = select(row).where(*which).order_by(row.received_at.desc(), row.id.desc()).limit(limit)
+    found = session.scalars(newest_first).all()
+    notification_ids = [each.notification_id for each in found if each.notification_id is not None]
+    attempts = _attempts(session, conn_id, notification_ids)
+    added = _added(session, conn_id, notification_ids)
+    return [
+        StoredReceipt(id=each.id, receipt=_receipt(each, added), attempt=attempts.get(each.id, 1)) for each in found
+    ]
+
+
+def _attempts(session: Session, conn_id: str, notification_ids: Sequence[str]) -> dict[int, int]:
+    """Return the number of each attempt, by the ids of the receipts: Zuora numbers them only in its own history."""
+    row = ReceiptRow
+    number = func.row_number().over(partition_by=row.notification_id, order_by=(row.received_at, row.id))
+    counted = select(row.id, number).where(row.conn_id == conn_id, row.notification_id.in_(notification_ids))
+    return {id_: int(attempt) for id_, attempt in session.execute(counted)}
+
+
+def _added(session: Session, conn_id: str, notification_ids: Sequence[str]) -> dict[str, int]:
+    """Return the rows that callouts added, by their notification ids."""
+    row = TransitionRow
+    rows = select(row.notification_id, row.id).where(row.conn_id == conn_id, row.notification_id.in_(notification_ids))
+    return {str(notification_id): id_ for notification_id, id_ in session.execute(rows)}
+
+
+def _receipt(row: ReceiptRow, added: Mapping[str, int]) -> Receipt:
+    values = {name: getattr(row, name) for name in _NAMES}
+    if row.accepted and row.transition_id is None and row.notification_id is not None:
+        values["transition_id"] = added.get(row.notification_id)
+    return Receipt(**{**values, "proof": Proof(row.proof)})
+
+
+@dataclass(frozen=True, slots=True)
+class Refusals:
+    """Callouts of one connection that got one answer, and after which none was accepted.
+
+    :param conn_id: the connection; ``NO_CONNECTION`` for those that name none
+    :param status: the answer
+    :param count: their number
+    :param last_at: when the last one was received
+    """
+
+    conn_id: str
+    status: int
+    count: int
+    last_at: datetime
+
+
+def refusals(session: Session, now: datetime) -> list[Refusals]:
+    """Return what all API servers refused since they last accepted a callout of the same connection, within a week.
+
+    Of callouts to connections that do not exist, those of a day.
+
+    :param now: the time now
+    """
+    row = AnswersRow
+    accepted = (
+        select(row.conn_id, func.max(row.last_at).label("at"))
+        .where(row.status == ACCEPTED, row.hour >= now - KEPT)
+        .group_by(row.conn_id)
+        .subquery()
+    )
+    # A server may have stored a refusal after another server stored a later callout.
+    unanswered = and_(
+        row.conn_id != NO_CONNECTION,
+        row.since_accepted > 0,
+        row.last_at > now - REFUSED_FOR,
+        or_(accepted.c.at.is_(None), row.last_at > accepted.c.at),
+    )
+    misaddressed = and_(row.conn_id == NO_CONNECTION, row.last_at > now - MISADDRESSED_FOR)
+    found = session.execute(
+        select(row.conn_id, row.status, func.sum(row.since_accepted), func.max(row.last_at))
+        .outerjoin(accepted, accepted.c.conn_id == row.conn_id)
+        .where(row.hour >= now - REFUSED_FOR - timedelta(hours=1), or_(unanswered, misaddressed))
+        .group_by(row.conn_id, row.status)
+        .order_by(row.conn_id, row.status)
+    )
+    return [Refusals(conn_id, status, int(count), last_at) for conn_id, status, count, last_at in found]
+
+
+def answers(session: Session, conn_id: str, since: datetime) -> Sequence[AnswersRow]:
+    """Return the counts of a connection by hour and answer, the oldest first.
+
+    :param conn_id: the connection, or ``NO_CONNECTION``
+    :param since: hours that begin then or later
+    """
+    row = AnswersRow
+    return session.scalars(
+        select(row).where(row.conn_id == conn_id, row.hour >= since).order_by(row.hour, row.status)
+    ).all()
