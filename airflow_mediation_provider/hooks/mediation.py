@@ -332,6 +332,9 @@ class MediationHook(_ConnectionHook):
 
     def get_conn(self) -> SyncTransport:
         """Return the sender of requests, on the session of the HTTP provider's hook."""
+        if self._transport is not None and not self._transport.serves(self.settings):
+            self._transport.close()
+            self._transport = None
         if self._transport is None:
             self._transport = SyncTransport(self.settings)
         return self._transport

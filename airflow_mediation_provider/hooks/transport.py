@@ -35,7 +35,7 @@ from airflow_mediation_provider.protocol.zuora.flow import Failure
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
-    from airflow_mediation_provider.hooks.settings import Settings
+    from airflow_mediation_provider.hooks.settings import HttpOptions, Settings
     from airflow_mediation_provider.protocol.zuora.flow import Request
     from airflow_mediation_provider.protocol.zuora.refusals import Reply
 
@@ -103,6 +103,18 @@ class Trust:
             # Without a password OpenSSL would ask for one at the terminal.
             _load(self.client, lambda *paths: context.load_cert_chain(paths[0], paths[-1], password=""))
         return context
+
+    def files(self) -> tuple[object, ...]:
+        """Return a value for each file, another one once it was replaced; ``None`` for one that is not there."""
+        return tuple(_version_of(each.path) for each in (*(self.authorities or ()), *self.client))
+
+
+def _version_of(path: str) -> object:
+    try:
+        found = os.stat(path)
+    except OSError:
+        return None
+    return found.st_mtime_ns, found.st_size, found.st_ino
 
 
 def _load(files: tuple[Certificates, ...], load: Callable[..., None]) -> None:
@@ -282,6 +294,10 @@ class SyncTransport:
             warnings.filterwarnings("ignore", rf"Unverified HTTPS request is being made to host '{host}'")
         self._session = trusting(_HttpSession(settings).get_conn(), lambda: context)
 
+    def serves(self, settings: Settings) -> bool:
+        """Return whether it suits a connection, with the certificates that are on this machine now."""
+        return self._way.serves(settings)
+
     def send(self, request: Request) -> Reply | Failure:
         """Send one request."""
         follow = self._options.allow_redirects and not request.secret
@@ -304,7 +320,6 @@ class AsyncTransport:
     def __init__(self, settings: Settings, way: _Way, context: ssl.SSLContext) -> None:
         self._options = settings.http
         self._way = way
-        self._base_url = settings.base_url
         self._kwargs: dict[str, Any] = {"proxy": _proxy(settings)}
         if self._options.max_redirects is not None:
             self._kwargs["max_redirects"] = self._options.max_redirects
@@ -328,8 +343,8 @@ class AsyncTransport:
         return cls(settings, way, context)
 
     def serves(self, settings: Settings) -> bool:
-        """Return whether it suits a connection that was read again."""
-        return (self._base_url, self._options) == (settings.base_url, settings.http)
+        """Return whether it suits a connection, with the certificates that are on this machine now."""
+        return self._way.serves(settings)
 
     async def send(self, request: Request) -> Reply | Failure:
         """Send one request."""
@@ -378,21 +393,40 @@ def causes(error: BaseException) -> list[BaseException]:
 
 @dataclass(frozen=True, slots=True)
 class _Way:
-    """How requests of a connection reach Zuora, to explain why one did not.
+    """How requests of a connection reach Zuora: whether that still holds, and why one did not.
 
+    :param base_url: of the connection
+    :param options: of the connection
     :param trust: which servers are trusted
-    :param secure: by https
+    :param files: of the trust, before they are read
     :param proxy: address of the proxy; empty: without one
     """
 
+    base_url: str
+    options: HttpOptions
     trust: Trust
-    secure: bool
+    files: tuple[object, ...]
     proxy: str
 
     @classmethod
     def of(cls, settings: Settings) -> _Way:
         """Return the way of a connection."""
-        return cls(trust_of(settings), settings.base_url.startswith("https:"), _proxy(settings) or "")
+        trust = trust_of(settings)
+        return cls(settings.base_url, settings.http, trust, trust.files(), _proxy(settings) or "")
+
+    @property
+    def secure(self) -> bool:
+        """Whether it is by https."""
+        return self.base_url.startswith("https:")
+
+    def serves(self, settings: Settings) -> bool:
+        """Return whether it is the way of a connection, and no file of certificates was replaced.
+
+        What was read still serves while a file is not there: tools that replace a file may delete it first.
+        """
+        files = self.trust.files()
+        same = (self.base_url, self.options) == (settings.base_url, settings.http)
+        return same and (files == self.files or None in files)
 
     def failure(self, error: BaseException) -> Failure:
         """Name the cause of a missing reply, and say whether the address can work at all as it is set up."""

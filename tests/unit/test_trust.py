@@ -24,8 +24,9 @@ import pytest
 from airflow_mediation_provider.feed.flow import Candidate, FeedUnavailableError
 from airflow_mediation_provider.feed.long_poll import FeedClient
 from airflow_mediation_provider.feed.worker import WorkerFeedClient, forget_address
-from airflow_mediation_provider.hooks.mediation import MediationHook
+from airflow_mediation_provider.hooks.mediation import MediationAsyncHook, MediationHook
 from airflow_mediation_provider.protocol.wire import HANDSHAKE_PATH, PROTOCOL, SERVICE
+from airflow_mediation_provider.protocol.zuora.errors import TransientError, UnusableAddressError
 from airflow_mediation_provider.simulator import SimulatorConfig, running_simulator
 from testkit.authority import Authority
 
@@ -308,6 +309,42 @@ def test_a_setting_means_the_same_in_all_clients_and_in_a_dag(
         assert log.count(UNTRUSTED) == 2
         for session_id in sessions.values():
             simulator.steer(session_id, [["CANCELED", None]])
+
+
+@pytest.mark.parametrize("client", ["worker", "triggerer"])
+def test_a_replaced_file_is_used_by_the_next_call(place, client, tmp_path, monkeypatch):
+    authority, shown = tmp_path / "ca.pem", tmp_path / "client.pem"
+
+    def replace(file: Path, *sources: str) -> None:
+        new = tmp_path / "new.pem"
+        new.write_bytes(b"".join(Path(each).read_bytes() for each in sources))
+        new.replace(file)
+
+    replace(authority, place["ours"])
+    replace(shown, *Authority(tmp_path, "foreign").issue("stranger"))
+    extra = {"verify": str(authority), "cert": str(shown)}
+    monkeypatch.setenv("AIRFLOW_CONN_ZUORA", connection_to(place["strict"], extra))
+    with asyncio.Runner() as loop:
+        worker, triggerer = MediationHook("zuora", attempts=1), MediationAsyncHook("zuora", attempts=1)
+
+        def ask() -> str:
+            return worker.run_status("1003") if client == "worker" else loop.run(triggerer.run_status("1003"))
+
+        # The server refuses the client, which cannot know why.
+        with pytest.raises(TransientError):
+            ask()
+        replace(shown, place["client_cert"], place["client_key"])
+        status = ask()
+        replace(authority, place["other"])
+        with pytest.raises(UnusableAddressError, match=r"not trusted by the connection's verify \("):
+            ask()
+        replace(authority, place["ours"])
+        assert ask() == status
+        # In between, what was read serves.
+        authority.unlink()
+        assert ask() == status
+        worker.close()
+        loop.run(triggerer.close())
 
 
 @pytest.mark.parametrize("client", ["worker", "triggerer"])
