@@ -3,6 +3,7 @@
 `database` runs a test twice, on SQLite and on PostgreSQL; `sqlite_database` and `postgres_database` once. Each is the
 address of a database with the tables of Airflow and of the journal, made by `airflow db migrate`. The `empty_` ones
 have no tables. `airflow_database` is like `database`, and Airflow's own sessions in this process use it.
+With `DATABASES=mariadb` in the environment, `database` is a private MariaDB of each test.
 
 The result of `airflow db migrate` is kept in pytest's cache for later runs, until the migrations or Airflow change.
 `pytest --cache-clear` and `make clean` remove it.
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
     from testkit.postgres import Postgres
     from tests.postgres_copies import PostgresCopies
 
-BOTH = ["sqlite", "postgresql"]
+KINDS = os.environ.get("DATABASES", "sqlite postgres").split()
 JOURNAL = Path(__file__).parents[1] / "airflow_mediation_provider" / "journal"
 # `airflow db migrate` reads these, and makes the tables of these packages.
 MIGRATIONS = [JOURNAL / "manager.py", JOURNAL / "alembic.ini", *sorted((JOURNAL / "migrations").rglob("*.py"))]
@@ -98,15 +99,43 @@ def sqlite_database(tmp_path: Path, sqlite_template: Path) -> str:
     return f"sqlite:///{shutil.copy(sqlite_template, tmp_path / 'airflow.db')}"
 
 
-@pytest.fixture(params=BOTH)
+@pytest.fixture(scope="session")
+def mariadb_template(services: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The files of a server."""
+    from tests.mariadb import airflow, mariadb
+
+    root = tmp_path_factory.mktemp("mariadb")
+    with mariadb(root, keep=True) as address:
+        airflow(address, root, "db", "migrate")
+    return root / "data"
+
+
+@pytest.fixture
+def mariadb_database(mariadb_template: Path, tmp_path: Path) -> Iterator[str]:
+    from tests.mariadb import install_driver, mariadb
+
+    install_driver()
+    with mariadb(tmp_path / "mariadb", files=mariadb_template) as address:
+        yield address
+
+
+@pytest.fixture
+def empty_mariadb_database(services: None, tmp_path: Path) -> Iterator[str]:
+    from tests.mariadb import install_driver, mariadb
+
+    install_driver()
+    with mariadb(tmp_path / "mariadb") as address:
+        yield address
+
+
+@pytest.fixture(params=KINDS)
 def database(services: None, request: pytest.FixtureRequest) -> str:
-    return str(request.getfixturevalue({"sqlite": "sqlite_database", "postgresql": "postgres_database"}[request.param]))
+    return str(request.getfixturevalue(f"{request.param}_database"))
 
 
-@pytest.fixture(params=BOTH)
+@pytest.fixture(params=KINDS)
 def empty_database(services: None, request: pytest.FixtureRequest) -> str:
-    name = {"sqlite": "empty_sqlite_database", "postgresql": "empty_postgres_database"}[request.param]
-    return str(request.getfixturevalue(name))
+    return str(request.getfixturevalue(f"empty_{request.param}_database"))
 
 
 @pytest.fixture

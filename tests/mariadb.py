@@ -27,17 +27,25 @@ MISSING = (
     "macOS: brew install mariadb)"
 )
 
-# Airflow itself supports MySQL through mysqlclient alone, which must be compiled. PyMySQL can be used under its name,
-# but lacks the one function that Airflow needs when it starts.
 AIRFLOW = """
-import pymysql, sys
-pymysql.install_as_MySQLdb()
-import MySQLdb.converters
-MySQLdb.converters.DateTime2literal = MySQLdb.converters.escape_datetime
+import sys
+from tests.mariadb import install_driver
+install_driver()
 from airflow.__main__ import main
 sys.argv[0] = "airflow"
 main()
 """
+
+
+def install_driver() -> None:
+    """Let PyMySQL take the place of mysqlclient, the driver that Airflow supports, which must be compiled."""
+    import pymysql
+
+    pymysql.install_as_MySQLdb()
+    import MySQLdb.converters
+
+    # The one function that PyMySQL lacks, which Airflow needs when it starts.
+    MySQLdb.converters.DateTime2literal = MySQLdb.converters.escape_datetime
 
 
 class MariaDBError(Exception):
@@ -45,23 +53,33 @@ class MariaDBError(Exception):
 
 
 @contextlib.contextmanager
-def mariadb(root: Path) -> Iterator[str]:
-    """Run a server in a directory, and yield the address of its one, empty database."""
+def mariadb(root: Path, *, files: Path | None = None, keep: bool = False) -> Iterator[str]:
+    """Run a server in a directory, and yield the address of its one database.
+
+    :param files: the files of another server, to begin from; default: the database is empty
+    :param keep: leave its own files, in ``root / "data"``, so that others can begin from them
+    """
     program = _program()
     (port,) = free_ports(1)
-    (root / "data").mkdir(parents=True)
+    if files is None:
+        (root / "data").mkdir(parents=True)
+    else:
+        shutil.copytree(files, root / "data")
     libraries = os.pathsep.join(map(str, UNPACKED.glob("usr/lib/*-linux-*")))
     environment = {**os.environ, **({"LD_LIBRARY_PATH": libraries} if UNPACKED in program.parents else {})}
     processes = Processes(root, environment)
     processes.start("mariadbd", [str(program), *_options(program, root, port)])
     try:
         wait_until(lambda: _answers(processes, port), timeout=30, what="MariaDB to answer", every=0.05)
-        _execute(port, "CREATE DATABASE airflow CHARACTER SET utf8mb4")
+        if files is None:
+            _execute(port, "CREATE DATABASE airflow CHARACTER SET utf8mb4")
         yield f"mysql+pymysql://root@127.0.0.1:{port}/airflow"
     except NotInTimeError as error:
         raise MariaDBError(f"{error}\n{processes.tail('mariadbd')}") from None
     finally:
-        processes.close(grace=0)
+        processes.close(grace=60 if keep else 0)
+        if not keep:
+            shutil.rmtree(root / "data")
 
 
 def airflow(address: str, home: Path, *arguments: str) -> str:
@@ -85,7 +103,10 @@ def _options(program: Path, root: Path, port: int) -> list[str]:
         "port": port,
         "bind-address": "127.0.0.1",
         "innodb-log-file-size": "4M",
+        # A database that is removed in the end need not survive a crash of the machine.
         "innodb-flush-log-at-trx-commit": 0,
+        "innodb-flush-method": "nosync",
+        "innodb-doublewrite": 0,
     }
     # Without its system tables, which only a script of another package makes, it requires no password.
     return [
