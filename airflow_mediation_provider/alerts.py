@@ -1,7 +1,7 @@
 """MediationAlert: the content of a message about a failed session, for each notifier of Airflow.
 
-Nothing here fails a callback: a part that cannot be had, in a few seconds, is left out. A Dag file imports this module,
-so it imports nothing heavy.
+Nothing here fails a callback: a part that cannot be read within a few seconds is left out. A Dag file imports this
+module, so it imports nothing heavy.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ T = TypeVar("T")
 _SECONDS: Final = 3.0
 """Time limit of a call to the API server, and of each request to Zuora."""
 _RECORDS: Final = 100
-"""So many error records are read; they are counted by their codes."""
+"""The most error records that are read, to be counted by their codes."""
 _MOST_CHANGES: Final = 20
 _LONGEST: Final = 300
 """Characters of one value; an error message may contain a whole record."""
@@ -70,7 +70,7 @@ class MediationAlert:
 
         RunMeterOperator(task_id="run", meter_id="1001", on_failure_callback=alert)
 
-    In a Dag that failed sessions start, it is made of the session: ``MediationAlert(triggering_session())``.
+    In a Dag that failed sessions start, give it the session: ``MediationAlert(triggering_session())``.
 
     It reads the session's changes from the API server, and up to 100 error records of the session from Zuora (one
     call), with a time limit of a few seconds each; without an answer these parts are left out. Texts from Zuora are
@@ -79,7 +79,7 @@ class MediationAlert:
     :param session: the session, as operators, sensors and ``triggering_session()`` return it; ``None``: not known
     :param reason: why the alert is sent, in one sentence; the session's status unless given
     :param context: the context of the task or callback: adds the task, its run, and the link to its log
-    :param errors: how many error codes to show, the most frequent ones first; 0: Zuora is not asked
+    :param errors: how many error codes to show, the most frequent ones first; 0: error records are not read
 
     https://docs.zuora.com/en/zuora-platform/extensibility/mediation/events/notifications-in-mediation
     """
@@ -107,7 +107,7 @@ class MediationAlert:
         counted: Sequence[tuple[str, str]] = ()
         pages: list[tuple[str, str]] = []
         if all(known.get(key) for key in ("mediation_conn_id", "meter_id", "session_id")):
-            asked = _optional("what Zuora and the journal have of the session", lambda: _ask(known, errors))
+            asked = _optional("what Zuora and the journal have about the session", lambda: _ask(known, errors))
             changes, counted, url = asked or ((), (), None)
             pages = [("Session in Airflow", _page_in_airflow(known)), ("Session at Zuora", url or "")]
         known = _filled(known, changes)
@@ -133,10 +133,10 @@ class MediationAlert:
 
     @classmethod
     def of(cls, context: Context | Mapping[str, Any], *, errors: int = 5) -> MediationAlert:
-        """Return the alert of a callback's context: ``on_failure_callback`` of a task or of a Dag, or a running task.
+        """Return the alert for the context of an ``on_failure_callback``, of a task or a Dag, or of a running task.
 
-        The session is the one that the task failed with, else the one that its buttons lead to, else the one that
-        started the run. A task without any gets an alert with its error alone.
+        The session is the one in the error, else the one that the task's buttons lead to, else the one that started the
+        run. A task without any gets an alert with its error alone.
 
         :param context: the callback's context
         :param errors: as for the class
@@ -152,11 +152,11 @@ class MediationAlert:
 
 
 def _optional(what: str, find: Callable[[], T]) -> T | None:
-    """Return what is found; ``None`` and a line in the log where that fails."""
+    """Return what ``find`` returns; ``None`` and a line in the log if it fails."""
     try:
         return find()
     except Exception as error:
-        log.warning("An alert goes without %s (%s: %s).", what, type(error).__name__, _redacted(str(error)))
+        log.warning("An alert is made without %s (%s: %s).", what, type(error).__name__, _redacted(str(error)))
         return None
 
 
@@ -275,7 +275,7 @@ def _by_code(entries: Sequence[Mapping[str, Any]], most: int) -> Sequence[tuple[
 
 
 def _filled(session: Mapping[str, Any], changes: Sequence[SessionTransition]) -> dict[str, Any]:
-    """Return a session with what its changes have beyond it."""
+    """Return a session, with its missing facts taken from its changes."""
     if not changes:
         return dict(session)
     filled = dict(session)
@@ -288,10 +288,10 @@ def _filled(session: Mapping[str, Any], changes: Sequence[SessionTransition]) ->
 
 
 class _Work(NamedTuple):
-    """What sends the alert.
+    """What the alert is sent from.
 
     :param kind: ``Task``, or ``Dag`` in the callback of a Dag
-    :param failed: whether it failed; a task of a Dag that failed sessions start has not
+    :param failed: whether it failed itself; ``False`` for a task in a Dag that failed sessions start
     """
 
     kind: str
@@ -351,7 +351,7 @@ def _facts(session: Mapping[str, Any], work: _Work | None) -> list[tuple[str, st
 
 
 def _timeline(session: Mapping[str, Any], changes: Sequence[SessionTransition]) -> list[tuple[str, str]]:
-    """Return when each status was received; last the session's own, where the journal does not have it."""
+    """Return when each status was received; the session's own status comes last if the journal lacks it."""
     shown = changes[-_MOST_CHANGES:]
     rows = [(in_words(each.observed_at), _short(f"{each.status} ({each.source})")) for each in shown]
     status = session.get("status")
@@ -381,7 +381,7 @@ def _short(value: Any, longest: int = _LONGEST) -> str:
     text = " ".join("".join(each if each.isprintable() else " " for each in str(value)).split())
     text = text if len(text) <= longest else f"{text[: longest - 3]}..."
     for mark in _TEMPLATE_MARKS:
-        # Of three braces, too, no two stay together.
+        # Repeated, because three braces in a row leave two together after one replacement.
         while mark in text:
             text = text.replace(mark, f"{mark[0]} {mark[1]}")
     return text

@@ -1,7 +1,7 @@
 """One request of limited cost: its reply has a largest size, and a request that is given up ends with its socket.
 
-requests and aiohttp decompress a body of any size, and requests limits nothing but the time between two bytes. So both
-stacks hand the body over as it was sent, and :class:`Body` decompresses it.
+requests and aiohttp decompress a body of any size, and requests limits only the time between two bytes. So both return
+the body as it was sent, and :class:`Body` decompresses it.
 """
 
 from __future__ import annotations
@@ -143,7 +143,7 @@ class _Line:
         self._over = False
 
     def use(self, connected: socket.socket) -> None:
-        """Take the socket that the request uses from now on; of a request that was given up it is ended at once."""
+        """Take the socket that the request uses from now on, and end it at once if the request was given up."""
         with self._lock:
             self._release()
             self._descriptor = os.dup(connected.fileno())
@@ -151,7 +151,7 @@ class _Line:
                 self._end()
 
     def end(self) -> None:
-        """Give the request up: its thread receives the end of the connection."""
+        """Give the request up: shut its socket down, so that its thread ends."""
         with self._lock:
             self._over = True
             self._end()
@@ -177,7 +177,7 @@ _here = threading.local()
 
 
 class _Tracked(HTTPConnection):
-    """A connection that names the socket of its request."""
+    """A connection that passes its socket to the request that uses it."""
 
     def _new_conn(self) -> socket.socket:
         return self._used(super()._new_conn())
@@ -208,7 +208,7 @@ class _TlsPool(HTTPSConnectionPool):
 
 
 POOLS: Final = {"http": _Pool, "https": _TlsPool}
-"""By scheme: what the manager of a session's connections must use for ``fetch``."""
+"""By scheme: the pools that a session needs for ``fetch``."""
 
 
 def fetch(
@@ -220,7 +220,7 @@ def fetch(
     largest: int = LARGEST_REPLY,
     **options: Any,
 ) -> Reply:
-    """Send one request in a thread of its own, because a server that sends a byte now and then would block the caller.
+    """Send one request in a thread of its own: a server that sends a byte now and then would block the caller.
 
     :param session: with the pools of this module
     :param seconds: time limit of the whole request; then its socket and its thread end

@@ -1,7 +1,7 @@
 """The readers of Zuora's callout history: whose turn it is, and the cursor, which moves by compare-and-set.
 
-Any number of processes may read: of several that ask at once one gets its turn, and of two that read nevertheless only
-the first moves the cursor. What both store is stored once.
+Any number of processes may read. If several ask at once, one gets the turn; if two read nevertheless, only the first
+moves the cursor, and what both store is stored once.
 """
 
 from __future__ import annotations
@@ -24,17 +24,17 @@ if TYPE_CHECKING:
     from airflow_mediation_provider.protocol.maintenance import HistoryRequest
 
 _DEADLINE_SECONDS: Final = 8.0
-# No prune has deleted what is younger: older changes would count as missing, and start Dags again.
+# Prune deletes nothing that is younger. Older changes might count as missing, and start Dags again.
 _FURTHEST: Final = timedelta(days=SHORTEST_DAYS - 1)
-# What no reader asked for in this time is not set up any more.
+# A history that no reader asked for in this time counts as not being read any more.
 _GIVEN_UP: Final = timedelta(days=7)
 _LONGEST_TROUBLE: Final = 2000
-# A scheduler starts the runs of a Dag now earlier, now later: by this share of the interval.
+# A scheduler is not punctual: a reader may ask earlier than its interval, by this share of it.
 _EARLY: Final = 0.1
 
 
 def take_turn(asked: HistoryRequest, *, conn_id: str, now: datetime | None = None) -> HistoryReply:
-    """Answer a reader: give it its turn, or store what its read came to.
+    """Answer a reader: give it its turn, or store the result of its read.
 
     :param asked: the reader's request
     :param conn_id: the connection that it signs
@@ -54,7 +54,7 @@ def take_turn(asked: HistoryRequest, *, conn_id: str, now: datetime | None = Non
 
 
 def history_row(session: Session, conn_id: str, now: datetime) -> HistoryRow | None:
-    """Return the row of a connection's callout history; ``None`` where nothing read it for a week.
+    """Return the row of a connection's callout history; ``None`` if no reader asked for it for a week.
 
     :param now: the time now
     """

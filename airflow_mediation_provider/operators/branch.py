@@ -81,9 +81,9 @@ class MeterSessionBranchOperator(SessionArguments, SessionWaitMixin, BaseBranchO
     :param poke_interval: seconds between two polls of the status
     :param timeout: seconds to wait
     :param max_unreachable: seconds without a good answer from Zuora after which the task fails, to be retried
-    :param require_certain: fail where only a poll, which another run may have masked, shows the status
-    :param exclusive: your promise that nothing else starts this meter in the meantime
-    :param settle: seconds for which a status that Zuora reports may be out of date: no wait ends earlier
+    :param require_certain: fail if only a poll shows the status, and another run may have masked it
+    :param exclusive: your promise that nothing else starts this meter during the wait: a poll can then be certain
+    :param settle: seconds for which a status that Zuora reports may be out of date: no poll ends the wait sooner
     :param mediation_conn_id: connection of type ``mediation``; the session's, else ``mediation_default``. Templated
     :raises ValueError: when the Dag is parsed: an argument is unknown or impossible
     """

@@ -81,18 +81,19 @@ class RunMeterOperator(SessionWaitMixin, BaseOperator):
     :param source_options: the older ``sourceOptions``. Templated
     :param event_store_source_options: the older ``eventStoreSourceOptions``. Templated
     :param wait_for_completion: ``False``: return the session as Zuora's reply describes it, just begun
-    :param statuses: the session's statuses that are a success; COMPLETED (DEBUG: TESTING_PASSED) unless ``fail_on`` is
-        given, then each in which this run type can end and that is not in it. A gate names CANCELED in ``fail_on``
-    :param fail_on: the statuses that fail the task; each other terminal one unless given, a CANCELED test too.
+    :param statuses: the statuses that are a success. Unless given: COMPLETED (DEBUG: TESTING_PASSED); if ``fail_on`` is
+        given, each status in which this run type can end and that is not in it. So a gate that gives ``fail_on`` should
+        have CANCELED in it
+    :param fail_on: the statuses that fail the task; unless given, each terminal one that is not in ``statuses``.
         ``fail_on=()`` makes every end of the session a success of the task, so that a branch operator can
         decide
     :param deferrable: wait in the triggerer; ``[operators] default_deferrable`` unless given
     :param poke_interval: seconds between two polls of the status
     :param timeout: seconds from the start of the session after which the task fails, without a retry
     :param max_unreachable: seconds without a good answer from Zuora after which the task fails; a retry goes on
-    :param require_certain: fail where the session's end was only polled, and another run could have masked it
-    :param exclusive: your promise that nothing else starts this meter meanwhile, which makes a poll's answer certain
-    :param settle: seconds for which a status that Zuora reports may be out of date: no wait ends sooner
+    :param require_certain: fail if only a poll shows how the session ended, and another run may have masked it
+    :param exclusive: your promise that nothing else starts this meter during the wait: a poll can then be certain
+    :param settle: seconds for which a status that Zuora reports may be out of date: no poll ends the wait sooner
     :param wait_for_capacity: when five meters of the tenant run already, try again later instead of failing
     :param capacity_timeout: seconds to try that; the retry after it goes on trying
     :param stop_meter_on_kill: stop the meter when the task is marked as failed or skipped, or removed, while it waits,

@@ -1,4 +1,4 @@
-"""Stop a meter: gracefully, or by force if wanted, and wait until nothing of it runs."""
+"""Stop a meter, gracefully or by force, and wait until no run of it is live."""
 
 from __future__ import annotations
 
@@ -127,7 +127,7 @@ class StopMeterOperator(SessionWaitMixin, BaseOperator):
         return self._go_on(context, result, forced=forced)
 
     def _ask(self, *, force: bool) -> bool:
-        """Send a stop; return whether there is one to wait for."""
+        """Send a stop; return whether a stop is in progress now."""
         kind = "by force" if force else "gracefully"
         live = ", ".join(live_sessions(self._feed_caller(), str(self.meter_id))) or "all its runs"
         try:

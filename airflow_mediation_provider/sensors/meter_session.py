@@ -113,9 +113,9 @@ class MeterSessionSensor(SessionArguments, SessionWaitMixin, BaseSensorOperator)
     :param start_from_trigger: start in the triggerer as well, without a worker; the task also ends there if it succeeds
         and Airflow loses nothing. Refused if an argument needs an XCom, and for mapped tasks
     :param max_unreachable: seconds without a good answer from Zuora after which the try fails
-    :param require_certain: fail where only a poll, which another run may have masked, shows how the session ended
-    :param exclusive: your promise that nothing else runs this meter in the meantime: a poll's answer is then certain
-    :param settle: seconds for which a status that Zuora reports may be out of date: no wait ends earlier
+    :param require_certain: fail if only a poll shows how the session ended, and another run may have masked it
+    :param exclusive: your promise that nothing else starts this meter during the wait: a poll can then be certain
+    :param settle: seconds for which a status that Zuora reports may be out of date: no poll ends the wait sooner
     :param soft_fail: skip instead of failing, as in the table above
     :raises ValueError: when the Dag is parsed: an argument is unknown, empty or impossible
 

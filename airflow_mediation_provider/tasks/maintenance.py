@@ -1,4 +1,4 @@
-"""Zuora's callout history into the journal: one reconciliation of a span, and the reader that reads it continuously.
+"""From Zuora's callout history into the journal: the reconciliation of one span, and the reader, which goes on reading.
 
 A reconciliation finds what the journal lacks, and checks sessions without an end. It is the same for the command, which
 has the database, and for the operator, which calls the API server. The reader has no I/O: a trigger and an operator
@@ -46,7 +46,7 @@ _SECONDS_BETWEEN_LINES: Final = 5.0
 
 # Records may lie around the requested span: because of further attempts, and of clocks.
 _MARGIN: Final = timedelta(hours=1)
-# No prune has deleted data younger than this, including the margin.
+# Prune deletes nothing that is younger than this, with the margin.
 _FURTHEST: Final = timedelta(days=SHORTEST_DAYS - 1)
 # Entries of one request, more if one session has more: its changes are compared with each other.
 _BATCH: Final = 100
@@ -93,7 +93,7 @@ class Task:
     :param until: its end
     :param event_category: only events of this category; the connection's by default. Without one, all callouts of the
         tenant are read
-    :param open_for: check sessions that have not ended and had no update for so long; ``None``: none
+    :param open_for: check sessions that have not ended and had no update for this long; ``None``: none
     :param dry_run: change nothing
     """
 
@@ -146,8 +146,8 @@ def reconcile(
         tell(f"To read only these records, give the event category {next(iter(found.categories))!r}.")
     if task.event_category is not None and not found.records:
         tell(
-            f"No record has the event category {task.event_category!r}: if callouts were sent in this time, its"
-            " name is wrong, and nothing was repaired. Without a category all records are read."
+            f"No record has the event category {task.event_category!r}, and nothing was repaired. If callouts were sent"
+            " in this time, the category is wrong. Without a category all records are read."
         )
     tell(found.summary())
     return found
@@ -213,9 +213,9 @@ class AskJournal:
 
 
 class HistoryReader:
-    """Reads the callout history of one connection again and again; without I/O and, but for the clock, without state.
+    """Reads the callout history of one connection again and again, without I/O.
 
-    What it keeps only spares requests: which changes the journal has from this reader already.
+    It keeps only which changes it has sent to the journal before, which saves requests.
 
     :param seconds: between two reads
     :param now: the wall clock
@@ -227,7 +227,7 @@ class HistoryReader:
         self._now = now
         self._tell = tell
         self._stored: frozenset[tuple[str | None, int, bool]] = frozenset()
-        # What its reads have added to the journal; only a reader that reads once is asked for it.
+        # What the last read has added to the journal; the operator returns it.
         self.added: list[JournalEntry] = []
 
     def read(self, settings: CalloutSettings) -> Generator[AskJournal | Call[Page], Any, float]:
@@ -269,7 +269,7 @@ class HistoryReader:
                 seconds=self._seconds, revision=revision, cursor=after, goes_on=goes_on, trouble=trouble
             )
             reply = yield from _turn(request)
-            # Where another reader has moved the cursor, it goes on.
+            # If another reader has moved the cursor, that one goes on.
             if not goes_on or reply.revision != revision + 1:
                 return self._seconds
 

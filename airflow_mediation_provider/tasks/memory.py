@@ -76,7 +76,8 @@ class KeptWait:
     def recall(self, fresh: SessionWait) -> SessionWait:
         """Return the kept wait if it waits for the same as ``fresh``, else ``fresh``.
 
-        A new try gets its own deadline and starts ``max_unreachable`` anew, and keeps what is known about the session.
+        A new try gets its own deadline, counts ``max_unreachable`` from its start, and keeps what is known about the
+        session.
         """
         kept = self.last()
         if kept is None or not same_question(kept, fresh):
@@ -145,7 +146,7 @@ def read_wait(data: Any) -> SessionWait | None:
     try:
         return SessionWait.from_dict(data)
     except (KeyError, TypeError, ValueError):
-        log.warning("The kept state of the wait cannot be read; the wait starts anew.", exc_info=True)
+        log.warning("The kept state of the wait cannot be read: the wait starts again without it.", exc_info=True)
         return None
 
 

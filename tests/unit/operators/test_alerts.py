@@ -228,7 +228,7 @@ def test_a_connection_that_is_gone_leaves_the_session(
     alert = MediationAlert({**SESSION, "mediation_conn_id": "mediation_default"})
     assert alert.subject == "Meter 1002 (Usage EU) FAILED: session R-00005468"
     assert facts(alert.text)["Session ID"] == "R-00005468"
-    assert "goes without what Zuora and the journal have" in caplog.text
+    assert "is made without what Zuora and the journal have" in caplog.text
 
 
 def test_a_session_alone_has_its_facts() -> None:
