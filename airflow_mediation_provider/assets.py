@@ -20,7 +20,7 @@ from airflow_mediation_provider.protocol.sessions.asset_uri import (
     is_poll_uri,
     poll_uri,
     read_asset_uri,
-    run_type_of_asset,
+    run_types_of_assets,
     status_of_schedule,
 )
 from airflow_mediation_provider.protocol.sessions.session_result import SessionResult
@@ -110,7 +110,7 @@ def on_meter_session(
     statuses: SessionStatus | str | Collection[SessionStatus | str],
     *,
     previous_statuses: SessionStatus | str | Collection[SessionStatus | str] | None = None,
-    run_type: RunType | str | None = None,
+    run_type: RunType | str | Collection[RunType | str] | None = None,
     mediation_conn_id: str = "mediation_default",
     poll_interval: timedelta | float | None = None,
     callout_history: timedelta | float | None = None,
@@ -123,6 +123,7 @@ def on_meter_session(
         on_meter_session(ANY_METER, ["FAILED", "TESTING_FAILED"])
         on_meter_session(["1001", "1002"], "COMPLETED", previous_statuses="RUNNING")
         on_meter_session(ANY_METER, "CANCELED", run_type="DEBUG") | on_meter_session("1001", "FAILED")
+        on_meter_session("1001", ["FAILED", "TESTING_FAILED"], run_type=["NORMAL", "DEBUG"])
 
     Sessions are never merged into one run, even if many end at once, and none is skipped. The run's partition key is
     the session's id; :func:`triggering_session` returns the session to the run's tasks. A session that is re-opened and
@@ -149,8 +150,8 @@ def on_meter_session(
         TESTING_FAILED
     :param previous_statuses: only sessions that were in this status, or one of these, right before; default: all. Only
         callouts and the callout history report it
-    :param run_type: only NORMAL or only DEBUG sessions; default: DEBUG for the statuses that exist for tests only,
-        and NORMAL for all others
+    :param run_type: only NORMAL or only DEBUG sessions, or a list of both; default: DEBUG for the statuses that exist
+        for tests only, and NORMAL for all others
     :param mediation_conn_id: Airflow connection of type ``mediation``; callouts go to the address with its name
     :param poll_interval: seconds between two polls of the meter, for an Airflow that receives no callouts; at least 5
     :param callout_history: seconds between two reads of the connection's callout history, for an Airflow that Zuora
@@ -166,14 +167,11 @@ def on_meter_session(
     if previous_statuses is not None:
         before = _statuses("previous_statuses", previous_statuses)
     assets = [
-        Asset(
-            asset_uri(
-                conn_id, meter, status, previous, None if run_type is None else run_type_of_asset(status, run_type)
-            )
-        )
+        Asset(asset_uri(conn_id, meter, status, previous, kind))
         for meter in meters
         for status in reached
         for previous in before
+        for kind in ([None] if run_type is None else run_types_of_assets(status, run_type))
     ]
     if poll_interval is not None:
         unknown = {"meter_id=ANY_METER": meters == [ANY_METER], "previous_statuses": previous_statuses is not None}

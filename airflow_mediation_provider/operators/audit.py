@@ -12,7 +12,7 @@ from airflow.sdk.exceptions import TaskDeferralError, TaskDeferralTimeout
 
 from airflow_mediation_provider.feed.reports import report_note
 from airflow_mediation_provider.links import SESSION_LINKS, push_session_links
-from airflow_mediation_provider.protocol.status import RunType, SessionStatus
+from airflow_mediation_provider.protocol.status import RunType, SessionStatus, run_type_of
 from airflow_mediation_provider.protocol.times import from_json, in_words
 from airflow_mediation_provider.protocol.waits.export_wait import ExportResult, ExportWait
 from airflow_mediation_provider.protocol.waits.wait_result import WaitEnd
@@ -30,6 +30,7 @@ from airflow_mediation_provider.tasks.arguments import (
     SessionArguments,
     check_flags,
     check_instant,
+    has_template,
     instant,
     seconds,
     status_names,
@@ -93,6 +94,8 @@ class _AuditOperator(SessionArguments, BaseOperator):
             run_type=run_type,
             mediation_conn_id=mediation_conn_id,
         )
+        if not has_template(self.run_type):
+            run_type_of(self.run_type)  # a question to Zuora is about one
         self.query_from = query_from
         self.query_to = query_to
         check_instant("query_from", query_from)
@@ -160,7 +163,7 @@ class _AuditOperator(SessionArguments, BaseOperator):
         return {
             "meter_id": subject.meter_id,
             "session_id": subject.session_id,
-            "run_type": subject.run_type,
+            "run_type": run_type_of(self.run_type),
             "query_from": query_from,
             "query_to": query_to,
         }

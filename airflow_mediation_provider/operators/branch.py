@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any, Final, cast
 
@@ -66,7 +66,8 @@ class MeterSessionBranchOperator(SessionArguments, SessionWaitMixin, BaseBranchO
         interval unless given, else the run's ``run_after``. Templated
     :param before: with ``meter_id``: the latest start (exclusive): a time with a zone, or a timedelta after ``since``;
         see ``MeterSessionSensor``. Templated
-    :param run_type: ``NORMAL`` or ``DEBUG``; the session's, else ``NORMAL``. Templated
+    :param run_type: ``NORMAL``, ``DEBUG``, or a list of both for a session of either; the session's, else ``NORMAL``.
+        See ``MeterSessionSensor``. Templated
     :param on_completed: the branch of COMPLETED
     :param on_failed: the branch of FAILED
     :param on_canceled: the branch of CANCELED
@@ -110,7 +111,7 @@ class MeterSessionBranchOperator(SessionArguments, SessionWaitMixin, BaseBranchO
         session_id: Any = None,
         since: datetime | str | None = None,
         before: datetime | timedelta | str | None = None,
-        run_type: RunType | str | None = None,
+        run_type: RunType | str | Collection[RunType | str] | None = None,
         on_completed: Branch | None = None,
         on_failed: Branch | None = None,
         on_canceled: Branch | None = None,
@@ -230,7 +231,7 @@ class MeterSessionBranchOperator(SessionArguments, SessionWaitMixin, BaseBranchO
             meter_id=subject.meter_id,
             version=subject.version,
             session_id=subject.session_id,
-            run_type=subject.run_type,
+            run_types=subject.run_types,
             statuses=self._ends(),
             fail_on=(),
             since=None if subject.session_id else since,
@@ -390,7 +391,7 @@ def _check_branch(name: str, branch: object) -> None:
 def _started_at(subject: Subject) -> datetime | None:
     """Return when a given session started; if its reply was lost, the time of the run call."""
     started = from_json(subject.session.get("started_at"))
-    if started is None and subject.session and subject.session_id is None and subject.run_type is RunType.NORMAL:
+    if started is None and subject.session and subject.session_id is None and subject.run_types == (RunType.NORMAL,):
         # A test has no unique key with which the session of its call could be found.
         return subject.begun_at
     return started

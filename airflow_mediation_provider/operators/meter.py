@@ -424,7 +424,7 @@ class RunMeterOperator(SessionWaitMixin, BaseOperator):
             meter_id=meter_id,
             version=version,
             session_id=session_id,
-            run_type=self.run_type,
+            run_types=(self.run_type,),
             statuses=self.statuses,
             fail_on=self._failing(),
             since=state.called_at if state and session_id is None else None,

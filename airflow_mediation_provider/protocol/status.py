@@ -182,6 +182,25 @@ def run_type_of(value: object) -> RunType:
         raise ValueError(f"run_type must be one of {', '.join(RunType)}, not {value!r:.80}") from None
 
 
+def run_types_of(value: object) -> tuple[RunType, ...]:
+    """Return the run types that an argument names: one, or both in a list, in any order.
+
+    :return: each once, NORMAL first
+    :raises ValueError: one is neither NORMAL nor DEBUG, or the list is empty
+    """
+    items = value if isinstance(value, list | tuple | set | frozenset) else [value]
+    named = set(map(run_type_of, items))
+    if not named:
+        raise ValueError(f"run_type must be one of {', '.join(RunType)}, or a list of both, not {value!r}")
+    return tuple(each for each in RunType if each in named)
+
+
+def stored_run_type(run_types: tuple[RunType, ...]) -> str | list[str]:
+    """Return run types in the form in which they are stored: the name of one, the list of both."""
+    names = [str(each) for each in run_types]
+    return names[0] if len(names) == 1 else names
+
+
 def may_show(run_type: str, status: str) -> bool:
     """Return whether a poll that shows this status, and names no session, may be of a session of this run type."""
     if run_type == RunType.NORMAL:

@@ -11,13 +11,19 @@ from airflow.sdk import BaseSensorOperator, conf
 from airflow.sdk.exceptions import AirflowSkipException
 
 from airflow_mediation_provider.links import SESSION_LINKS, push_session_links
-from airflow_mediation_provider.protocol.status import SUCCESS, RunType
-from airflow_mediation_provider.protocol.waits.condition import OtherPrevious, SessionCondition, validate_statuses
+from airflow_mediation_provider.protocol.status import run_types_of, stored_run_type
+from airflow_mediation_provider.protocol.waits.condition import (
+    OtherPrevious,
+    SessionCondition,
+    successes,
+    validate_statuses,
+)
 from airflow_mediation_provider.protocol.waits.wait import WaitEnd, WaitResult
 from airflow_mediation_provider.tasks.arguments import (
     SessionArguments,
     check_bounds,
     check_flags,
+    has_template,
     instant,
     is_template,
     seconds,
@@ -29,12 +35,13 @@ from airflow_mediation_provider.version_compat import AIRFLOW_V_3_3_PLUS
 from airflow_mediation_provider.worker.waiting import BACKSTOP, SessionWaitMixin
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Collection, Sequence
 
     from airflow.sdk import Context
     from airflow.sdk.definitions.mappedoperator import OperatorPartial
 
     from airflow_mediation_provider.protocol.sessions.session_result import SessionResult
+    from airflow_mediation_provider.protocol.status import RunType
     from airflow_mediation_provider.protocol.waits.wait import SessionWait
 
 __all__ = ["MeterSessionSensor"]
@@ -88,7 +95,8 @@ class MeterSessionSensor(SessionArguments, SessionWaitMixin, BaseSensorOperator)
     :param version: the meter's version; the session's, else ``0.0.1``, the only one that Zuora documents. Templated
     :param session_id: the session by its id alone, for example ``R-00005468``; if Zuora reported it for another meter,
         the task fails at once. Templated
-    :param run_type: ``NORMAL`` or ``DEBUG``; the session's, else ``NORMAL``. Templated
+    :param run_type: ``NORMAL``, ``DEBUG``, or a list of both for a session of either; the session's, else ``NORMAL``.
+        Without callouts only polls show whether it is a test: see ``docs/schedules.md``. Templated
     :param statuses: status or statuses to wait for; COMPLETED (DEBUG: TESTING_PASSED) unless given. Templated
     :param previous_statuses: status or statuses, one of which must have come right before; that needs callouts or the
         callout history, and without them the task fails. A status that the session only passes through can be missed
@@ -148,7 +156,7 @@ class MeterSessionSensor(SessionArguments, SessionWaitMixin, BaseSensorOperator)
         meter_id: Any = None,
         version: str | None = None,
         session_id: Any = None,
-        run_type: RunType | str | None = None,
+        run_type: RunType | str | Collection[RunType | str] | None = None,
         statuses: Sequence[str] | str | None = None,
         previous_statuses: Sequence[str] | str | None = None,
         on_other_previous: str = "wait",
@@ -228,16 +236,16 @@ class MeterSessionSensor(SessionArguments, SessionWaitMixin, BaseSensorOperator)
             "previous_statuses": self.previous_statuses,
             "fail_on": self.fail_on,
         }
-        refused = []
-        for run_type in self.run_types:
+        refused, possible = [], self.possible_run_types
+        for run_types in possible:
             try:
-                validate_statuses(run_type=run_type, **statuses)
-                if all(map(_is_known, statuses.values())):
-                    possible = {**statuses, "previous_statuses": self.previous_statuses or ()}
-                    SessionCondition(meter_id="any", run_type=run_type, **possible)
+                validate_statuses(run_type=run_types, **statuses)
+                if not any(map(has_template, statuses.values())):
+                    named = {**statuses, "previous_statuses": self.previous_statuses or ()}
+                    SessionCondition(meter_id="any", run_types=run_types, **named)
             except ValueError as error:
                 refused.append(error)
-        if len(refused) == len(self.run_types):
+        if len(refused) == len(possible):
             raise refused[0]
 
     def _start_from_trigger(self) -> None:
@@ -260,6 +268,8 @@ class MeterSessionSensor(SessionArguments, SessionWaitMixin, BaseSensorOperator)
         if self.may_be_object:
             # Otherwise the arguments alone are enough: omitted ones have their defaults.
             arguments["given"] = self.given
+        if not has_template(self.run_type):
+            arguments["run_type"] = stored_run_type(run_types_of(self.run_type))
         for name, value in arguments.items():
             _check_in_triggerer(name, value)
         backstop = self.timeout + BACKSTOP.total_seconds()
@@ -269,7 +279,6 @@ class MeterSessionSensor(SessionArguments, SessionWaitMixin, BaseSensorOperator)
             trigger_cls="airflow_mediation_provider.triggers.meter_session.MeterSessionStartTrigger",
             trigger_kwargs={
                 **{name: list(value) if isinstance(value, tuple) else value for name, value in arguments.items()},
-                "run_type": str(self.run_type),
                 "wait_options": self._wait_options(),
                 "timeout": self.timeout,
                 "backstop": backstop,
@@ -350,7 +359,7 @@ class MeterSessionSensor(SessionArguments, SessionWaitMixin, BaseSensorOperator)
 
     def _is_awaited(self, result: WaitResult) -> bool:
         """Return whether the status that failed the wait is an awaited one, which came after another than asked for."""
-        awaited = status_names("statuses", self.statuses) or (SUCCESS[RunType(self.run_type)],)
+        awaited = status_names("statuses", self.statuses) or successes(run_types_of(self.run_type))
         return result.session is not None and result.session["status"] in awaited
 
 
@@ -360,13 +369,6 @@ _REFUSED: Final = {
     "exponential_backoff": "the sensor has its own pace",
     "max_wait": "the sensor has its own pace",
 }
-
-
-def _is_known(value: Any) -> bool:
-    """Return whether an argument is known before the task runs."""
-    if isinstance(value, list | tuple | set):
-        return all(map(_is_known, value))
-    return not is_template(value)
 
 
 def _check_in_triggerer(name: str, value: Any) -> None:

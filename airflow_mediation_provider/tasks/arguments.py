@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from airflow_mediation_provider.protocol.ids import connection_id_of, id_of
 from airflow_mediation_provider.protocol.sessions.window import check_window
-from airflow_mediation_provider.protocol.status import RunType, run_type_of, status_name
+from airflow_mediation_provider.protocol.status import RunType, run_types_of, status_name, stored_run_type
 from airflow_mediation_provider.protocol.waits.condition import (
     DEFAULT_CONNECTION,
     SUBJECT_ARGUMENTS,
@@ -29,6 +29,12 @@ def is_template(value: object) -> bool:
     if isinstance(value, str):
         return "{{" in value or "{%" in value
     return hasattr(value, "resolve")
+
+
+def has_template(value: object) -> bool:
+    """Whether a value, or an item of a list, is known only when the task runs."""
+    items = value if isinstance(value, list | tuple | set | frozenset) else [value]
+    return any(map(is_template, items))
 
 
 def check_text(name: str, value: object) -> None:
@@ -82,8 +88,7 @@ def refuse_templates(**arguments: object) -> None:
     :raises ValueError: one of them is a template, or a list that contains one
     """
     for name, value in arguments.items():
-        items = value if isinstance(value, list | tuple | set | frozenset) else [value]
-        if any(map(is_template, items)):
+        if has_template(value):
             raise ValueError(f"{name} takes no template, and {value!r:.80} is one: give the value itself")
 
 
@@ -224,6 +229,8 @@ class SessionArguments:
         self.run_type = RunType.NORMAL if run_type is None else run_type
         self.mediation_conn_id = DEFAULT_CONNECTION if mediation_conn_id is None else mediation_conn_id
         known = {name: value for name, value in self._rendered().items() if not is_template(value)}
+        if has_template(self.run_type):
+            known.pop("run_type", None)
         if "version" in known:
             check_text("version", version)
         subject_of(known, unknown=set(self.given) - set(known))
@@ -236,11 +243,14 @@ class SessionArguments:
         return is_template(self.session_id) or self.session_id.strip()[:1] == "{"
 
     @property
-    def run_types(self) -> tuple[RunType, ...]:
-        """The possible run types of the session, as far as the arguments show before they are rendered."""
-        if is_template(self.run_type) or ("run_type" not in self.given and self.may_be_object):
-            return tuple(RunType)
-        return (run_type_of(self.run_type),)
+    def possible_run_types(self) -> list[tuple[RunType, ...]]:
+        """What may be awaited, as far as the arguments show before they are rendered: each alone, or both together."""
+        either: list[tuple[RunType, ...]] = [(each,) for each in RunType]
+        if has_template(self.run_type):
+            return either
+        given = run_types_of(self.run_type)
+        # The run type of an object counts, and no argument may differ from it.
+        return either if self.may_be_object and ("run_type" not in self.given or len(given) > 1) else [given]
 
     @property
     def named_session(self) -> str | None:
@@ -256,7 +266,7 @@ class SessionArguments:
         """
         subject = subject_of(self._rendered())
         self.meter_id, self.version = subject.meter_id, subject.version
-        self.run_type, self.mediation_conn_id = subject.run_type, subject.mediation_conn_id
+        self.run_type, self.mediation_conn_id = stored_run_type(subject.run_types), subject.mediation_conn_id
         return subject
 
     def _rendered(self) -> dict[str, Any]:

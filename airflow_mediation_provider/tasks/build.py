@@ -71,7 +71,7 @@ def make_wait(
             meter_id=subject.meter_id,
             version=subject.version,
             session_id=subject.session_id,
-            run_type=subject.run_type,
+            run_types=subject.run_types,
             statuses=statuses,
             previous_statuses=() if previous_statuses is None else previous_statuses,
             on_other_previous=OtherPrevious.of(on_other_previous, previous_statuses),

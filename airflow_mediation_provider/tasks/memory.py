@@ -17,7 +17,7 @@ from collections.abc import Mapping
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, Final
 
-from airflow_mediation_provider.protocol.status import ANY_TERMINAL, DEBUG_ONLY, RunType
+from airflow_mediation_provider.protocol.status import ANY_TERMINAL, usual_run_type
 from airflow_mediation_provider.protocol.waits.wait import SessionWait
 from airflow_mediation_provider.tasks.state import TaskState, Tries, utcnow, was_cleared
 
@@ -164,8 +164,9 @@ def _question(wait: SessionWait) -> dict[str, Any]:
     asked = {key: value for key, value in condition.to_dict().items() if key != "until"}
     for name in ("statuses", "fail_on"):
         named: tuple[str, ...] = getattr(condition, name) or ()
-        of_test = condition.run_type is RunType.DEBUG
-        asked[name] = {each for each in named if each not in ANY_TERMINAL or (each in DEBUG_ONLY) is of_test}
+        asked[name] = {
+            each for each in named if each not in ANY_TERMINAL or usual_run_type(each) in condition.run_types
+        }
     asked["since"] = None if condition.since is None else condition.since.replace(microsecond=0)
     return asked
 

@@ -256,7 +256,7 @@ class MeterSessionStartTrigger(MeterSessionTrigger):
     :param meter_id: see ``MeterSessionSensor``, as for all arguments up to ``since``
     :param version: version of the meter
     :param session_id: the session
-    :param run_type: NORMAL or DEBUG
+    :param run_type: NORMAL, DEBUG or a list of both
     :param statuses: the statuses that meet the condition
     :param fail_on: the statuses that fail it
     :param since: the earliest start of the session, as ISO 8601
@@ -282,7 +282,7 @@ class MeterSessionStartTrigger(MeterSessionTrigger):
         meter_id: Any,
         version: str,
         session_id: Any = None,
-        run_type: str,
+        run_type: str | list[str],
         statuses: list[str] | str | None = None,
         previous_statuses: list[str] | str | None = None,
         fail_on: list[str] | str | None = None,

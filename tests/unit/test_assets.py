@@ -147,6 +147,9 @@ class TestSchedule:
             ({"previous_statuses": "NEVER_RUN"}, "previous_statuses: no session is ever NEVER_RUN"),
             ({"previous_statuses": ()}, "previous_statuses must name at least one status"),
             ({"run_type": "LIVE"}, "run_type must be one of NORMAL, DEBUG, not 'LIVE'"),
+            ({"run_type": ["NORMAL", "LIVE"]}, "run_type must be one of NORMAL, DEBUG, not 'LIVE'"),
+            ({"run_type": ()}, "run_type must be one of NORMAL, DEBUG, or a list of both"),
+            ({"statuses": "TESTING", "run_type": ["NORMAL"]}, "only a test is ever TESTING: leave run_type"),
             (
                 {"statuses": "TESTING_FAILED", "run_type": "NORMAL"},
                 "only a test is ever TESTING_FAILED: leave run_type",
@@ -182,6 +185,11 @@ class TestSchedule:
                 ["*/CANCELED?run_type=DEBUG", "*/TESTING_FAILED"],
             ),
             ({"statuses": "FAILED", "run_type": "NORMAL"}, ["1001/FAILED"]),
+            (
+                {"statuses": ["FAILED", "TESTING_FAILED"], "run_type": ["debug", "NORMAL"]},
+                ["1001/FAILED", "1001/FAILED?run_type=DEBUG", "1001/TESTING_FAILED"],
+            ),
+            ({"statuses": "TESTING_FAILED", "run_type": {"NORMAL", "DEBUG"}}, ["1001/TESTING_FAILED"]),
             (
                 {"statuses": "CANCELED", "run_type": "DEBUG", "previous_statuses": "TESTING"},
                 ["1001/CANCELED?previous_status=TESTING&run_type=DEBUG"],

@@ -76,7 +76,11 @@ TABLE = (
     Decision("which schedules an arrival fits", "protocol.sessions.asset_uri:arrival_uris", ("journal.asset_events",)),
     Decision("which run type a report names", "protocol.status:run_type_of_report", ("protocol.callouts.parse",)),
     Decision("which run type a session has", "protocol.status:run_type_of_reports", ("protocol.sessions.lifecycle",)),
-    Decision("which run type an argument names", "protocol.status:run_type_of", ("protocol.waits.condition",)),
+    Decision(
+        "which run types an argument names",
+        "protocol.status:run_types_of",
+        ("protocol.waits.condition", "protocol.sessions.asset_uri", "tasks.arguments"),
+    ),
     Decision("what the reports of a session come to", "protocol.sessions.lifecycle:fold", ("journal.writer",)),
     Decision("the best known status of a session", "protocol.sessions.verdict:best_known", ("journal.writer",)),
     Decision("what a poll proves", "protocol.waits.poll_evidence:PollEvidence", ("protocol.waits.tracker",)),

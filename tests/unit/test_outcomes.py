@@ -99,6 +99,43 @@ def test_the_end_of_a_normal_run_hides_a_debug_run_that_continues(stage: Stage, 
     assert ending.xcom["status"] == "TESTING_PASSED"
 
 
+BOTH = ["NORMAL", "DEBUG"]
+
+
+@pytest.mark.parametrize(
+    ("own", "hiding", "end", "state"),
+    [
+        ("RUNNING", ["TESTING", "TESTING_PASSED"], "COMPLETED", "success"),
+        ("RUNNING", ["TESTING", "TESTING_PASSED"], "FAILED", "failed"),
+        ("TESTING", ["RUNNING", "COMPLETED"], "TESTING_PASSED", "success"),
+        ("TESTING", ["RUNNING", "COMPLETED"], "TESTING_FAILED", "failed"),
+    ],
+)
+def test_of_both_run_types_the_session_that_is_polled_first_decides(
+    stage: Stage, mode: str, own: str, hiding: list[str], end: str, state: str
+):
+    others = [(second, status) for second, status in zip((300, 500), hiding, strict=True)]
+    stage.zuora.script("m", (0, "NEVER_RUN"), (100, own), *others, (854, end))
+    stage.trigger_crashes = 1  # the run type that was shown is not lost with the process
+    ending = stage.play(sensor(mode, run_type=BOTH))
+    assert ending.state == state
+    session = ending.xcom if state == "success" else ending.error.session
+    run_type = "NORMAL" if own == "RUNNING" else "DEBUG"
+    assert (session["status"], session["run_type"], session["certain"]) == (end, run_type, False)
+    assert 854 <= stage.clock.seconds < 1000
+
+
+@pytest.mark.parametrize(("live", "certain"), [("RUNNING", True), ("TESTING", True), ("INITIALIZING", False)])
+def test_a_canceled_session_is_certain_only_if_its_run_type_was_polled(
+    stage: Stage, mode: str, live: str, certain: bool
+):
+    stage.zuora.script("m", (0, "COMPLETED"), (100, live), (854, "CANCELED"))
+    ending = stage.play(sensor(mode, run_type=BOTH, statuses=["CANCELED"], exclusive=True))
+    assert ending.state == "success"
+    assert ending.xcom["run_type"] == ("DEBUG" if live == "TESTING" else "NORMAL")
+    assert ending.xcom["certain"] is certain
+
+
 @pytest.mark.parametrize(("soft_fail", "state"), [(False, "failed"), (True, "skipped")])
 def test_a_passed_deadline_fails_with_the_last_status(stage: Stage, mode: str, soft_fail: bool, state: str):
     stage.zuora.script("m", *HEALTHY)

@@ -104,6 +104,27 @@ def test_another_final_status_of_a_debug_run_fails(stage: Stage, journal: Journa
     assert (session["status"], session["run_type"], session["certain"]) == (status, "DEBUG", True)
 
 
+@pytest.mark.parametrize("named", [True, False])
+@pytest.mark.parametrize(
+    ("own", "end", "state"),
+    [("RUNNING", "COMPLETED", "success"), ("TESTING", "TESTING_PASSED", "success"), ("TESTING", "CANCELED", "failed")],
+)
+def test_the_first_session_of_either_run_type_ends_a_wait_on_both(
+    stage: Stage, journal: Journal, mode: str, named: bool, own: str, end: str, state: str
+):
+    journal.session("S-1", (10, "INITIALIZING"), (40, own), (854, end))
+    other = [("RUNNING", "FAILED"), ("TESTING", "TESTING_FAILED")][own == "RUNNING"]
+    journal.session("S-2", (200, other[0]), (500, other[1]))
+    stage.zuora.script("m", (0, "COMPLETED"), (40, own), (200, other[0]), (500, other[1]), (854, end))
+    both = {"run_type": ["NORMAL", "DEBUG"]}
+    ending = stage.play(sensor(mode, **both, **({"session_id": "S-1"} if named else {})))
+    assert ending.state == state
+    assert after(stage, mode, 854)
+    session = ending.xcom if state == "success" else ending.error.session
+    run_type = "NORMAL" if own == "RUNNING" else "DEBUG"
+    assert [session[key] for key in ("session_id", "status", "run_type", "certain")] == ["S-1", end, run_type, True]
+
+
 def test_a_session_that_ended_before_the_sensor_started_needs_no_poll(stage: Stage, journal: Journal, mode: str):
     journal.session("S-0", (-7000, "RUNNING"), (-6000, "FAILED"))
     journal.session("S-1", (-3000, "RUNNING"), (-1000, "COMPLETED"))

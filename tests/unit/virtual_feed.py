@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from airflow_mediation_provider.feed.flow import FeedUnavailableError
 from airflow_mediation_provider.protocol.sessions.lifecycle import fold
 from airflow_mediation_provider.protocol.sessions.window import WindowReport
+from airflow_mediation_provider.protocol.status import RunType
 from airflow_mediation_provider.protocol.transition import SessionTransition, Source
 from airflow_mediation_provider.protocol.wire import (
     LONGEST_WAIT_SECONDS,
@@ -57,12 +58,19 @@ class Journal:
     looks: list[float] = field(default_factory=list)
     calls_reported: list[float] = field(default_factory=list)
 
-    def session(self, session_id: str, *steps: tuple[float, str], meter: str = "m", lost: Sequence[str] = ()) -> None:
+    def session(
+        self,
+        session_id: str,
+        *steps: tuple[float, str],
+        meter: str = "m",
+        lost: Sequence[str] = (),
+        run_type: str = RunType.NORMAL,
+    ) -> None:
         """Let a session go through statuses, each with an immediate callout unless it is lost."""
         started, before = steps[0][0], None
         for second, status in steps:
             if status not in lost:
-                self.say(second, session_id, status, before, started=started, meter=meter)
+                self.say(second, session_id, status, before, started=started, meter=meter, run_type=run_type)
             before = status
 
     def say(
@@ -75,11 +83,13 @@ class Journal:
         started: float | None = None,
         meter: str = "m",
         source: Source = Source.CALLOUT,
+        run_type: str = RunType.NORMAL,
     ) -> None:
         at = Clock(second).now()
         transition = SessionTransition(
             meter_id=meter,
             session_id=session_id,
+            run_type=run_type,
             status=status,
             previous_status=before,
             started_at=None if started is None else Clock(started).now(),

@@ -15,7 +15,7 @@ from urllib.parse import parse_qsl, quote, unquote, urlencode, urlsplit
 from airflow_mediation_provider.protocol.status import (
     RunType,
     parse_status,
-    run_type_of,
+    run_types_of,
     status_name,
     usual_run_type,
     warn_of_unknown,
@@ -159,7 +159,7 @@ def read_asset_uri(uri: str) -> SessionAsset:
     status = parse_status(parts[2])
     previous_status, run_type = _read_filters(uri, parsed.query)
     if run_type is not None:
-        run_type = run_type_of_asset(status, run_type)
+        (run_type,) = run_types_of_assets(status, run_type)
     return SessionAsset(conn_id, parts[1], status, previous_status, run_type)
 
 
@@ -175,19 +175,17 @@ def _read_filters(uri: str, query: str) -> tuple[str | None, str | None]:
     return None if previous is None else parse_status(previous), filters.get("run_type")
 
 
-def run_type_of_asset(status: str, run_type: object) -> RunType | None:
-    """Return the run type as an asset of a status names it: ``None`` where it is the usual one.
+def run_types_of_assets(status: str, run_type: object) -> list[RunType | None]:
+    """Return the run types as the assets of a status name them: ``None`` for the usual one.
 
     :param status: by Zuora's name
-    :param run_type: NORMAL or DEBUG
-    :raises ValueError: it is neither, or no session of that run type is ever in the status
+    :param run_type: NORMAL or DEBUG, for one asset; a list of both: an asset for each that can be in the status
+    :raises ValueError: it is none of them, or no session of that run type is ever in the status
     """
-    named, usual = run_type_of(run_type), usual_run_type(status)
-    if named is usual:
-        return None
-    if named is RunType.NORMAL:
+    named, usual = run_types_of(run_type), usual_run_type(status)
+    if usual not in named and RunType.DEBUG not in named:
         raise ValueError(f"run_type: only a test is ever {status}: leave run_type out, or give run_type='DEBUG'")
-    return named
+    return [None if each is usual else each for each in named if each in (usual, RunType.DEBUG)]
 
 
 def status_of_schedule(name: str, value: object) -> str:

@@ -23,9 +23,10 @@ from airflow_mediation_provider.protocol.status import (
     DEBUG_ONLY,
     SUCCESS,
     RunType,
-    run_type_of,
+    run_types_of,
     status_before,
     status_name,
+    stored_run_type,
     warn_of_unknown,
 )
 from airflow_mediation_provider.protocol.times import from_json, to_json, to_utc
@@ -96,7 +97,7 @@ def validate_statuses(
 ) -> None:
     """Check status arguments when the Dag is parsed; templates and XComs are checked later, when they are rendered.
 
-    :param run_type: NORMAL or DEBUG
+    :param run_type: NORMAL, DEBUG or a list of both
     :param statuses: the statuses that meet the condition: a name or several; ``None`` for the default
     :param fail_on: the statuses that fail it; ``None`` for the default
     :param previous_statuses: the statuses that must have come right before
@@ -110,7 +111,7 @@ def validate_statuses(
         warn_of_unknown(name, each, stacklevel=4)
     _refuse_overlap(names.get("statuses", ()), names.get("fail_on", ()))
     if _is_final(run_type):
-        _refuse_tests(run_type_of(run_type), names.get("statuses", ()))
+        _refuse_tests(run_types_of(run_type), names.get("statuses", ()))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -123,8 +124,8 @@ class SessionCondition:
     :param meter_id: the meter, as the Mediation UI's URL shows it
     :param version: version of the meter; Zuora documents ``0.0.1`` only
     :param session_id: the session, for example ``R-00005468``
-    :param run_type: NORMAL (live) or DEBUG (test)
-    :param statuses: the statuses that meet the condition; default: the success of the run type
+    :param run_types: NORMAL (live), DEBUG (test) or both: a session of any of them
+    :param statuses: the statuses that meet the condition; default: the success of each run type
     :param previous_statuses: the statuses that must have come right before; only callouts and the callout
         history report them
     :param on_other_previous: what happens where another status came before: the wait goes on (``wait``), or fails
@@ -141,7 +142,7 @@ class SessionCondition:
     meter_id: str
     version: str = DEFAULT_VERSION
     session_id: str | None = None
-    run_type: RunType = RunType.NORMAL
+    run_types: tuple[RunType, ...] = (RunType.NORMAL,)
     statuses: tuple[str, ...] | None = None
     previous_statuses: tuple[str, ...] = ()
     on_other_previous: OtherPrevious = OtherPrevious.WAIT
@@ -152,16 +153,16 @@ class SessionCondition:
 
     def __post_init__(self) -> None:
         """Normalize every field, or refuse it."""
-        run_type = run_type_of(self.run_type)
-        statuses = (str(SUCCESS[run_type]),) if self.statuses is None else _names("statuses", self.statuses)
+        run_types = run_types_of(self.run_types)
+        statuses = successes(run_types) if self.statuses is None else _names("statuses", self.statuses)
         fail_on = _other_ends(statuses) if self.fail_on is None else _names("fail_on", self.fail_on)
         _refuse_overlap(statuses, fail_on)
-        _refuse_tests(run_type, statuses)
+        _refuse_tests(run_types, statuses)
         values: dict[str, object] = {
             "meter_id": _text("meter_id", self.meter_id),
             "version": _text("version", self.version),
             "session_id": None if self.session_id is None else _text("session_id", self.session_id),
-            "run_type": run_type,
+            "run_types": run_types,
             "statuses": statuses,
             "previous_statuses": _names("previous_statuses", self.previous_statuses),
             "on_other_previous": OtherPrevious.of(self.on_other_previous, self.previous_statuses),
@@ -214,7 +215,7 @@ class SessionCondition:
             "meter_id": self.meter_id,
             "version": self.version,
             "session_id": self.session_id,
-            "run_type": str(self.run_type),
+            "run_type": stored_run_type(self.run_types),
             "statuses": list(self.statuses or ()),
             "previous_statuses": list(self.previous_statuses),
             "on_other_previous": str(self.on_other_previous),
@@ -231,7 +232,8 @@ class SessionCondition:
 
         :raises ValueError: a value is not allowed, or there is no meter id
         """
-        known = {field.name: data[field.name] for field in fields(cls) if data.get(field.name) is not None}
+        given = {**data, "run_types": data.get("run_type")}
+        known = {field.name: given[field.name] for field in fields(cls) if given.get(field.name) is not None}
         known.setdefault("meter_id", "")
         for key in ("since", "before", "until"):
             if key in known:
@@ -249,10 +251,9 @@ def judge(condition: SessionCondition, session: SessionState) -> Judgement:
     if session.ambiguous:
         return Judgement(Outcome.WAITING, "the callouts received so far do not show its present status")
     outcome = condition.outcome_of(session.status)
-    if session.run_type != condition.run_type and not _counts_nevertheless(condition, session, outcome):
-        return Judgement(
-            Outcome.WAITING, f"it is a {session.run_type} session, and a {condition.run_type} one is awaited"
-        )
+    if session.run_type not in condition.run_types and not _counts_nevertheless(condition, session, outcome):
+        awaited = " or ".join(condition.run_types)
+        return Judgement(Outcome.WAITING, f"it is a {session.run_type} session, and a {awaited} one is awaited")
     if outcome is Outcome.MET and condition.previous_statuses:
         before = status_before(session.status, session.previous_status)
         if before is None:
@@ -307,9 +308,14 @@ def _other_ends(statuses: Sequence[str]) -> tuple[str, ...]:
     return tuple(sorted(ANY_TERMINAL.difference(statuses)))
 
 
-def _refuse_tests(run_type: RunType, statuses: Sequence[str]) -> None:
-    """Refuse statuses that only tests report where a NORMAL session is awaited: the wait could never end well."""
-    if run_type is RunType.NORMAL and statuses and DEBUG_ONLY.issuperset(statuses):
+def successes(run_types: Sequence[RunType]) -> tuple[str, ...]:
+    """Return the statuses that are awaited unless others are named: the success of each run type."""
+    return tuple(str(SUCCESS[each]) for each in run_types)
+
+
+def _refuse_tests(run_types: Sequence[RunType], statuses: Sequence[str]) -> None:
+    """Refuse statuses that only tests report where only NORMAL sessions are awaited: the wait could never end well."""
+    if RunType.DEBUG not in run_types and statuses and DEBUG_ONLY.issuperset(statuses):
         raise ValueError(f"statuses: only a test is ever {' or '.join(statuses)}: add run_type='DEBUG'")
 
 
@@ -324,13 +330,14 @@ class Subject:
     """The session or meter that a task's arguments name.
 
     :param session_id: the session; ``None`` where none is named
+    :param run_types: its run type, or both where it may be of either
     :param session: the session object that was given; empty where none was
     """
 
     meter_id: str
     version: str = DEFAULT_VERSION
     session_id: str | None = None
-    run_type: RunType = RunType.NORMAL
+    run_types: tuple[RunType, ...] = (RunType.NORMAL,)
     mediation_conn_id: str = DEFAULT_CONNECTION
     session: Mapping[str, Any] = field(default_factory=dict)
 
@@ -355,20 +362,21 @@ def subject_of(given: Mapping[str, Any], unknown: Collection[str] = ()) -> Subje
         raise ValueError("session and session_id exclude each other: session takes the object, session_id an id alone")
     name = "".join(named)
     session, session_id = _session_in(name, given[name]) if name in given else ({}, None)
-    values: dict[str, Any] = {}
+    accepted: dict[str, tuple[Any, ...]] = {}
     for argument, check in _CHECKS.items():
-        own = None if session.get(argument) is None else check(f"{name}[{argument!r}]", session[argument])
-        wanted = check(argument, given[argument]) if argument in given else None
-        if None not in (own, wanted) and own != wanted:
+        own = () if session.get(argument) is None else check(f"{name}[{argument!r}]", session[argument])
+        wanted = check(argument, given[argument]) if argument in given else ()
+        if own and wanted and not set(own) <= set(wanted):
             raise ValueError(
-                f"{argument} is {str(wanted)!r}, but session {session_id or '(unknown)'}, which was given, has "
-                f"{str(own)!r}: leave {argument} out, or give that session's"
+                f"{argument} is {' or '.join(wanted)!r}, but session {session_id or '(unknown)'}, which was given, has "
+                f"{' or '.join(own)!r}: leave {argument} out, or give that session's"
             )
-        if own is not None or wanted is not None:
-            values[argument] = own or wanted
+        accepted[argument] = own or wanted
+    run_types = accepted.pop("run_type") or (RunType.NORMAL,)
+    values = {argument: each[0] for argument, each in accepted.items() if each}
     if "meter_id" not in values and "meter_id" not in unknown and not named.intersection(unknown):
         raise ValueError("meter_id is missing: give it, or give session, the output of a task, which contains it")
-    return Subject(**{"meter_id": "", **values}, session_id=session_id, session=session)
+    return Subject(**{"meter_id": "", **values}, run_types=run_types, session_id=session_id, session=session)
 
 
 def _session_in(name: str, value: object) -> tuple[Mapping[str, Any], str | None]:
@@ -412,16 +420,17 @@ def _read(name: str, text: str) -> object:
         raise ValueError(f"{name} looks like an object, but is neither JSON nor a Python literal: {text:.60}") from None
 
 
-def _run_type(name: str, value: object) -> RunType:
+def _run_types(name: str, value: object) -> tuple[RunType, ...]:
     try:
-        return run_type_of(value)
+        return run_types_of(value)
     except ValueError as error:
         raise ValueError(str(error).replace("run_type", name, 1)) from None
 
 
-_CHECKS: Final[dict[str, Callable[[str, Any], str]]] = {
-    "meter_id": id_of,
-    "version": id_of,
-    "run_type": _run_type,
-    "mediation_conn_id": connection_id_of,
+# The accepted values of each argument: one, except of the run type.
+_CHECKS: Final[dict[str, Callable[[str, Any], tuple[str, ...]]]] = {
+    "meter_id": lambda name, value: (id_of(name, value),),
+    "version": lambda name, value: (id_of(name, value),),
+    "run_type": _run_types,
+    "mediation_conn_id": lambda name, value: (connection_id_of(name, value),),
 }

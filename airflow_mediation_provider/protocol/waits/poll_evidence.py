@@ -8,6 +8,8 @@ reading of the previous session, or show a newer run or a DEBUG run instead of t
 * In addition, the session must have shown: a live status was polled since it began, or the status differs from the one
   before it began and two polls, ``settle`` apart, agree. Where neither holds (the meter was COMPLETED before, and is
   now), a session that is known to have begun counts as ended after four times ``settle``, and that is not certain.
+* Where sessions of both run types are awaited, the first reading that only one of them can show, live or changed, shows
+  the session's run type. From then on the other one's statuses hide the session, as they do for a single run type.
 * A poll can never exclude a newer run that was not seen. A result is certain only if the user promised ``exclusive``
   and no reading contradicts the promise.
 * Where the session must start before an instant, and a change is first polled so late after it that an earlier poll
@@ -43,6 +45,7 @@ from airflow_mediation_provider.protocol.status import (
     RunType,
     SessionStatus,
     may_show,
+    run_types_of,
 )
 from airflow_mediation_provider.protocol.times import from_json, to_json, to_utc
 from airflow_mediation_provider.protocol.transition import Source
@@ -174,6 +177,7 @@ _FACTS: Final = attrgetter(
     "_candidate_since",
     "_told_at",
     "_over",
+    "run_types",
 )
 _WAITING: Final = PollConclusion(Outcome.WAITING)
 _SILENT: Final = PollConclusion(Outcome.WAITING, counts=False)
@@ -218,6 +222,7 @@ class PollEvidence:
         "_told_at",
         "_unbound",
         "closes_at",
+        "run_types",
         "settle",
         "started_at",
     )
@@ -235,6 +240,8 @@ class PollEvidence:
         closes_at: datetime | None = None,
     ) -> None:
         self._condition = condition
+        # The possible run types of the session.
+        self.run_types = condition.run_types
         self._session_id = condition.session_id
         self.closes_at = closes_at
         self._since = to_utc("since", since)
@@ -366,6 +373,7 @@ class PollEvidence:
         first, last = to_utc("observed_at", state.first_observed_at), to_utc("observed_at", state.last_observed_at)
         self._begun_at = first if self._begun_at is None else min(self._begun_at, first)
         self.started_at = to_utc("begun_at", state.begun_at)
+        self.run_types = tuple(each for each in self._condition.run_types if each == state.run_type) or self.run_types
         self._session_id, self._unbound, self._shown_since = state.session_id, False, True
         self._told_at, self._over = last, state.terminal
         if not state.terminal:
@@ -425,13 +433,12 @@ class PollEvidence:
 
     def _weigh(self, status: str, at: datetime) -> PollConclusion:
         """Return the conclusion from a reading that no other known session explains."""
-        run_type = self._condition.run_type
-        live = status in LIVE[run_type]
         if self._unbound and self._baseline is None:
             self._take_baseline(status, at)
-        if not may_show(run_type, status):
+        shown_by = self.may_be(status)
+        if not shown_by:
             return self._masked(status, at)
-        if live:
+        if self._is_live(status):
             self._note_live(status, at)
         elif self._live_seen:
             if self._settled(at):
@@ -439,11 +446,24 @@ class PollEvidence:
         elif status == self._baseline and at - self._since >= self.settle:
             # No session yet: one that shows from here on did not begin before ``since``.
             self._shown_since = True
+        if self._changed(status) and at - self._since >= self.settle:
+            self.run_types = shown_by
         return self._conclude(status, at)
+
+    def may_be(self, status: str) -> tuple[RunType, ...]:
+        """Return the possible run types of the session, given that a poll shows this status of it."""
+        return tuple(each for each in self.run_types if may_show(each, status))
+
+    def _is_live(self, status: str) -> bool:
+        return any(status in LIVE[each] for each in self.run_types)
+
+    def _changed(self, status: str) -> bool:
+        """Return whether the meter has shown something else than the status from before the session."""
+        return self._live_seen or (self._baseline is not None and status != self._baseline)
 
     def _conclude(self, status: str, at: datetime) -> PollConclusion:
         """Return the conclusion from a reading that is not masked, and all readings before it."""
-        changed = self._live_seen or (self._baseline is not None and status != self._baseline)
+        changed = self._changed(status)
         if self._hidden:
             return PollConclusion(
                 Outcome.WAITING, counts=False, reason="the session has ended, and a newer one hides it"
@@ -477,7 +497,7 @@ class PollEvidence:
         self._baseline = status
         if status in IDLE_FOR_GOOD:
             self._idle_at = at
-        if self._unbound and status in LIVE[self._condition.run_type]:
+        if self._unbound and self._is_live(status):
             self._note_live(status, at)
 
     def _note_live(self, status: str, at: datetime) -> None:
@@ -503,7 +523,7 @@ class PollEvidence:
         self._candidate = None
         if status == self._baseline and not self._live_seen:
             return self._unchanged(status)
-        other = "DEBUG" if self._condition.run_type is RunType.NORMAL else "NORMAL"
+        (other,) = set(RunType).difference(self.run_types)
         reason = f"a {other} run of the meter ({status}) hides the status of the session"
         if at - self._since >= self.settle:
             self.contradict(f"a {other} run of the meter was seen meanwhile")
@@ -533,6 +553,8 @@ class PollEvidence:
             return f"the meter showed no status but {status} since the session began, and may have shown it before"
         if not self._shown_since:
             return "the session was seen too soon after the wait began to distinguish it from the previous one"
+        if len(self.may_be(status)) > 1:
+            return f"a poll names no run type, and NORMAL and DEBUG sessions can both be {status}"
         return ""
 
     def to_dict(self) -> dict[str, Any]:
@@ -561,6 +583,8 @@ class PollEvidence:
             "live_at": to_json(self._live_at),
             "idle_at": to_json(self._idle_at),
             "closes_at": to_json(self.closes_at),
+            # Where a reading or callout has shown which of both it is.
+            **({"run_type": str(self.run_types[0])} if self.run_types != self._condition.run_types else {}),
         }
 
     @classmethod
@@ -590,6 +614,8 @@ class PollEvidence:
         self._doubt = str(data.get("doubt", ""))
         # A wait that was stored before this key existed has it in its doubt.
         self._newer = bool(data.get("newer", self._doubt == NEWER_RUN))
+        if data.get("run_type"):
+            self.run_types = run_types_of(data["run_type"])
         self._candidate = data.get("candidate")
         self._candidate_since = from_json(data.get("candidate_since"))
         self._last_read_at = from_json(data.get("last_read_at"))

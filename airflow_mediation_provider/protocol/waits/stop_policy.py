@@ -157,7 +157,7 @@ class StopFacts:
             cause=cause,
             meter_id=wait.condition.meter_id,
             version=wait.condition.version,
-            run_type=wait.condition.run_type,
+            run_type=" or ".join(wait.condition.run_types),
             session_id=wait.condition.session_id,
             baseline=known.baseline,
             called_at=wait.called_at,

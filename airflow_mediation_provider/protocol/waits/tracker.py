@@ -218,7 +218,7 @@ class Binding:
             and start < earliest <= first
             and bool(quarters_off(start, first))
             and state.meter_id == self._condition.meter_id
-            and state.run_type == self._condition.run_type
+            and state.run_type in self._condition.run_types
         )
 
     def take(self, states: Iterable[SessionState]) -> None:
@@ -236,7 +236,7 @@ class Binding:
         condition = self._condition
         return (
             state.meter_id == condition.meter_id
-            and state.run_type == condition.run_type
+            and state.run_type in condition.run_types
             and (self._earliest is None or state.begun_at >= self._earliest)
             and (condition.before is None or state.begun_at < condition.before)
             and (self._first_report is None or state.first_observed_at >= self._first_report)
@@ -533,7 +533,7 @@ class SessionTracker:
         if len(found) != 1:
             return None
         ((meter_id, run_type),) = found
-        return meter_id if meter_id != condition.meter_id and run_type == condition.run_type else None
+        return meter_id if meter_id != condition.meter_id and run_type in condition.run_types else None
 
     def opening(self, conn_id: str) -> str:
         """Return one line for the start of the log: what is waited for, and its present status.
@@ -556,7 +556,7 @@ class SessionTracker:
     def subject(self) -> str:
         """Return the name of the session, for messages."""
         session_id = self.session_id
-        kind = "DEBUG session" if self._condition.run_type is RunType.DEBUG else "session"
+        kind = "session" if RunType.NORMAL in self._evidence.run_types else "DEBUG session"
         meter = f"of meter {self._condition.meter_id}"
         return f"{kind} {session_id} {meter}" if session_id else f"the {kind} {meter}"
 
@@ -570,7 +570,8 @@ class SessionTracker:
         return SessionTransition(
             meter_id=self._condition.meter_id,
             session_id=self.session_id,
-            run_type=self._condition.run_type,
+            # NORMAL comes first: where polls leave both open, the result is not certain.
+            run_type=(self._evidence.may_be(status) or self._evidence.run_types)[0],
             status=status,
             started_at=self._evidence.started_at,
             observed_at=at,

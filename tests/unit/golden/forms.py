@@ -39,6 +39,7 @@ from airflow_mediation_provider.protocol.sessions.journal_entry import EntryKind
 from airflow_mediation_provider.protocol.sessions.lifecycle import SessionState, fold
 from airflow_mediation_provider.protocol.sessions.verdict import TaskNote, TaskVerdict
 from airflow_mediation_provider.protocol.sessions.window import Window, WindowReport
+from airflow_mediation_provider.protocol.status import RunType
 from airflow_mediation_provider.protocol.transition import SessionTransition, Source
 from airflow_mediation_provider.protocol.waits.condition import SessionCondition
 from airflow_mediation_provider.protocol.waits.export_wait import ExportResult, ExportWait
@@ -157,6 +158,16 @@ def named_wait(**more: Any) -> SessionWait:
     wait.rely_on(FeedStatusChange(FeedStatus.OFF, "no callouts"))
     wait.observe(PollReading("RUNNING", at(40)))
     wait.fault(TransientError("Zuora is down."), at(100))
+    return wait
+
+
+def wait_on_both_run_types() -> SessionWait:
+    """Return a sensor's wait on both run types; a poll has shown that the session is a test."""
+    condition = SessionCondition(meter_id=METER, run_types=(RunType.NORMAL, RunType.DEBUG), since=at(0), until=at(7200))
+    wait = SessionWait(condition, created_at=at(2))
+    wait.rely_on(FeedStatusChange(FeedStatus.OFF, "no callouts"))
+    wait.observe(PollReading("COMPLETED", at(3)))
+    wait.observe(PollReading("TESTING", at(63)))
     return wait
 
 
@@ -781,12 +792,16 @@ FORMS: dict[str, Form] = {
     "trigger_event_export": Form(export_events, read_export_events),
     "start_from_trigger": Form(start_from_trigger, read_start),
     "start_from_trigger_window": Form(lambda: start_from_trigger(before=timedelta(hours=1)), read_start),
+    "start_from_trigger_both_run_types": Form(lambda: start_from_trigger(run_type=["DEBUG", "NORMAL"]), read_start),
     "trigger_event_met": Form(lambda: trigger_event(unnamed_wait(), result_by_poll()), read_event),
     "trigger_event_unreachable": Form(unreachable_event, read_event),
     "trigger_event_timed_out": Form(timed_out_event, read_event),
     "wait_named": Form(lambda: named_wait().to_dict(), lambda stored: SessionWait.from_dict(stored).to_dict()),
     "wait_held_back": Form(lambda: unnamed_wait().to_dict(), lambda stored: SessionWait.from_dict(stored).to_dict()),
     "wait_window": Form(lambda: windowed_wait().to_dict(), lambda stored: SessionWait.from_dict(stored).to_dict()),
+    "wait_both_run_types": Form(
+        lambda: wait_on_both_run_types().to_dict(), lambda stored: SessionWait.from_dict(stored).to_dict()
+    ),
     "wait_in_doubt": Form(
         lambda: unnamed_wait(beside=True).to_dict(), lambda stored: SessionWait.from_dict(stored).to_dict()
     ),

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import itertools
-import re
 from collections import Counter
-from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -19,11 +17,9 @@ from sqlalchemy import event
 from airflow_mediation_provider.assets import ANY_METER, on_meter_session
 from airflow_mediation_provider.journal.transaction import read
 from airflow_mediation_provider.journal.triggered_runs import NeverStarted, never_started
-from airflow_mediation_provider.operators.branch import MeterSessionBranchOperator
 from airflow_mediation_provider.protocol.sessions.asset_uri import asset_uri
 from airflow_mediation_provider.protocol.status import DEBUG_ONLY
-from airflow_mediation_provider.sensors.meter_session import MeterSessionSensor
-from testkit.stage import PROJECT
+from tests.unit.condition_table import ARRIVALS, ROWS
 from tests.unit.journal.scheduling import CONN, Airflow, change, poll, tell
 
 if TYPE_CHECKING:
@@ -41,18 +37,18 @@ STATUSES = st.sampled_from(sorted({status for life in (*LIVES, *TESTS) for statu
 SEVERAL = st.lists(STATUSES, min_size=1, max_size=3, unique=True)
 CONDITIONS = st.fixed_dictionaries(
     {"meter_id": st.just(ANY_METER) | st.lists(st.sampled_from("12"), min_size=1, unique=True), "statuses": SEVERAL},
-    optional={"previous_statuses": SEVERAL, "run_type": st.just("DEBUG")},
+    optional={"previous_statuses": SEVERAL, "run_type": st.sampled_from(["DEBUG", ["NORMAL", "DEBUG"]])},
 )
 
 
 def fits(condition: dict[str, Any], meter: str, before: str | None, status: str, *, debug: bool) -> bool:
     """What the documents promise."""
-    wanted = condition.get("run_type") or ("DEBUG" if status in DEBUG_ONLY else "NORMAL")
+    wanted = condition.get("run_type") or ["DEBUG" if status in DEBUG_ONLY else "NORMAL"]
     return (
         (condition["meter_id"] == ANY_METER or meter in condition["meter_id"])
         and status in condition["statuses"]
         and ("previous_statuses" not in condition or before in condition["previous_statuses"])
-        and wanted == ("DEBUG" if debug else "NORMAL")
+        and ("DEBUG" if debug else "NORMAL") in wanted
     )
 
 
@@ -167,6 +163,17 @@ def test_a_test_that_is_canceled_starts_what_asks_for_it_also_by_a_poll(airflow:
     assert airflow.sessions_of("tests")[-1][0]["run_type"] == "DEBUG"
 
 
+def test_a_schedule_on_both_run_types_starts_for_either_also_by_a_poll(airflow: Airflow) -> None:
+    airflow.know("any", on_meter_session("1", "CANCELED", run_type=["NORMAL", "DEBUG"], poll_interval=60))
+    tell(change("R-1", "CANCELED", "TESTING", debug=True), change("R-2", "CANCELED"))
+    for at, status in enumerate(["TESTING", "CANCELED", "RUNNING", "CANCELED"]):
+        tell(poll(status, at))
+
+    assert airflow.runs("any")[:2] == ["R-1", "R-2"]
+    by_polls = [events[0]["run_type"] for events in airflow.sessions_of("any")[2:]]
+    assert by_polls == ["DEBUG", "NORMAL"]
+
+
 def test_a_session_of_an_undocumented_run_type_starts_nothing(airflow: Airflow) -> None:
     airflow.know("any", on_meter_session(ANY_METER, "FAILED"))
     airflow.know("tests", on_meter_session(ANY_METER, "FAILED", run_type="DEBUG"))
@@ -233,70 +240,15 @@ def test_dags_that_sessions_never_start_are_named(each_airflow: Airflow) -> None
     assert (each_airflow.runs("load"), each_airflow.runs("plain")) == (["R-1"], [])
 
 
-TABLE = [
-    [cell.strip().replace("\\|", "|") for cell in re.split(r"(?<!\\)\|", line)[1:-1]]
-    for line in (PROJECT / "docs/schedules.md").read_text(encoding="utf-8").splitlines()
-    if re.match(r"\| .* \| `on_meter_session", line)
-]
-# Which of the arrivals below start each schedule of the table, in its order.
-STARTED = [
-    {"completed", "completed after pause"},
-    {"passed"},
-    {"failed", "failed elsewhere"},
-    {"test failed"},
-    {"failed", "failed elsewhere", "test failed"},
-    {"completed", "completed after pause", "completed 1002"},
-    {"completed"},
-    {"test failed"},
-    {"canceled"},
-    {"test canceled"},
-    {"canceled", "test canceled"},
-    {"running"},
-    {"failed", "failed elsewhere", "failed in eu"},
-]
-ARRIVALS: dict[str, dict[str, Any]] = {
-    "completed": {"status": "COMPLETED"},
-    "completed after pause": {"status": "COMPLETED", "before": "PAUSED"},
-    "completed 1002": {"status": "COMPLETED", "meter": "1002"},
-    "completed elsewhere": {"status": "COMPLETED", "meter": "77"},
-    "failed": {"status": "FAILED"},
-    "failed elsewhere": {"status": "FAILED", "meter": "77", "before": None},
-    "failed in eu": {"status": "FAILED", "meter": "78", "conn": "eu"},
-    "canceled": {"status": "CANCELED"},
-    "running": {"status": "RUNNING", "before": "INITIALIZING", "meter": "77"},
-    "running again": {"status": "RUNNING", "before": "PAUSED", "meter": "77"},
-    "passed": {"status": "TESTING_PASSED", "before": "TESTING", "debug": True},
-    "test failed": {"status": "TESTING_FAILED", "before": "TESTING", "debug": True},
-    "test canceled": {"status": "CANCELED", "before": "TESTING", "debug": True},
-    "test failed as a live one": {"status": "FAILED", "before": "TESTING", "debug": True},
-    "unknown run type": {"status": "COMPLETED", "run_type": "CANARY"},
-}
-
-
 def test_each_schedule_of_the_documentation_starts_for_what_it_names(each_airflow: Airflow) -> None:
     names = {"ANY_METER": ANY_METER, "on_meter_session": on_meter_session}
-    for number, (_, schedule, _, _) in enumerate(TABLE):
-        each_airflow.know(f"row{number}", eval(schedule.strip("`"), names))
+    for number, row in enumerate(ROWS):
+        each_airflow.know(f"row{number}", eval(row.cells["schedule"], names))
     for name, arrival in ARRIVALS.items():
         told = {"before": "RUNNING", "meter": "1001", **arrival}
         conn = told.pop("conn", CONN)
         tell(change(name, told.pop("status"), told.pop("before"), **told), conn=conn)
     each_airflow.schedule()
 
-    found = [each_airflow.runs(f"row{number}") for number in range(len(TABLE))]
-    assert found == [sorted(expected) for expected in STARTED]
-
-
-def test_each_sensor_and_branch_of_the_documentation_is_accepted() -> None:
-    names = {
-        "Sensor": partial(MeterSessionSensor, task_id="wait"),
-        "Branch": partial(MeterSessionBranchOperator, task_id="go"),
-    }
-    made = 0
-    for row in TABLE:
-        for cell in row[2:]:
-            if cell.startswith("`"):
-                text = cell.strip("`").replace("session=...", "session_id='R-1', meter_id='1'").replace("...", "'load'")
-                eval(text, dict(names))
-                made += 1
-    assert made == 13
+    found = {row.what: each_airflow.runs(f"row{number}") for number, row in enumerate(ROWS)}
+    assert found == {row.what: sorted(row.fits) for row in ROWS}

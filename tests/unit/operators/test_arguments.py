@@ -126,6 +126,24 @@ def test_an_impossible_argument_is_refused(operator: Any, arguments: dict[str, A
             make(operator, **arguments)
 
 
+@pytest.mark.parametrize("operator", [RunMeterOperator, MeterSummaryOperator, AuditTrailExportOperator])
+def test_both_run_types_are_for_waits_alone(operator: Any) -> None:
+    with pytest.raises(ValueError, match=r"run_type must be one of NORMAL, DEBUG, not \['NORMAL', 'DEBUG'\]"):
+        make(operator, run_type=["NORMAL", "DEBUG"])
+
+
+def test_both_run_types_may_be_rendered_only_for_waits(ti: TaskInstance) -> None:
+    for operator in (MeterSessionBranchOperator, MeterSummaryOperator):
+        made = make(operator, run_type=["NORMAL", "{{ params.also }}"])
+        made.run_type = ["NORMAL", "DEBUG"]
+        if operator is MeterSessionBranchOperator:
+            assert made._question(ti.context)[1].run_types == ("NORMAL", "DEBUG")
+        else:
+            made.query_from = "2025-12-31T00:00:00Z"
+            with pytest.raises(MediationMisconfigured, match="run_type must be one of NORMAL, DEBUG, not"):
+                made.execute(ti.context)
+
+
 @pytest.mark.parametrize("operator", NEEDED)
 def test_a_templated_argument_may_be_the_output_of_a_task(operator: Any) -> None:
     @task

@@ -64,7 +64,7 @@ def test_a_wait_kept_by_an_earlier_version_is_continued(run_type: str, statuses:
     """It stored its own defaults, and the earliest start in fractions of a second: no baseline may be lost."""
     store = Store()
     since = EPOCH - timedelta(hours=1)
-    asked: dict[str, Any] = {"run_type": run_type, "since": since}
+    asked: dict[str, Any] = {"run_types": run_type, "since": since}
     if not fail_on:
         asked |= {"statuses": tuple(ANY_TERMINAL), "fail_on": ()}
     wait = fresh(**asked).to_dict()
@@ -74,6 +74,14 @@ def test_a_wait_kept_by_an_earlier_version_is_continued(run_type: str, statuses:
     recalled = memory(store).recall(later)
     assert recalled is not later
     assert recalled.condition.fail_on == tuple(fail_on)
+
+
+def test_a_wait_on_both_run_types_is_not_one_on_a_single_one():
+    store, both = Store(), ("NORMAL", "DEBUG")
+    memory(store).keep(fresh(run_types=both), "execute_complete")
+    assert memory(store).recall(fresh(run_types=both)).condition.run_types == both
+    later = fresh(statuses=("COMPLETED", "TESTING_PASSED"))
+    assert memory(store).recall(later) is later
 
 
 @pytest.mark.parametrize("other", [{"fail_on": ("FAILED",)}, {"statuses": ("PAUSED",)}, {"since": EPOCH}])

@@ -160,7 +160,7 @@ def wait(**options: Any) -> dict[str, Any]:
         meter_id="m",
         session_id=options.pop("session_id", "S-1"),
         until=EPOCH + timedelta(hours=2),
-        run_type=options.pop("run_type", "NORMAL"),
+        run_types=options.pop("run_types", "NORMAL"),
     )
     return through_json(SessionWait(condition, created_at=EPOCH, started_at=EPOCH, **options).to_dict())
 

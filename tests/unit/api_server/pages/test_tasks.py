@@ -85,6 +85,10 @@ class TestTask:
             NOTHING,
         )
 
+    async def test_both_run_types_are_shown(self, alice: Browser) -> None:
+        keep(waiting(condition={"statuses": ["CANCELED"], "run_type": ["NORMAL", "DEBUG"]}))
+        assert facts(await alice.sees("/task", **TASK))["Run type"] == "NORMAL or DEBUG"
+
     async def test_after_its_end(self, alice: Browser) -> None:
         outcomes: dict[str | None, str] = {
             WaitEnd.MET: "condition met",

@@ -179,7 +179,7 @@ def test_the_right_session_is_bound_or_the_log_has_the_reason(zone: str, setting
     names = {"absent": {}, "wrong": {"callout_timezone": "Australia/Adelaide"}, "right": {"callout_timezone": zone}}
     settings = callout_settings("zuora", names[setting])
     condition = SessionCondition(
-        meter_id="7", session_id=None, run_type="NORMAL", statuses=("COMPLETED",), fail_on=(), since=SINCE, until=None
+        meter_id="7", session_id=None, statuses=("COMPLETED",), fail_on=(), since=SINCE, until=None
     )
     tracker = SessionTracker(
         condition, created_at=SINCE, started_at=None, exclusive=False, settle=timedelta(minutes=1),

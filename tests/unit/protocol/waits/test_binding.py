@@ -44,6 +44,13 @@ def test_the_first_session_counts_in_any_order_of_arrival() -> None:
     assert bound(before) is None
 
 
+def test_the_first_session_of_either_run_type_counts_where_both_are_awaited() -> None:
+    both = SessionCondition(meter_id="2470", run_types=(RunType.NORMAL, RunType.DEBUG), since=at(0))
+    to = Binding(both, earliest=at(0))
+    to.take([session("R-1", 9), session("R-2", 5, run_type=RunType.DEBUG), session("R-3", 3, run_type="CANARY")])
+    assert to.session_id == "R-2"
+
+
 def test_other_meters_and_other_run_types_do_not_count() -> None:
     assert bound(session("R-1", 1, meter_id="7"), session("R-2", 1, run_type=RunType.DEBUG)) is None
 

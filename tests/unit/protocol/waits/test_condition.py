@@ -22,6 +22,8 @@ from airflow_mediation_provider.protocol.waits.condition import (
 )
 from tests.unit.protocol.tenant import at, state, transition
 
+BOTH = (RunType.NORMAL, RunType.DEBUG)
+
 
 class TestDefaults:
     def test_a_normal_condition_waits_for_completed(self) -> None:
@@ -33,12 +35,22 @@ class TestDefaults:
         )
 
     def test_a_debug_condition_waits_for_testing_passed(self) -> None:
-        asked = SessionCondition(meter_id="2470", run_type="debug")  # type: ignore[arg-type]
-        assert asked.run_type is RunType.DEBUG
+        asked = SessionCondition(meter_id="2470", run_types="debug")  # type: ignore[arg-type]
+        assert asked.run_types == (RunType.DEBUG,)
         assert (asked.statuses, asked.fail_on) == (
             ("TESTING_PASSED",),
             ("CANCELED", "COMPLETED", "FAILED", "TESTING_FAILED"),
         )
+
+    def test_a_condition_on_both_run_types_waits_for_the_success_of_each(self) -> None:
+        asked = SessionCondition(meter_id="2470", run_types=["debug", "NORMAL", "normal"])  # type: ignore[arg-type]
+        assert asked == SessionCondition(meter_id="2470", run_types=BOTH)
+        assert (asked.statuses, asked.fail_on) == (
+            ("COMPLETED", "TESTING_PASSED"),
+            ("CANCELED", "FAILED", "TESTING_FAILED"),
+        )
+        failed = SessionCondition(meter_id="2470", run_types=BOTH, statuses=("TESTING_FAILED", "FAILED"))
+        assert failed.fail_on == ("CANCELED", "COMPLETED", "TESTING_PASSED")
 
     def test_awaited_terminal_statuses_do_not_fail_the_wait(self) -> None:
         fail_on = ("CANCELED", "COMPLETED", "TESTING_FAILED", "TESTING_PASSED")
@@ -66,7 +78,9 @@ class TestRefused:
             ({"meter_id": True}, "meter_id must be a non-empty text"),
             ({"version": ""}, "version must be a non-empty text"),
             ({"session_id": ""}, "session_id must be a non-empty text"),
-            ({"run_type": "LIVE"}, "run_type must be one of NORMAL, DEBUG, not 'LIVE'"),
+            ({"run_types": "LIVE"}, "run_type must be one of NORMAL, DEBUG, not 'LIVE'"),
+            ({"run_types": ["NORMAL", "LIVE"]}, "run_type must be one of NORMAL, DEBUG, not 'LIVE'"),
+            ({"run_types": []}, r"run_type must be one of NORMAL, DEBUG, or a list of both, not \[\]"),
             ({"statuses": ()}, "statuses must name at least one status"),
             ({"statuses": ("",)}, "statuses: '' is no status; Zuora documents TESTING"),
             ({"statuses": 7}, "statuses must be a status or a list of statuses, not 7"),
@@ -95,7 +109,7 @@ class TestRefused:
     @pytest.mark.parametrize("run_type", RunType)
     def test_unknown_statuses_and_those_of_the_other_run_type_are_allowed(self, run_type: RunType) -> None:
         statuses = ("FAILED", "TESTING_FAILED", "QUARANTINED", "CANCELLED")
-        asked = SessionCondition(meter_id="1", run_type=run_type, statuses=statuses)
+        asked = SessionCondition(meter_id="1", run_types=(run_type,), statuses=statuses)
         assert asked.statuses == ("FAILED", "TESTING_FAILED", "QUARANTINED", "CANCELED")
         assert asked.fail_on == ("COMPLETED", "TESTING_PASSED")
         assert asked.outcome_of("QUARANTINED") is Outcome.MET
@@ -109,6 +123,7 @@ class TestAtParseTime:
             {"statuses": "{{ params.status }}"},
             {"statuses": ["COMPLETED", "{{ params.status }}"], "fail_on": ["COMPLETED"]},
             {"run_type": "{{ params.run_type }}", "statuses": "TESTING_PASSED"},
+            {"run_type": ["NORMAL", "{{ params.run_type }}"], "statuses": "TESTING_PASSED"},
             {"statuses": object(), "fail_on": object(), "previous_statuses": object()},
             {"statuses": ("COMPLETED",), "fail_on": {"FAILED"}, "previous_statuses": ["RUNNING"]},
         ],
@@ -123,6 +138,7 @@ class TestAtParseTime:
             ({"statuses": "{{ params.status }}", "fail_on": "NEVER_RUN"}, "fail_on: .*NEVER_RUN"),
             ({"previous_statuses": ["no status"], "statuses": []}, "statuses must name at least one"),
             ({"run_type": "LIVE"}, "run_type must be one of"),
+            ({"run_type": ["LIVE", "DEBUG"]}, "run_type must be one of"),
             ({"statuses": "FAILED", "fail_on": "FAILED"}, "both statuses and fail_on"),
         ],
     )
@@ -149,6 +165,16 @@ class TestJson:
             since=None if since is None else at(since),
             until=None if until is None else at(until),
         )
+        assert SessionCondition.from_dict(json.loads(json.dumps(asked.to_dict()))) == asked
+
+    @pytest.mark.parametrize(
+        ("run_types", "stored"), [(("NORMAL",), "NORMAL"), (("DEBUG",), "DEBUG"), (BOTH, ["NORMAL", "DEBUG"])]
+    )
+    def test_one_run_type_is_stored_as_its_name_and_both_as_a_list(
+        self, run_types: tuple[RunType, ...], stored: object
+    ) -> None:
+        asked = SessionCondition(meter_id="2470", run_types=run_types)
+        assert asked.to_dict()["run_type"] == stored
         assert SessionCondition.from_dict(json.loads(json.dumps(asked.to_dict()))) == asked
 
     def test_an_empty_fail_on_is_distinguished_from_the_default(self) -> None:
@@ -190,12 +216,28 @@ class TestJudge:
     @pytest.mark.parametrize("reported", RunType)
     def test_any_end_of_a_named_session_ends_its_wait(self, status: str, asked: RunType, reported: RunType) -> None:
         verdict = judge(
-            SessionCondition(meter_id="2470", session_id="R-1", run_type=asked), state(status, run_type=reported)
+            SessionCondition(meter_id="2470", session_id="R-1", run_types=(asked,)), state(status, run_type=reported)
         )
         live = reported is RunType.NORMAL and not status.startswith("TESTING")
         met = {RunType.NORMAL: status == "COMPLETED" and live, RunType.DEBUG: status == "TESTING_PASSED"}[asked]
         no_end = asked is RunType.NORMAL and status == "COMPLETED" and not live
         assert verdict.outcome is (Outcome.MET if met else Outcome.WAITING if no_end else Outcome.FAILED)
+
+    @pytest.mark.parametrize("session_id", ["R-1", None])
+    @pytest.mark.parametrize("reported", RunType)
+    @pytest.mark.parametrize("status", ["COMPLETED", "FAILED", "CANCELED", "TESTING_PASSED", "TESTING_FAILED"])
+    def test_each_end_ends_a_wait_on_both_run_types(
+        self, status: str, reported: RunType, session_id: str | None
+    ) -> None:
+        asked = SessionCondition(meter_id="2470", session_id=session_id, run_types=BOTH)
+        met = status in ("COMPLETED", "TESTING_PASSED")
+        assert judge(asked, state(status, run_type=reported)) == Judgement(Outcome.MET if met else Outcome.FAILED)
+        verdict = judge(asked, state(status, run_type="CANARY"))
+        if status in DEBUG_ONLY:  # then it is a test, by any name
+            assert verdict.outcome is not Outcome.WAITING
+        else:
+            reason = "it is a CANARY session, and a NORMAL or DEBUG one is awaited"
+            assert verdict == Judgement(Outcome.WAITING, reason)
 
     def test_an_unknown_run_type_ends_no_wait(self) -> None:
         verdict = judge(self.NAMED, state("FAILED", run_type="CANARY"))

@@ -28,7 +28,8 @@ from tests.unit.protocol.tenant import SETTLE, at, state
 
 KNOWN = SessionCondition(meter_id="2470", session_id="R-1")
 SENSED = SessionCondition(meter_id="2470")
-DEBUG = SessionCondition(meter_id="2470", session_id="R-1", run_type=RunType.DEBUG)
+DEBUG = SessionCondition(meter_id="2470", session_id="R-1", run_types=(RunType.DEBUG,))
+BOTH = SessionCondition(meter_id="2470", run_types=(RunType.NORMAL, RunType.DEBUG))
 
 
 def known(
@@ -233,6 +234,87 @@ class TestMasked:
 
     def test_initializing_may_be_of_a_debug_session(self) -> None:
         assert read(known(DEBUG), (40, "INITIALIZING"), (50, "TESTING"), (90, "TESTING_PASSED")).certain
+
+
+class TestBothRunTypes:
+    @pytest.mark.parametrize(
+        ("live", "end", "outcome", "run_type"),
+        [
+            ("RUNNING", "COMPLETED", Outcome.MET, "NORMAL"),
+            ("USAGE_PUSHING", "FAILED", Outcome.FAILED, "NORMAL"),
+            ("RUNNING", "CANCELED", Outcome.FAILED, "NORMAL"),
+            ("TESTING", "TESTING_PASSED", Outcome.MET, "DEBUG"),
+            ("TESTING", "TESTING_FAILED", Outcome.FAILED, "DEBUG"),
+            ("TESTING", "CANCELED", Outcome.FAILED, "DEBUG"),
+            # A session of either run type may be INITIALIZING; its end shows which one it was.
+            ("INITIALIZING", "COMPLETED", Outcome.MET, "NORMAL"),
+            ("INITIALIZING", "TESTING_FAILED", Outcome.FAILED, "DEBUG"),
+        ],
+    )
+    def test_a_poll_ends_the_wait_by_each_end_of_either(
+        self, live: str, end: str, outcome: Outcome, run_type: str
+    ) -> None:
+        polls = sensed(BOTH)
+        verdict = read(polls, (0, "COMPLETED"), (40, "COMPLETED"), (60, live), (100, end))
+        assert verdict == PollConclusion(outcome, status=end, certain=True)
+        assert polls.may_be(end) == (run_type,)
+
+    @pytest.mark.parametrize(("unseen", "run_type"), [("COMPLETED", "NORMAL"), ("TESTING_FAILED", "DEBUG")])
+    def test_an_end_without_a_live_reading_shows_its_run_type(self, unseen: str, run_type: str) -> None:
+        polls = sensed(BOTH)
+        assert read(polls, (0, "FAILED"), (40, "FAILED"), (60, unseen), (95, unseen)).certain
+        assert polls.may_be(unseen) == (run_type,)
+
+    @pytest.mark.parametrize("readings", [[(60, "INITIALIZING")], [(60, "CANCELED")]])
+    def test_a_canceled_session_of_unknown_run_type_is_not_certain(self, readings: list[tuple[int, str]]) -> None:
+        polls = sensed(BOTH)
+        verdict = read(polls, (0, "COMPLETED"), (40, "COMPLETED"), *readings, (100, "CANCELED"))
+        assert (verdict.outcome, verdict.certain) == (Outcome.FAILED, False)
+        assert verdict.reason == "a poll names no run type, and NORMAL and DEBUG sessions can both be CANCELED"
+        assert polls.may_be("CANCELED") == ("NORMAL", "DEBUG")
+
+    @pytest.mark.parametrize(
+        ("own", "hiding", "end"),
+        [
+            ("RUNNING", ("TESTING", "TESTING_PASSED", "TESTING_FAILED"), "COMPLETED"),
+            ("TESTING", ("RUNNING", "PAUSED", "COMPLETED", "FAILED"), "TESTING_PASSED"),
+        ],
+    )
+    def test_a_session_of_the_other_run_type_hides_the_first(self, own: str, hiding: tuple[str, ...], end: str) -> None:
+        polls = sensed(BOTH)
+        read(polls, (0, "NEVER_RUN"), (40, own))
+        for second, status in enumerate(hiding, 80):
+            verdict = read(polls, (second, status))
+            assert (verdict.outcome, verdict.counts) == (Outcome.WAITING, False)
+            assert f"({status}) hides the status of the session" in verdict.reason
+        # What both can show may be the first one's own, and after what was seen no result is certain.
+        verdict = read(polls, (200, end))
+        assert (verdict.outcome, verdict.status, verdict.certain) == (Outcome.MET, end, False)
+        assert "run of the meter was seen meanwhile" in verdict.reason
+
+    def test_a_reading_that_may_be_of_the_session_before_shows_no_run_type(self) -> None:
+        for polls in (sensed(BOTH, baseline="COMPLETED"), known(BOTH)):
+            verdict = read(polls, (20, "TESTING"), (40, "RUNNING"), (90, "COMPLETED"))
+            assert (verdict.outcome, verdict.status) == (Outcome.MET, "COMPLETED")
+            assert polls.run_types == (RunType.NORMAL,)
+
+    def test_a_callout_shows_the_run_type_and_a_later_one_may_correct_it(self) -> None:
+        polls = known(BOTH)
+        polls.receive(state("INITIALIZING", None, 5))
+        assert not read(polls, (60, "TESTING_PASSED")).counts
+        polls.receive(state("TESTING", "INITIALIZING", 70))
+        verdict = read(polls, (120, "TESTING_PASSED"))
+        assert (verdict.outcome, polls.run_types) == (Outcome.MET, (RunType.DEBUG,))
+
+    def test_the_run_type_that_was_shown_is_kept(self) -> None:
+        polls = sensed(BOTH)
+        read(polls, (0, "COMPLETED"))
+        assert "run_type" not in polls.to_dict()
+        read(polls, (40, "TESTING"))
+        again = PollEvidence.from_dict(BOTH, json.loads(json.dumps(polls.to_dict())))
+        assert again.to_dict() == polls.to_dict()
+        assert again.facts() == polls.facts()
+        assert not read(again, (90, "COMPLETED")).counts
 
 
 class TestSensed:

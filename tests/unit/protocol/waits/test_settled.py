@@ -16,7 +16,7 @@ from airflow_mediation_provider.protocol.waits.wait import SessionWait, WaitUpda
 from airflow_mediation_provider.protocol.zuora.errors import TransientError
 from tests.unit.virtual import Clock
 
-STATUSES = ("NEVER_RUN", "INITIALIZING", "RUNNING", "PAUSED", "COMPLETED", "FAILED", "TEST_COMPLETED")
+STATUSES = ("NEVER_RUN", "INITIALIZING", "RUNNING", "PAUSED", "COMPLETED", "FAILED", "TEST_COMPLETED", "TESTING")
 READINGS = st.tuples(st.just("reading"), st.sampled_from(STATUSES), st.integers(1, 12), st.integers(1, 90))
 CALLOUTS = st.tuples(st.just("callout"), st.sampled_from(STATUSES), st.sampled_from(("S-1", "S-2")), st.integers(1, 90))
 OTHERS = st.tuples(st.sampled_from(("fault", "tick", "heartbeat")), st.none(), st.none(), st.integers(1, 90))
@@ -24,6 +24,7 @@ EVENTS = st.lists(st.one_of(READINGS, READINGS, CALLOUTS, OTHERS), max_size=12)
 WAITS = st.fixed_dictionaries(
     {
         "named": st.booleans(),
+        "run_types": st.sampled_from((("NORMAL",), ("NORMAL", "DEBUG"))),
         "before": st.sampled_from((None, 60, 600)),
         "baseline": st.sampled_from((None, *STATUSES)),
         "exclusive": st.booleans(),
@@ -36,6 +37,7 @@ WAITS = st.fixed_dictionaries(
 def make(how: dict) -> SessionWait:
     condition = SessionCondition(
         meter_id="m",
+        run_types=how["run_types"],
         session_id="S-1" if how["named"] else None,
         since=None if how["named"] else Clock().now(),
         before=None if how["named"] or how["before"] is None else Clock(how["before"]).now(),
@@ -118,7 +120,7 @@ def test_skipped_readings_change_nothing(how, events):
 
 
 def test_readings_of_a_running_session_are_skipped_from_settle_on():
-    how = {"named": True, "before": None, "baseline": None, "exclusive": False, "settle": 30}
+    how = {"named": True, "run_types": ("NORMAL",), "before": None, "baseline": None, "exclusive": False, "settle": 30}
     skipping = Skipping(make({**how, "callouts": FeedStatus.OFF}))
     for second in range(60, 600, 60):
         skipping.observe(PollReading(status="RUNNING", read_at=Clock(second).now()), ())

@@ -17,18 +17,18 @@ SESSION: dict[str, Any] = {"session_id": "R-1", "meter_id": "7", "version": "0.0
 def test_a_session_object_brings_what_is_not_given() -> None:
     subject = subject_of({"session": {**SESSION, "mediation_conn_id": "eu"}})
     assert (subject.session_id, subject.meter_id, subject.version) == ("R-1", "7", "0.0.3")
-    assert (subject.run_type, subject.mediation_conn_id) == (RunType.DEBUG, "eu")
+    assert (subject.run_types, subject.mediation_conn_id) == ((RunType.DEBUG,), "eu")
 
 
 def test_what_neither_names_is_the_default() -> None:
     subject = subject_of({"meter_id": "7"})
-    assert (subject.session_id, subject.version, subject.run_type) == (None, "0.0.1", RunType.NORMAL)
+    assert (subject.session_id, subject.version, subject.run_types) == (None, "0.0.1", (RunType.NORMAL,))
     assert (subject.mediation_conn_id, subject.begun_at) == ("mediation_default", None)
 
 
 def test_an_argument_counts_where_the_object_has_none() -> None:
     subject = subject_of({"session": {"session_id": "R-1", "run_type": None}, "meter_id": 7, "run_type": "debug"})
-    assert (subject.meter_id, subject.run_type) == ("7", RunType.DEBUG)
+    assert (subject.meter_id, subject.run_types) == ("7", (RunType.DEBUG,))
 
 
 @pytest.mark.parametrize(
@@ -40,6 +40,14 @@ def test_an_argument_that_contradicts_the_object_is_refused(argument: str, value
     with pytest.raises(ValueError, match=f"{argument} is '{value}', but session R-1, which was given, has"):
         subject_of({"session": session, argument: value})
     assert subject_of({"session": session, argument: session[argument]}) == subject_of({"session": session})
+
+
+def test_a_wait_on_both_run_types_takes_a_session_of_either() -> None:
+    both = {"run_type": ["DEBUG", "NORMAL"]}
+    assert subject_of({"meter_id": "7", **both}).run_types == (RunType.NORMAL, RunType.DEBUG)
+    assert subject_of({"session": SESSION, **both}) == subject_of({"session": SESSION})
+    with pytest.raises(ValueError, match="run_type must be one of NORMAL, DEBUG, not 'LIVE'"):
+        subject_of({"meter_id": "7", "run_type": ["LIVE", "DEBUG"]})
 
 
 def test_a_session_id_alone_takes_an_object_too() -> None:

@@ -95,7 +95,7 @@ class TestLines:
                     SessionCondition(
                         meter_id="2470",
                         session_id="R-1",
-                        run_type=RunType.DEBUG,
+                        run_types=(RunType.DEBUG,),
                         statuses=("TESTING_PASSED", "TESTING_FAILED"),
                         previous_statuses=("TESTING",),
                     ),
@@ -642,7 +642,7 @@ def test_a_stored_status_without_its_time_is_reported_anew() -> None:
 
 
 def test_the_condition_of_a_wait_is_the_given_one() -> None:
-    asked = SessionCondition(meter_id="7", run_type=RunType.DEBUG)
+    asked = SessionCondition(meter_id="7", run_types=(RunType.DEBUG,))
     wait = SessionWait(asked, created_at=at(0))
     assert wait.condition == asked
     read(wait, 0, "COMPLETED")

@@ -7,6 +7,7 @@ from datetime import timedelta
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
+from airflow_mediation_provider.protocol.status import RunType
 from airflow_mediation_provider.protocol.waits.wait import SessionWait, WaitEnd
 from tests.unit.protocol.tenant import (
     SETTLE,
@@ -31,7 +32,7 @@ def assert_true(run: Run, session: Session) -> None:
     assert run.result.session is not None
     assert run.result.session["status"] == session.final
     assert run.moment >= session.end
-    met = session.final == "COMPLETED"
+    met = session.final in ("COMPLETED", "TESTING_PASSED")
     if run.result.end is not WaitEnd.UNCERTAIN:
         assert run.result.end is (WaitEnd.MET if met else WaitEnd.FAILED)
 
@@ -85,6 +86,27 @@ def test_a_certain_result_of_a_sensor_is_true(data: st.DataObject) -> None:
     run = drive(wait, meter, data.draw(steps()), 0)
     if run.result is not None and run.result.session is not None and run.result.session["certain"]:
         assert_true(run, session)
+
+
+@given(st.data())
+def test_a_certain_result_of_a_sensor_on_both_run_types_is_true(data: st.DataObject) -> None:
+    canceled = st.builds(lambda seconds: (("TESTING", seconds), ("CANCELED", 0)), st.sampled_from([0, 5, 40, 150]))
+    script = data.draw(st.one_of(scripts(), debug_scripts(), canceled))
+    session = Session(data.draw(st.integers(0, 300)), script)
+    meter = Meter((*data.draw(histories(before=0)), session))
+    baseline = meter.status_at(-data.draw(st.integers(0, SETTLE)))
+    wait = SessionWait(
+        condition(None, run_types=tuple(RunType)),
+        created_at=at(0),
+        baseline=data.draw(st.sampled_from([None, baseline])),
+        exclusive=True,
+        max_unreachable=timedelta(days=30),
+        settle=timedelta(seconds=SETTLE),
+    )
+    run = drive(wait, meter, data.draw(steps()), 0)
+    if run.result is not None and run.result.session is not None and run.result.session["certain"]:
+        assert_true(run, session)
+        assert run.result.session["run_type"] == ("DEBUG" if script[0][0] == "TESTING" else "NORMAL")
 
 
 @given(st.data())
