@@ -1,8 +1,8 @@
 """Start after each session that another Dag has loaded: such a schedule must be partitioned.
 
-The runs of ``load_session`` have the sessions' ids as their partition keys, and hand them on to the events of their
-outlets. Airflow starts nothing but partitioned schedules for such events: ``schedule=[USAGE]`` would never start,
-without a warning.
+The runs of ``load_session`` have the sessions' ids as their partition keys, and pass them on to the events of their
+outlets. Airflow starts only Dags with a partitioned schedule for such events: with ``schedule=[USAGE]`` this Dag would
+never start, and Airflow would not warn.
 """
 
 from __future__ import annotations

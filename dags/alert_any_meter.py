@@ -1,8 +1,8 @@
 """Send a mail for each session of any meter that FAILED: with its timeline, its first errors by code, and links.
 
-Zuora's callout starts the run, also for a meter that is made tomorrow. The message fits each notifier of Airflow; this
-Dag uses the one for mails, with the connection ``smtp_default``. Tests start none: a DEBUG session ends in
-TESTING_FAILED.
+Zuora's callout starts the run, also for a meter that is made tomorrow. Each notifier of Airflow can send the message;
+this Dag uses the one for mails, with the connection ``smtp_default``. A test starts no run: a DEBUG session that fails
+is TESTING_FAILED.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from airflow_mediation_provider.assets import ANY_METER, on_meter_session, trigg
 
 def send(alert: MediationAlert, context: Context) -> None:
     """Send one mail."""
-    # Here, so that Airflow does not import it each time that it reads this file.
+    # Imported here, so that Airflow does not import it each time it parses this file.
     from airflow.providers.smtp.notifications.smtp import SmtpNotifier
 
     SmtpNotifier(to="operations@example.com", subject=alert.subject, html_content=alert.html)(context)
@@ -34,7 +34,7 @@ def alert_any_meter() -> None:
 
     @task
     def mail() -> str:
-        """Send it, and return its text, which Airflow shows as the task's XCom."""
+        """Send the alert, and return its text, which Airflow shows as the task's XCom."""
         context = get_current_context()
         alert = MediationAlert(triggering_session(context), context=context)
         send(alert, context)

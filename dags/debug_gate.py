@@ -31,9 +31,9 @@ def debug_gate() -> None:
         task_id="test_run",
         meter_id="{{ params.meter_id }}",
         run_type="DEBUG",
-        retries=0,  # the failure of a test is its result; a retry would be another test
+        retries=0,  # a retry would be another test
         source_options=[{"testData": [{"AccountNumber": "A-00010001", "Quantity": 1}]}],
-        # On the worker: Airflow may fail a task that resumes seconds after it deferred, and here no retry would help.
+        # On the worker: Airflow may fail a task that resumes within seconds of deferring, and this task has no retry.
         deferrable=False,
         **PACE,
     )

@@ -1,7 +1,7 @@
-"""Load each session of two meters that is COMPLETED, and hand it on to the Dags that follow.
+"""Load each COMPLETED session of two meters, and pass it on to the Dags that follow.
 
-A run that a session started has the session's id as its partition key, and so has the event of its outlet. What follows
-needs a partitioned schedule too: see ``after_load``.
+A run that a session started has the session's id as its partition key, and so has the event of its outlet. A Dag that
+follows needs a partitioned schedule too: see ``after_load``.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Many meters at once, each with its own wait and branch: a mapped task group.
 
-The list of meters could as well come from another task. Zuora runs five meters of a tenant at a time; a sixth waits
-until there is room.
+The list of meters may also be the output of another task. Zuora runs five meters of a tenant at a time; the task of a
+sixth waits until one has ended.
 """
 
 from __future__ import annotations

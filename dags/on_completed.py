@@ -1,7 +1,7 @@
-"""Load each session of a meter as soon as it is COMPLETED, however it was started: one run of this Dag per session.
+"""Load each session of a meter as soon as it is COMPLETED, whether Airflow started it or not: one run per session.
 
-Zuora's callout starts the run; nothing polls, and no task waits. The run of the batch job is named after the session:
-every repetition, by a retry, a Clear or a repeated callout, loads the same session into the same place.
+Zuora's callout starts the run; nothing polls, and no task waits. The run of the batch job is named after the session,
+so a retry, a Clear or a repeated callout loads the same session into the same place.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from airflow_mediation_provider.assets import SessionResult, on_meter_session, t
 
 
 @dag(
-    # If Zuora cannot reach Airflow: on_meter_session("1013", "COMPLETED", poll_interval=60)
+    # If Zuora cannot reach Airflow: on_meter_session("1013", "COMPLETED", callout_history=60)
     schedule=on_meter_session("1013", "COMPLETED"),
     default_args={"retries": 2, "retry_delay": timedelta(seconds=10)},
     tags=["mediation", "example"],

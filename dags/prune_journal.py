@@ -1,7 +1,7 @@
 """Keep the journal of callouts small: each week, delete the sessions that ended three months ago or earlier.
 
-It deletes only sessions that have ended, with all their reports, and nothing that a wait still needs. Without a task:
-``airflow mediation prune --older-than 90``, with ``--dry-run`` to see what would be deleted.
+It deletes only sessions that have ended, with all their reports, and nothing that a wait still needs. On the command
+line, ``airflow mediation prune --older-than 90`` does the same; with ``--dry-run`` it only counts.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Every five minutes: continue to read Zuora's callout history, for sensors where Zuora cannot reach Airflow.
 
-Where a Dag is scheduled by ``on_meter_session(..., callout_history=60)``, the triggerer reads the history, and no Dag
-like this one is needed. Otherwise this one reads it, so that sensors find what happened to their sessions; it starts
-scheduled Dags as well. It is paused at first: an Airflow that receives callouts does not need it.
+If a Dag has ``on_meter_session(..., callout_history=60)``, the triggerer reads the history, and this Dag is not needed.
+Otherwise it reads the history, which ends waits and starts Dags as callouts do. It is paused at first: an Airflow that
+receives callouts does not need it.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Every hour: add to the journal what Zuora's callout history has and the journal lacks.
 
-A callout is lost when Airflow cannot be reached for longer than Zuora repeats it (an hour, by default), or when Zuora
-does not repeat it after an answer. Its history still contains it. Each report that is added starts the Dags that are
-scheduled on it. The second task fails if a session seems never to end, so that a user checks it.
+A callout is lost if Airflow cannot be reached for longer than Zuora retries it (an hour by default), or if it gets an
+answer after which Zuora does not retry. Zuora's history still contains it. Each change that is added starts the Dags
+that are scheduled on it. The second task fails if a session seems never to end, so that a user checks it.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ def reconcile_callouts() -> None:
     """Repair, then report what remains."""
     repair = ReconcileCalloutsOperator(
         task_id="repair",
-        # Longer than the time between two runs: Zuora may still have repeated a callout, and a run may be missed.
+        # Longer than the time between two runs: Zuora may retry a callout after one, and a run may be missed.
         lookback=timedelta(hours=6),
     )
 

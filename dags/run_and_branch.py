@@ -4,7 +4,7 @@ COMPLETED triggers the downstream batch job for this very session. FAILED collec
 records, and raises an alert: a task that fails, so that the run is red and the notifications of your Airflow go out.
 CANCELED skips all that follows.
 
-The task that waits occupies no worker: it is deferred, and the triggerer polls the meter's status.
+The task that waits is deferred: it occupies no worker, and the triggerer polls the meter's status.
 """
 
 from __future__ import annotations

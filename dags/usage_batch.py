@@ -1,9 +1,9 @@
-"""The batch job downstream: load the output of a session into a database, however the run was triggered.
+"""The batch job downstream: load the output of a session into a database.
 
 The run's configuration is the session object of this provider's operators: ``meter_id``, ``session_id``,
-``started_at``. The counts come from the meter's summary, the records from its audit trail. The database is any that an
-Airflow connection names (``usage_db``; SQLite here). It is written in one transaction, which first removes what an
-earlier load of the same session left: running it again leaves the same rows.
+``started_at``. The counts come from the meter's summary, the records from its audit trail. The Airflow connection
+``usage_db`` names the database (SQLite here). One transaction deletes the rows of an earlier load of the session and
+writes the new ones, so a second load leaves the same rows.
 """
 
 from __future__ import annotations

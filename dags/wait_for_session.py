@@ -1,8 +1,8 @@
 """Wait for a session that something else started: Zuora's own schedule, a colleague, another system.
 
-Each day the sensor waits for the first session of the meter that starts on that day: ``before`` leaves a later one to
-the next run. It occupies no worker: it is deferred. A poll of the meter's status names no session, so the sessions of
-that time are then read from the meter's summary, and the batch job is triggered for each.
+Each day the sensor waits for the first session of the meter that starts on that day; because of ``before``, a later one
+is left to the next run. The sensor is deferred, so it occupies no worker. A poll of the meter's status names no
+session, so the next task reads the sessions of the day from the meter's summary. The batch job is triggered for each.
 """
 
 from __future__ import annotations
