@@ -14,6 +14,7 @@ from starlette.routing import Mount, Route
 from airflow_mediation_provider.api_server import auth
 from airflow_mediation_provider.api_server.app import create_app
 from airflow_mediation_provider.api_server.connections import Connections, MediationConnection
+from airflow_mediation_provider.journal.tables import Base
 from tests.unit.api_server.pages.conftest import Manager
 
 if TYPE_CHECKING:
@@ -52,6 +53,11 @@ def routes(of: list[BaseRoute]) -> set[tuple[str, str]]:
 
 def test_each_route_is_in_the_table() -> None:
     assert set(documented()) == routes(create_app().routes)
+
+
+def test_each_table_is_among_what_is_stored() -> None:
+    stored = PAGE.read_text().partition("## What is stored")[2].partition("\n## ")[0]
+    assert set(re.findall(r"`(mediation_\w+)`", stored)) == set(Base.metadata.tables)
 
 
 @pytest.mark.parametrize(("method", "path"), sorted(documented()))
