@@ -7,17 +7,16 @@ import time
 
 import pytest
 import schemathesis
-from fastapi import APIRouter
-from fastapi.routing import APIRoute
 from hypothesis import settings
 from schemathesis.checks import not_a_server_error
 from schemathesis.specs.openapi.checks import positive_data_acceptance
 from starlette.responses import JSONResponse
 
 from airflow_mediation_provider.api_server.app import create_app
+from airflow_mediation_provider.api_server.auth import may_read_assets
 from airflow_mediation_provider.api_server.connections import Connections
 from airflow_mediation_provider.api_server.journal import Recorder
-from airflow_mediation_provider.api_server.pages import add_pages
+from airflow_mediation_provider.api_server.pages import PARTS
 from airflow_mediation_provider.protocol.maintenance import HISTORY_PATH, PRUNE_PATH, RECONCILE_PATH
 from airflow_mediation_provider.protocol.wire import FEED_PATH, OBSERVATIONS_PATH, derive_key, signed_headers
 from tests.unit.api_server.conftest import Directory, Journal
@@ -84,12 +83,10 @@ class LoggedIn:
 
 def pages_described(wrap=lambda app: app):
     """The pages too: the description leaves them out, as it is for machines."""
-    router = APIRouter()
-    add_pages(router)
     app = create_app(Connections(Directory(zuora=SECRET).find), Recorder())
-    app.router.routes = [each for each in router.routes if isinstance(each, APIRoute)]
-    for route in app.router.routes:
-        route.include_in_schema = True
+    app.router.routes = []
+    for part in PARTS:
+        app.include_router(part.router, dependencies=[may_read_assets])
     description = app.openapi()
     app.add_route("/openapi.json", lambda _request: JSONResponse(description))
     return schemathesis.openapi.from_asgi("/openapi.json", wrap(app))
