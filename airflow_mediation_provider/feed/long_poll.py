@@ -49,6 +49,7 @@ if TYPE_CHECKING:
     import aiohttp
 
     from airflow_mediation_provider.feed.flow import Candidate
+    from airflow_mediation_provider.hooks.transport import KeptContext
     from airflow_mediation_provider.protocol.sessions.journal_entry import JournalEntry
     from airflow_mediation_provider.protocol.sessions.lifecycle import SessionState
     from airflow_mediation_provider.protocol.sessions.verdict import TaskNote, TaskVerdict
@@ -190,7 +191,7 @@ class FeedClient:
         self._server = ServerAddress(rests=False)
         self._calls = SignedCalls(conn_id, self._server, candidates=addresses)
         self._http: aiohttp.ClientSession | None = None
-        self._tls: ssl.SSLContext | None = None
+        self._tls: KeptContext | None = None
         self._cursor: str | None = None
         self._full_at = 0.0
         # Whether the server needs no more than their names of the meters in a long poll.
@@ -443,7 +444,7 @@ class FeedClient:
             return TOO_SLOW
         except Exception as error:  # aiohttp has many errors, and none of them may end a wait
             if isinstance(error, ssl.SSLError):
-                self._tls = None  # the certificates are read again: they may be replaced during a long wait
+                self._tls = None  # the certificates are read again, also those in a directory
             return flow.failure_of(error)
 
     async def _session(self) -> aiohttp.ClientSession:
@@ -458,12 +459,13 @@ class FeedClient:
 
     async def _way(self, url: str) -> dict[str, Any]:
         """Return the proxy and the TLS context for an address, as arguments of aiohttp."""
-        from airflow_mediation_provider.hooks.transport import proxy_for
+        from airflow_mediation_provider.hooks.transport import KeptContext, proxy_for
 
         proxy = proxy_for(url, {}, trust_env=True)
-        if self._tls is None and any(each and each.startswith("https:") for each in (url, proxy)):
-            self._tls = await asyncio.to_thread(flow.server_trust().context)
-        return {"proxy": proxy, "ssl": self._tls or True}
+        if not any(each and each.startswith("https:") for each in (url, proxy)):
+            return {"proxy": proxy}
+        self._tls = self._tls or KeptContext()
+        return {"proxy": proxy, "ssl": await asyncio.to_thread(self._tls.of, flow.server_trust())}
 
     def _forget(self) -> None:
         """Start again: search the address, and read the whole state."""

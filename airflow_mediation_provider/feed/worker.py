@@ -159,10 +159,11 @@ class WorkerFeedClient:
         import requests
 
         from airflow_mediation_provider.hooks.fetching import fetch
-        from airflow_mediation_provider.hooks.transport import proxy_for, trusting
+        from airflow_mediation_provider.hooks.transport import KeptContext, proxy_for, trusting
 
         if self._session is None:
-            self._session = trusting(requests.Session(), lambda: flow.server_trust().context())
+            kept = KeptContext()
+            self._session = trusting(requests.Session(), lambda: kept.of(flow.server_trust()))
         request, seconds = step.request, step.seconds
         proxy = proxy_for(request.url, {}, trust_env=True)
         try:
@@ -179,7 +180,7 @@ class WorkerFeedClient:
             return TOO_SLOW
         except Exception as error:  # requests does not wrap all errors of urllib3 and of codecs
             if isinstance(error, requests.exceptions.SSLError):
-                self.close()  # the certificates are read again: they may be replaced during a long wait
+                self.close()  # the certificates are read again, also those in a directory and of a proxy
             return flow.failure_of(error)
 
 

@@ -109,6 +109,32 @@ class Trust:
         return tuple(_version_of(each.path) for each in (*(self.authorities or ()), *self.client))
 
 
+class KeptContext:
+    """The TLS context of the API server, which is made again once one of its files was replaced."""
+
+    def __init__(self) -> None:
+        self._made: tuple[Trust, tuple[object, ...], ssl.SSLContext] | None = None
+
+    def of(self, trust: Trust) -> ssl.SSLContext:
+        """Return the context, with the certificates that are on this machine now.
+
+        :param trust: as it is configured now
+        :raises MisconfigurationError: a certificate file cannot be used
+        """
+        files = trust.files()
+        if self._made is None or self._made[0] != trust or _replaced(self._made[1], files):
+            self._made = (trust, files, trust.context())
+        return self._made[2]
+
+
+def _replaced(read: tuple[object, ...], now: tuple[object, ...]) -> bool:
+    """Return whether a file was replaced since it was read.
+
+    What was read still serves while a file is not there: tools that replace a file may delete it first.
+    """
+    return now != read and None not in now
+
+
 def _version_of(path: str) -> object:
     try:
         found = os.stat(path)
@@ -208,17 +234,12 @@ def proxy_for(url: str, proxies: Mapping[str, str], *, trust_env: bool) -> str |
 class TrustAdapter(TCPKeepAliveAdapter):  # type: ignore[misc]
     """Lets a session of requests use a TLS context as it is; requests would add authorities of its own.
 
-    :param context: makes the context, when the first address with https is requested
+    :param context: returns the context, for each request to an address with https
     """
 
     def __init__(self, context: Callable[[], ssl.SSLContext]) -> None:
         super().__init__()
-        self._make = context
-        self._context: ssl.SSLContext | None = None
-
-    def _tls(self) -> ssl.SSLContext:
-        self._context = self._context or self._make()
-        return self._context
+        self._tls = context
 
     def build_connection_pool_key_attributes(
         self, request: requests.PreparedRequest, verify: object, cert: object = None
@@ -420,13 +441,9 @@ class _Way:
         return self.base_url.startswith("https:")
 
     def serves(self, settings: Settings) -> bool:
-        """Return whether it is the way of a connection, and no file of certificates was replaced.
-
-        What was read still serves while a file is not there: tools that replace a file may delete it first.
-        """
-        files = self.trust.files()
+        """Return whether it is the way of a connection, and no file of certificates was replaced."""
         same = (self.base_url, self.options) == (settings.base_url, settings.http)
-        return same and (files == self.files or None in files)
+        return same and not _replaced(self.files, self.trust.files())
 
     def failure(self, error: BaseException) -> Failure:
         """Name the cause of a missing reply, and say whether the address can work at all as it is set up."""

@@ -311,14 +311,15 @@ def test_a_setting_means_the_same_in_all_clients_and_in_a_dag(
             simulator.steer(session_id, [["CANCELED", None]])
 
 
+def replace(file: Path, *sources: str) -> None:
+    new = file.with_name("new.pem")
+    new.write_bytes(b"".join(Path(each).read_bytes() for each in sources))
+    new.replace(file)
+
+
 @pytest.mark.parametrize("client", ["worker", "triggerer"])
 def test_a_replaced_file_is_used_by_the_next_call(place, client, tmp_path, monkeypatch):
     authority, shown = tmp_path / "ca.pem", tmp_path / "client.pem"
-
-    def replace(file: Path, *sources: str) -> None:
-        new = tmp_path / "new.pem"
-        new.write_bytes(b"".join(Path(each).read_bytes() for each in sources))
-        new.replace(file)
 
     replace(authority, place["ours"])
     replace(shown, *Authority(tmp_path, "foreign").issue("stranger"))
@@ -348,46 +349,55 @@ def test_a_replaced_file_is_used_by_the_next_call(place, client, tmp_path, monke
 
 
 @pytest.mark.parametrize("client", ["worker", "triggerer"])
-def test_the_feed_reads_a_replaced_authority(place, client, tmp_path, monkeypatch, connected):
-    file = tmp_path / "ca.pem"
-    file.write_bytes(Path(place["other"]).read_bytes())
+def test_the_feed_reads_replaced_files(place, client, tmp_path, monkeypatch, connected):
+    authority, shown = tmp_path / "ca.pem", tmp_path / "client.pem"
     for name in ("REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE", "SSL_CERT_FILE", "SSL_CERT_DIR"):
         monkeypatch.delenv(name, raising=False)
-    monkeypatch.setenv("AIRFLOW__API__SSL_CA_FILE", str(file))
-    address = Candidate(f"{place['server']}/mediation", "a")
+    monkeypatch.setenv("AIRFLOW__API__SSL_CA_FILE", str(authority))
+    for name in ("CERT", "KEY"):
+        monkeypatch.setenv(f"AIRFLOW__API__CLIENT_SSL_{name}", str(shown))
+    address = Candidate(f"{place['strict']}/mediation", "a")
+    own = place["client_cert"], place["client_key"]
 
-    def replace() -> None:
-        file.write_bytes(Path(place["ours"]).read_bytes())
+    async def secret() -> str:
+        return "secret"
 
-    async def triggerer() -> None:
-        async def secret() -> str:
-            return "secret"
+    with asyncio.Runner() as loop:
+        worker = WorkerFeedClient(connected)
+        triggerer = FeedClient("zuora", secret, addresses=lambda: [address])
 
-        feed = FeedClient("zuora", secret, addresses=lambda: [address])
-        with pytest.raises(FeedUnavailableError, match=r"set \[api\] ssl_ca_file"):
-            await feed.report()
-        replace()
-        await feed.report()
-        await feed.close()
+        def trouble() -> str:
+            if client == "worker":
+                forget_address()
+                return "" if worker.observe() else worker.trouble
+            try:
+                loop.run(triggerer.report())
+            except FeedUnavailableError as error:
+                return str(error)
+            return ""
 
-    if client == "triggerer":
-        asyncio.run(triggerer())
-        return
-    feed = WorkerFeedClient(connected)
-    assert not feed.observe()
-    assert "set [api] ssl_ca_file" in feed.trouble
-    forget_address()
-    replace()
-    assert feed.observe()
-    feed.close()
+        replace(shown, *own)
+        replace(authority, place["other"])
+        assert "set [api] ssl_ca_file" in trouble()
+        replace(authority, place["ours"])
+        assert trouble() == ""
+        replace(authority, place["other"])
+        assert "certificate is not trusted" in trouble()
+        replace(authority, place["ours"])
+        replace(shown, *Authority(tmp_path, "foreign").issue("stranger"))
+        assert trouble()
+        replace(shown, *own)
+        assert trouble() == ""
+        worker.close()
+        loop.run(triggerer.close())
 
 
 @pytest.fixture
 def connected(place, monkeypatch):
-    """Return the hook of a connection, whose feed is at the server."""
-    monkeypatch.setenv("AIRFLOW__MEDIATION__FEED_URL", f"{place['server']}/mediation")
-    monkeypatch.setenv("AIRFLOW__CORE__EXECUTION_API_SERVER_URL", f"{place['server']}/execution")
-    monkeypatch.setenv("AIRFLOW__API__BASE_URL", place["server"])
+    """Return the hook of a connection, whose feed is at a server."""
+    monkeypatch.setenv("AIRFLOW__MEDIATION__FEED_URL", f"{place['strict']}/mediation")
+    monkeypatch.setenv("AIRFLOW__CORE__EXECUTION_API_SERVER_URL", f"{place['strict']}/execution")
+    monkeypatch.setenv("AIRFLOW__API__BASE_URL", place["strict"])
     monkeypatch.setenv("AIRFLOW_CONN_ZUORA", connection_to("https://zuora.example", {}))
     forget_address()
     yield MediationHook("zuora")
