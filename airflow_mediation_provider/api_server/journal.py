@@ -156,6 +156,8 @@ class ReceiptBuffer:
                         log.warning("What callouts were answered could not be stored yet: %s", error)
                     self._paused_until = self._clock() + RECEIPT_PAUSE_SECONDS
                     return
+                except Exception:  # the same again would fail again, and hold up all that follows
+                    log.exception("What some callouts were answered is left out")
                 self._unwritten, self._paused_until = Seen(), -math.inf
 
     def _store(self, seen: Seen) -> None:

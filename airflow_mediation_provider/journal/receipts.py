@@ -168,7 +168,8 @@ def _room(session: Session, conn_id: str, hour: datetime, wanted: int, *, accept
     """Return how many more receipts of an hour may be stored, of those that are counted already."""
     counted = select(func.sum(AnswersRow.answers - AnswersRow.without_receipt)).filter_by(conn_id=conn_id, hour=hour)
     of_kind = AnswersRow.status == ACCEPTED if accepted else AnswersRow.status != ACCEPTED
-    before = (session.scalar(counted.where(of_kind)) or 0) - wanted
+    # MySQL adds up to a decimal number.
+    before = int(session.scalar(counted.where(of_kind)) or 0) - wanted
     return max((ACCEPTED_AN_HOUR if accepted else REFUSED_AN_HOUR) - before, 0)
 
 

@@ -113,6 +113,16 @@ async def test_while_the_database_is_away_all_are_counted_and_one_line_is_logged
     assert len(said()) == 3  # the second is that of thin
 
 
+async def test_what_raises_an_unexpected_error_holds_up_nothing(buffer: ReceiptBuffer, table: Table, said: Any) -> None:
+    table.trouble = TypeError("a bug")
+    buffer.keep(REFUSED)
+    await buffer.flush()
+    table.trouble = None
+    buffer.keep(REFUSED)
+    await buffer.flush()
+    assert (table.written, said()[0]) == ([1], "What some callouts were answered is left out")
+
+
 async def test_after_a_database_error_writing_pauses(
     buffer: ReceiptBuffer, table: Table, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -17,9 +17,10 @@ from airflow_mediation_provider.api_server.auth import may_read_assets
 from airflow_mediation_provider.api_server.connections import Connections
 from airflow_mediation_provider.api_server.journal import Recorder
 from airflow_mediation_provider.api_server.pages import PARTS
+from airflow_mediation_provider.journal.receipts import Seen
 from airflow_mediation_provider.protocol.maintenance import HISTORY_PATH, PRUNE_PATH, RECONCILE_PATH
 from airflow_mediation_provider.protocol.wire import FEED_PATH, OBSERVATIONS_PATH, derive_key, signed_headers
-from tests.unit.api_server.conftest import Directory, Journal
+from tests.unit.api_server.conftest import Directory, Journal, KeptReceipts
 from tests.unit.api_server.pages.conftest import manager  # noqa: F401  # the fixture
 from tests.unit.api_server.signed import signature
 
@@ -62,7 +63,7 @@ class Proving:
 
 
 def described(recorder, wrap=lambda app: app):
-    app = create_app(Connections(Directory(zuora=SECRET).find), recorder)
+    app = create_app(Connections(Directory(zuora=SECRET).find), recorder, KeptReceipts(Seen()))
     description = app.openapi()
     app.add_route("/openapi.json", lambda _request: JSONResponse(description))
     return schemathesis.openapi.from_asgi("/openapi.json", wrap(app))
