@@ -62,8 +62,10 @@ _WAITING: Final = tuple(
 _LONGEST_NOTE: Final = 100_000
 """Characters of a note's texts; a branch may name many tasks."""
 _OF_TASK: Final = ("meter_id", "session_id", "dag_id", "run_id", "task_id", "map_index", "try_number")
-_BATCH: Final = 50
+_BATCH: Final = 25
 """Waits of one transaction: on SQLite it takes no longer than a few callouts, which come in between."""
+_BREATH_SECONDS: Final = 0.005
+"""Between two of these transactions, for the callouts that wait for the turn to write or for the processor."""
 _NOT_COLUMNS: Final = frozenset({"begins"})
 _HOUR: Final = timedelta(hours=1)
 _DAY: Final = timedelta(days=1)
@@ -185,6 +187,8 @@ def record_waits(
     ends = sorted((each for each in ended if _fits(each)), key=lambda each: each.id)
     stored: set[str] = set()
     for chunk in _chunks(reports):
+        if stored:
+            time.sleep(_BREATH_SECONDS)
         stored |= _stored(partial(_go_on, conn_id, reporter=reporter or None, now=now), chunk, deadline)
     for chunk_of_ends in _chunks(ends):
         _stored(partial(_end, conn_id, now=now), chunk_of_ends, deadline)

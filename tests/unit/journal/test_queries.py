@@ -133,6 +133,17 @@ class TestQueries:
         assert sorted((state.meter_id, state.session_id) for state in found) == sorted(expected)
         assert len(run) <= 3 * -(-meters // 20) + 1
 
+    @pytest.mark.parametrize(("meters", "pauses"), [(1, False), (20, False), (200, True)])
+    def test_only_a_long_question_lets_other_threads_work_in_between(
+        self, meters: int, pauses: bool, monkeypatch: pytest.MonkeyPatch
+    ):
+        paused: list[float] = []
+        monkeypatch.setattr(queries.time, "sleep", paused.append)
+        asked = {str(number): MeterQuestion(since=frozenset({NOW})) for number in range(meters)}
+        with settings.NonScopedSession() as session:
+            queries.known_sessions(session, CONN, asked)
+        assert bool(paused) == pauses
+
     def test_a_question_that_takes_too_long_ends(self):
         with settings.NonScopedSession() as session, pytest.raises(JournalUnavailable, match="takes too long"):
             queries.known_sessions(session, CONN, {"1": MeterQuestion()}, deadline=time.monotonic() - 1)

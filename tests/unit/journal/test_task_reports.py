@@ -196,7 +196,7 @@ def test_a_reporter_stands_for_all_of_its_waits(monkeypatch: pytest.MonkeyPatch)
 
 
 def test_reports_of_an_older_version_that_change_nothing_are_stored_by_few_statements() -> None:
-    waits = [replace(REPORT, id=f"w{n:03}", task_id=f"t{n}", owner=f"o{n}", begins=True) for n in range(50)]
+    waits = [replace(REPORT, id=f"w{n:03}", task_id=f"t{n}", owner=f"o{n}", begins=True) for n in range(25)]
     record_waits(conn_id=CONN, open=waits)
     before = seen()
     with statements() as run:
@@ -206,14 +206,15 @@ def test_reports_of_an_older_version_that_change_nothing_are_stored_by_few_state
 
 
 def test_a_callout_comes_in_between_the_parts_of_a_long_report(monkeypatch: pytest.MonkeyPatch) -> None:
-    waits = [replace(REPORT, id=f"w{n:04}", task_id=f"t{n}", owner=f"o{n}", begins=True) for n in range(350)]
-    parts: list[int] = []
+    waits = [replace(REPORT, id=f"w{n:04}", task_id=f"t{n}", owner=f"o{n}", begins=True) for n in range(60)]
+    steps: list[str] = []
     written = task_reports.write
 
-    def count(work: Any, *, deadline_seconds: float) -> Any:
-        parts.append(1)
+    def write(work: Any, *, deadline_seconds: float) -> Any:
+        steps.append("write")
         return written(work, deadline_seconds=deadline_seconds)
 
-    monkeypatch.setattr(task_reports, "write", count)
+    monkeypatch.setattr(task_reports, "write", write)
+    monkeypatch.setattr(task_reports.time, "sleep", lambda _seconds: steps.append("pause"))
     record_waits(conn_id=CONN, open=waits, ended=[replace(MET, id="w0001", owner="o1")], reporter="r")
-    assert len(parts) == 7 + 1 + 1
+    assert steps == ["write", "pause", "write", "pause", "write", "write", "write"]
