@@ -19,7 +19,7 @@ PYTEST = rm -rf $(SCRATCH) && mkdir -p $(SCRATCH) && trap 'rm -rf $(SCRATCH)' EX
 APART = $(if $(filter output-sync,$(.FEATURES)),--output-sync=target)
 
 .PHONY: help setup demo test lint unit services unit-and-services e2e integration drill-callouts drill-any-meter drill-export drill-history drill-stops \
-	bench mutants format constraints clean
+	bench bench-bounds mutants format constraints clean
 
 help:  ## this list
 	@grep -hE '^[a-z0-9-]+:.*##' $(firstword $(MAKEFILE_LIST)) | sed -E 's/^([a-z0-9-]+):.*## */\1|/' | \
@@ -81,7 +81,7 @@ drill-stops: setup  ## suspend triggerers and schedulers, mark tasks, leave them
 mutants: setup  ## change 150 places of the core, one at a time: at least 90 % must fail a unit test (seven minutes)
 	@$(BIN)/python -m tests.mutation --seed 1 --mutants 150
 
-bench:  ## measure the cost of waiting and the faults it survives, the load of callouts and feed, and the pages (two hours on a quiet machine)
+bench:  ## measure the cost of waiting and the faults it survives, the load of callouts and feed, the pages, and bounds (two hours on a quiet machine)
 	@DEPENDENCY_GROUPS="dev bench" .ci/setup
 	@$(BIN)/python -m benchmarks.waiting_cost --check --markdown docs/benchmarks.md
 	@$(BIN)/python -m benchmarks.fault_survival --check --markdown docs/benchmarks.md
@@ -89,6 +89,10 @@ bench:  ## measure the cost of waiting and the faults it survives, the load of c
 	@$(BIN)/python -m benchmarks.callout_lag --check --markdown docs/benchmarks.md
 	@$(BIN)/python -m benchmarks.feed_at_scale --check --markdown docs/benchmarks.md
 	@$(BIN)/python -m benchmarks.pages_at_scale --check --markdown docs/benchmarks.md
+	@$(MAKE) --no-print-directory bench-bounds
+
+bench-bounds: setup  ## measure the processor time of many waits in triggerer and API server (BEFORE=commit: compare with it; ten minutes)
+	@$(BIN)/python -m benchmarks.bounds --check $(if $(BEFORE),--before $(BEFORE)) --markdown docs/benchmarks.md
 
 format: setup  ## write the code in ruff's format
 	@$(BIN)/ruff check --quiet --fix .
