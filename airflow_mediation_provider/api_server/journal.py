@@ -146,7 +146,9 @@ class ReceiptBuffer:
     async def flush(self) -> None:
         """Write what was kept until now; what the database does not take now is written later."""
         async with self._turn:
-            while self._seen or self._unwritten:
+            newest = self._seen
+            # What comes meanwhile waits for the next time, or each callout of a busy second would be a transaction.
+            while self._unwritten or (newest and self._seen is newest):
                 if not self._unwritten:
                     self._unwritten, self._seen = self._seen, Seen()
                 try:

@@ -88,6 +88,23 @@ async def test_what_comes_during_a_write_is_written_after_it(buffer: ReceiptBuff
     await until(lambda: table.written == [1, 2])
 
 
+async def test_what_comes_during_a_write_waits_for_the_next_one(
+    buffer: ReceiptBuffer, table: Table, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Otherwise each callout of a busy second would be a transaction of its own."""
+    monkeypatch.setattr(module, "RECEIPT_SECONDS", 3600.0)
+    table.gate.clear()
+    buffer.keep(REFUSED)
+    flushing = asyncio.create_task(buffer.flush())
+    await until(lambda: table.asked == 1)
+    buffer.keep(REFUSED)
+    table.gate.set()
+    await flushing
+    assert table.written == [1]
+    await buffer.flush()
+    assert table.written == [1, 1]
+
+
 async def test_two_flushes_at_once_write_once(buffer: ReceiptBuffer, table: Table) -> None:
     buffer.keep(REFUSED)
     await asyncio.gather(buffer.flush(), buffer.flush())
