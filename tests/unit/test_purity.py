@@ -17,6 +17,7 @@ PURE = {
     "__future__",
     "ast",
     "base64",
+    "bisect",
     "collections",
     "collections.abc",
     "copy",
