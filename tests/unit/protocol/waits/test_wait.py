@@ -575,7 +575,7 @@ class TestStored:
 
 class TestCost:
     def test_an_unchanged_reading_costs_microseconds(self) -> None:
-        """The aim is 20 microseconds for each of a thousand waits; the bound here leaves room for a busy machine."""
+        """The aim is 20 microseconds for each of a thousand waits; the bound leaves room for a machine half as fast."""
         wait = started()
         readings = [PollReading("RUNNING", at(second)) for second in range(1, 2001)]
         best = float("inf")
@@ -584,7 +584,7 @@ class TestCost:
             for reading in readings[part : part + 200]:
                 wait.observe(reading)
             best = min(best, (time.process_time() - begin) / 200)
-        assert best < 20e-6
+        assert best < 40e-6
 
     def test_a_wait_is_small(self) -> None:
         wait = stored(started(until=at(1000), exclusive=True))
