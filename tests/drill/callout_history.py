@@ -106,7 +106,7 @@ def wait_for(stage: Stage, session_id: str, meter: str) -> None:
 def requests(stage: Stage, seconds: float, readers: int) -> tuple[Result, str]:
     """Check how many requests the readers made."""
     asked = [each for each in stage.sim.log("request") if each["path"].endswith("/notification-history/callout")]
-    pages = Counter(int(each["query"]["page"][0]) for each in asked)
+    pages = Counter(int(each["query"]["page"]) for each in asked)
     records = len(stage.sim.callout_history())
     reads, most = pages[1], math.ceil(seconds / min(INTERVALS)) + readers
     further = sum(count for page, count in pages.items() if page > 1)
