@@ -24,7 +24,9 @@ from airflow.sdk.exceptions import (
 )
 from airflow.triggers.base import BaseTaskEndEvent, TriggerEvent
 
+from airflow_mediation_provider import links
 from airflow_mediation_provider import triggerer as watch
+from airflow_mediation_provider.protocol import urls
 from airflow_mediation_provider.triggerer.hub import Hub
 from airflow_mediation_provider.worker import waiting
 from tests.unit.virtual import EPOCH, Clock, SyncHook, Zuora, run, through_json
@@ -219,8 +221,9 @@ def set_up(clock: Clock, zuora: Zuora, monkeypatch: pytest.MonkeyPatch) -> Stage
     from airflow_mediation_provider.tasks import memory
 
     monkeypatch.setattr(ExecutorSafeguard, "test_mode", True)
-    # Kept in memory, so these tests also run with an Airflow that has no store.
+    # As on Airflow 3.3, with any installed version; what it stores is kept in memory.
     monkeypatch.setattr(sensors, "AIRFLOW_V_3_3_PLUS", True)
+    monkeypatch.setattr(links, "framed", urls.framed)
     for module in (waiting, sensors, branch, memory):
         monkeypatch.setattr(module, "utcnow", clock.now)
     monkeypatch.setattr(waiting, "time", SimpleNamespace(sleep=clock.sleep, monotonic=lambda: clock.seconds))

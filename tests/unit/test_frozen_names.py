@@ -18,6 +18,8 @@ import pytest
 from airflow.sdk import BaseOperator
 from airflow.triggers.base import BaseTrigger
 
+from tests.unit.api_server.routes import each_route
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
@@ -181,7 +183,7 @@ def routes() -> dict[str, set[str]]:
 
     return {
         f"{method} {route.path}": {each.alias for each in route.dependant.query_params}
-        for route in create_app().routes
+        for route in each_route(create_app().routes)
         for method in getattr(route, "methods", None) or ()
     }
 

@@ -9,7 +9,7 @@ from urllib.parse import parse_qs, urlsplit
 import pytest
 from airflow.sdk.execution_time.xcom import XCom
 
-from airflow_mediation_provider import get_provider_info
+from airflow_mediation_provider import get_provider_info, links
 from airflow_mediation_provider.links import (
     SESSION_LINKS,
     MeterSessionLink,
@@ -20,6 +20,7 @@ from airflow_mediation_provider.links import (
 from airflow_mediation_provider.operators.audit import AuditTrailExportOperator, MeterSummaryOperator
 from airflow_mediation_provider.operators.branch import MeterSessionBranchOperator
 from airflow_mediation_provider.operators.meter import RunMeterOperator
+from airflow_mediation_provider.protocol import urls
 from airflow_mediation_provider.protocol.zuora.errors import MediationError
 from airflow_mediation_provider.sensors.meter_session import MeterSessionSensor
 
@@ -39,6 +40,12 @@ class TaskInstance:
 
     def xcom_push(self, key: str, value: Any) -> None:
         self.xcoms[key] = value
+
+
+@pytest.fixture(autouse=True)
+def airflow_33(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Airflow shows the page within its navigation, with any installed version."""
+    monkeypatch.setattr(links, "framed", urls.framed)
 
 
 @pytest.fixture

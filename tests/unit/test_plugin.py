@@ -15,6 +15,7 @@ from airflow_mediation_provider.api_server import LazyApp, WarmStart, pages
 from airflow_mediation_provider.api_server.app import create_app
 from airflow_mediation_provider.plugin import MediationPlugin
 from airflow_mediation_provider.protocol.urls import NAV_ROUTE
+from tests.unit.api_server.routes import each_route
 
 
 def test_airflow_finds_the_plugin_by_its_entry_point():
@@ -108,7 +109,7 @@ def test_airflow_keeps_all_views_and_the_links_use_the_one_in_the_navigation():
 def test_the_pages_and_icons_of_the_views_are_served():
     """The pages by routes of the application, and the icons by files."""
     app = create_app()
-    routes = {route.path for route in app.routes if "GET" in (getattr(route, "methods", None) or ())}
+    routes = {route.path for route in each_route(app.routes) if "GET" in (getattr(route, "methods", None) or ())}
     for view in MediationPlugin.external_views:
         assert urlsplit(view["href"]).path.removeprefix("/mediation") in routes
         for icon in (view["icon"], view["icon_dark_mode"]):

@@ -410,8 +410,14 @@ def test_a_session_that_has_ended_is_not_stopped(scene: Scene) -> None:
 )
 @pytest.mark.parametrize("evidence", ["callouts"], indirect=True)
 def test_a_task_logs_at_its_start_if_it_can_never_stop_the_meter(
-    scene: Scene, arguments: dict[str, Any], words: str, caplog: pytest.LogCaptureFixture, capsys: Any
+    scene: Scene,
+    arguments: dict[str, Any],
+    words: str,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    capsys: Any,
 ) -> None:
+    monkeypatch.setattr(kill, "AIRFLOW_V_3_3_PLUS", True)
     given = dict(arguments)
     scene.journal.found, scene.journal.callouts = given.pop("found", True), given.pop("callouts", True)
     if given.pop("busy", False):

@@ -23,14 +23,16 @@ from airflow.models.asset import AssetEvent, AssetModel
 from airflow.sdk import Asset
 from sqlalchemy import select
 
-from airflow_mediation_provider import __version__
+from airflow_mediation_provider import __version__, links
 from airflow_mediation_provider.assets import triggering_session
 from airflow_mediation_provider.journal.writer import record
+from airflow_mediation_provider.protocol import urls
 from airflow_mediation_provider.protocol.sessions.asset_uri import asset_uri
 from airflow_mediation_provider.protocol.sessions.journal_entry import EntryKind, JournalEntry
 from airflow_mediation_provider.protocol.transition import SessionTransition, Source
 from airflow_mediation_provider.protocol.waits.condition import subject_of
 from airflow_mediation_provider.protocol.waits.wait import SessionWait
+from airflow_mediation_provider.sensors import meter_session
 from tests.unit.golden.forms import CONN, FORMS, METER, SESSION, at, change
 
 if TYPE_CHECKING:
@@ -41,6 +43,13 @@ EARLIER = sorted((GOLDEN / "earlier").glob("*/*.json"))
 WRITE = os.environ.get("WRITE_GOLDEN") == "1"
 # Texts for users may change: their wording is no contract.
 WORDS = {"message", "reason"}
+
+
+@pytest.fixture(autouse=True)
+def airflow_33(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The files are those of Airflow 3.3; an earlier one has the same forms, but not all of them."""
+    monkeypatch.setattr(links, "framed", urls.framed)
+    monkeypatch.setattr(meter_session, "AIRFLOW_V_3_3_PLUS", True)
 
 
 def lacking(old: Any, new: Any, place: str = "") -> Iterator[str]:

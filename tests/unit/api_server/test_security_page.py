@@ -16,6 +16,7 @@ from airflow_mediation_provider.api_server.app import create_app
 from airflow_mediation_provider.api_server.connections import Connections, MediationConnection
 from airflow_mediation_provider.journal.tables import Base
 from tests.unit.api_server.pages.conftest import Manager
+from tests.unit.api_server.routes import each_route
 
 if TYPE_CHECKING:
     from starlette.routing import BaseRoute
@@ -42,7 +43,7 @@ def documented() -> dict[tuple[str, str], int]:
 
 def routes(of: list[BaseRoute]) -> set[tuple[str, str]]:
     found: set[tuple[str, str]] = set()
-    for each in of:
+    for each in each_route(of):
         if isinstance(each, Mount):
             found.add(("", each.path))
         else:

@@ -171,7 +171,9 @@ def trigger(**arguments: Any) -> MeterSessionTrigger:
 
 def of_a_task(stage: Stage, trigger: Any) -> Any:
     """Give the trigger its task, as the triggerer does."""
-    trigger._task_instance = SimpleNamespace(**stage.identity)
+    # A property of Airflow 3.3, which would also render the arguments; before, a plain attribute.
+    attribute = "_task_instance" if hasattr(type(trigger), "task_instance") else "task_instance"
+    setattr(trigger, attribute, SimpleNamespace(**stage.identity))
     return trigger
 
 
