@@ -47,7 +47,9 @@ def stage(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stage]:
     }
     dags = tmp_path_factory.mktemp("dags")
     for file in (PROJECT / "dags").glob("*.py"):
-        shutil.copy(file, dags)
+        # Its runs request the errors of each session that fails, beside the requests that a test counts.
+        if file.stem != "alert_any_meter":
+            shutil.copy(file, dags)
     for conn_id in (POLLS_CONN, LOST_CONN):
         (dags / f"{conn_id}.py").write_text(_over(conn_id, (dags / "run_and_branch.py").read_text()))
     with Stage(tmp_path_factory.mktemp("stage"), dags, env=env, login=people.login(people.ADMIN)) as stage:

@@ -53,7 +53,7 @@ def test_root_gets_the_distributions_package(
 
     assert (path / "calls").read_text().splitlines() == [
         "noninteractive --quiet update",
-        "noninteractive --quiet install --yes --no-install-recommends chromium",
+        "noninteractive --quiet install --yes --no-install-recommends chromium-headless-shell",
     ]
     assert "installing" in capfd.readouterr().out
 
