@@ -22,8 +22,8 @@ if TYPE_CHECKING:
 BESIDE = callout_settings("zuora", {"callout_token": "t"})
 
 
-@pytest.mark.parametrize("late", [0, 300])
-@pytest.mark.parametrize("hours", [-7, 0, 5.5, 14])
+@pytest.mark.parametrize("late", [0, pytest.param(300, marks=pytest.mark.full)])
+@pytest.mark.parametrize("hours", [5.5, *(pytest.param(hours, marks=pytest.mark.full) for hours in (-7, 0, 14))])
 def test_each_change_is_stored_once_in_an_unknown_zone(hours: float, late: float):
     world = World(offset=timedelta(hours=hours), late=late)
     for number in range(20):
