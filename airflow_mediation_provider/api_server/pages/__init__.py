@@ -12,6 +12,7 @@ from starlette.staticfiles import StaticFiles
 
 from airflow_mediation_provider.api_server.auth import may_read_assets
 from airflow_mediation_provider.api_server.pages import health, session, sessions, tasks, unparsed
+from airflow_mediation_provider.api_server.pages.rendering import checked_parameters
 
 if TYPE_CHECKING:
     from fastapi import APIRouter
@@ -21,6 +22,7 @@ PARTS: Final = (sessions, session, tasks, unparsed, health)
 
 def add_pages(router: APIRouter) -> None:
     """Add the pages to the application's routes, with their style and script, which alone need no login."""
+    checks = [may_read_assets, checked_parameters]
     for part in PARTS:
-        router.include_router(part.router, dependencies=[may_read_assets], include_in_schema=False)
+        router.include_router(part.router, dependencies=checks, include_in_schema=False)
     router.mount("/static", StaticFiles(directory=Path(__file__).parent / "static"))

@@ -8,14 +8,16 @@ from __future__ import annotations
 
 import json
 import logging
+from collections import Counter
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Final, NamedTuple
+from typing import TYPE_CHECKING, Annotated, Any, Final, NamedTuple, get_origin
 from urllib.parse import parse_qsl, quote
 
 from fastapi import Depends, Request
+from fastapi.dependencies.utils import get_flat_dependant
 from fastapi.exceptions import RequestValidationError
 from fastapi.routing import APIRoute
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
@@ -110,6 +112,7 @@ _TITLES: Final = {
 }
 Text = Annotated[str, StringConstraints(pattern="^[^\x00]*$")]
 """A part of an address: databases store no text with a NUL in it."""
+_LONGEST_NAME: Final = 80
 _FORM_LIMIT: Final = 64 * 1024
 _FORM_SECONDS: Final = 10.0
 
@@ -302,6 +305,29 @@ def form(*names: str) -> Any:
         return {name: given[name] for name in names}
 
     return Depends(fields)
+
+
+async def _checked_parameters(request: Request) -> None:
+    """Refuse an address with a parameter that the page does not know, or with two values for one.
+
+    A parameter that is left out changes the answer, and nothing shows it.
+
+    :raises HTTPException: 400
+    """
+    fields = get_flat_dependant(request.scope["route"].dependant).query_params
+    several = {each.alias: get_origin(each.field_info.annotation) is list for each in fields}
+    given = Counter(name for name, _ in request.query_params.multi_items())
+    unknown = [name for name in given if name not in several]
+    doubled = [name for name, times in given.items() if times > 1 and name not in unknown and not several[name]]
+    wrong = [f"unknown parameter {name[:_LONGEST_NAME]}" for name in unknown]
+    wrong += [f"parameter {name} given {given[name]} times" for name in doubled]
+    if wrong:
+        sentence = ", ".join(wrong)
+        raise HTTPException(400, f"{sentence[0].upper()}{sentence[1:]}.")
+
+
+checked_parameters: Final = Depends(_checked_parameters)
+"""What every page needs after the permission: a parameter is used as it is written, or refused."""
 
 
 class PageRoute(APIRoute):

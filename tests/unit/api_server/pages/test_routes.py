@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+from fastapi.dependencies.utils import get_flat_dependant
 from fastapi.routing import APIRoute
 from starlette.routing import Mount
 
@@ -39,6 +40,8 @@ ALL = list(each_route(APP.routes))
 ROUTES = {(method, route.path): route for route in ALL if isinstance(route, APIRoute) for method in route.methods}
 PAGES = [which for which in ROUTES if which not in MACHINES]
 WRITING = [which for which in PAGES if which[0] != "GET"]
+# Parameters that may have several values.
+SEVERAL: list[str] = []
 each_page = pytest.mark.parametrize(("method", "path"), PAGES)
 
 
@@ -125,6 +128,20 @@ async def test_a_user_who_may_not_read_assets_sees_nothing(
     assert reply.status_code == 403
     assert parsed(reply.text).one("h1").text == "Access denied"
     assert manager.asked == [("asset", "GET")]
+
+
+@each_page
+async def test_an_unknown_or_doubled_parameter_is_refused_in_a_sentence(alice: Browser, method: str, path: str) -> None:
+    names = sorted({each.alias for each in get_flat_dependant(ROUTES[method, path].dependant).query_params})
+    twice = [(name, "1") for name in names for _ in range(2)]
+    reply = await alice.client.request(
+        method, f"/mediation{path}", params=[("colour", "<red>"), *twice], headers=SAME_ORIGIN
+    )
+    assert reply.status_code == 400
+    text = parsed(reply.text).one("section", data_error="400").all("p")[0].text
+    once = [name for name in names if f"parameter {name} given 2 times" not in text]
+    assert text.startswith("Unknown parameter colour")
+    assert once == [name for name in SEVERAL if path.startswith("/sessions")]
 
 
 async def test_a_token_in_a_header_is_a_login_too(stranger: Browser, manager: Manager) -> None:
