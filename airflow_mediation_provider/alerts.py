@@ -7,6 +7,7 @@ module, so it imports nothing heavy.
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
 from dataclasses import replace
 from datetime import UTC, datetime
 from html import escape
@@ -18,7 +19,7 @@ from airflow_mediation_provider.protocol.times import from_json, in_words
 from airflow_mediation_provider.protocol.urls import session_of_page
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Sequence
 
     from airflow.sdk import Context
 
@@ -80,6 +81,7 @@ class MediationAlert:
     :param reason: why the alert is sent, in one sentence; the session's status unless given
     :param context: the context of the task or callback: adds the task, its run, and the link to its log
     :param errors: how many error codes to show, the most frequent ones first; 0: error records are not read
+    :raises TypeError: ``session`` is no session
 
     https://docs.zuora.com/en/zuora-platform/extensibility/mediation/events/notifications-in-mediation
     """
@@ -102,7 +104,7 @@ class MediationAlert:
         errors: int = 5,
     ) -> None:
         about: Mapping[str, Any] = context or {}
-        known: dict[str, Any] = dict(session or {})
+        known = _checked(session)
         changes: Sequence[SessionTransition] = ()
         counted: Sequence[tuple[str, str]] = ()
         pages: list[tuple[str, str]] = []
@@ -149,6 +151,23 @@ class MediationAlert:
     def __str__(self) -> str:
         """Return the text."""
         return self.text
+
+
+def _checked(session: object) -> dict[str, Any]:
+    """Return a session as given.
+
+    :raises TypeError: it is none
+    """
+    if session is None:
+        return {}
+    if not isinstance(session, Mapping):
+        raise TypeError(
+            "MediationAlert takes a session as run.output or triggering_session() return it, or None, "
+            f"not {session!r:.80}"
+        )
+    if "meter_id" not in session and {"ti", "dag_run", "exception"} & set(session):
+        raise TypeError("MediationAlert takes a session, and this is a context: use MediationAlert.of(context)")
+    return dict(session)
 
 
 def _optional(what: str, find: Callable[[], T]) -> T | None:

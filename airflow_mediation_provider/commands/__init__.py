@@ -98,6 +98,12 @@ def callout_url(conn_id: str, given: str | None) -> str:
     return callout_address(base, conn_id)
 
 
+def sentence(error: Exception) -> str:
+    """Return an error's message as a sentence."""
+    text = str(error)
+    return f"{text[:1].upper()}{text[1:]}."
+
+
 def time_of(option: str, text: str, now: datetime) -> datetime:
     """Return a time that was given as ISO 8601, or as an age: ``90m``, ``36h``, ``2d``.
 

@@ -10,7 +10,7 @@ from airflow.utils.session import create_session
 from alembic.util import CommandError
 from sqlalchemy.exc import OperationalError
 
-from airflow_mediation_provider.commands import command
+from airflow_mediation_provider.commands import command, sentence
 from airflow_mediation_provider.journal.manager import MediationDBManager
 from airflow_mediation_provider.journal.transaction import said
 
@@ -70,7 +70,7 @@ def _explained() -> Iterator[None]:
     try:
         yield
     except CommandError as error:
-        raise SystemExit(f"{error}.") from None
+        raise SystemExit(sentence(error)) from None
     except OperationalError as error:
         raise SystemExit(f"Airflow's database gave an error: {said(error)}.") from None
 

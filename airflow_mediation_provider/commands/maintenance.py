@@ -9,7 +9,7 @@ from datetime import UTC, datetime, timedelta
 from functools import partial
 from typing import TYPE_CHECKING, Final
 
-from airflow_mediation_provider.commands import callouts_of, command, connection_of, time_of
+from airflow_mediation_provider.commands import callouts_of, command, connection_of, sentence, time_of
 from airflow_mediation_provider.journal.prune import old_sessions, oldest_to_keep
 from airflow_mediation_provider.journal.prune import prune as prune_journal
 from airflow_mediation_provider.journal.writer import JournalUnavailable
@@ -41,7 +41,7 @@ def prune(args: Namespace) -> None:
             total += pruned
             progress.on_the_way(f"{total.sessions:,} of {ended:,} sessions ...")
     except (ValueError, JournalUnavailable) as error:
-        raise SystemExit(f"{error}.") from None
+        raise SystemExit(sentence(error)) from None
     print(f"{'Would delete' if args.dry_run else 'Deleted'} {total}.")
 
 
@@ -137,7 +137,7 @@ def reparse(args: Namespace) -> None:
             else:
                 progress.on_the_way(f"{unreadable:,} cannot be parsed ...")
     except JournalUnavailable as error:
-        raise SystemExit(f"{error}.") from None
+        raise SystemExit(sentence(error)) from None
     if not read + unreadable:
         print(f"The journal has no unparsed callouts of connection {args.conn_id}.")
     else:
@@ -162,8 +162,7 @@ def replay(args: Namespace) -> None:
             done += not each.refused
             _print_result(each, since, until, dry_run=args.dry_run)
     except (ValueError, JournalUnavailable, UnknownAirflowError) as error:
-        text = str(error)
-        raise SystemExit(f"{text[:1].upper()}{text[1:]}.") from None
+        raise SystemExit(sentence(error)) from None
     if not done:
         raise SystemExit(1)
 
@@ -178,7 +177,7 @@ def check_schedules(args: Namespace) -> None:
     try:
         found = read(never_started)
     except JournalUnavailable as error:
-        raise SystemExit(f"{error}.") from None
+        raise SystemExit(sentence(error)) from None
     for each in found:
         print(f"Sessions of connection {each.conn_id} never start the Dag {each.dag_id}: {each.because}.")
     if found:

@@ -15,7 +15,7 @@ from airflow_mediation_provider.journal.rows import stored_json
 from airflow_mediation_provider.journal.tables import HistoryRow
 from airflow_mediation_provider.journal.transaction import JournalMissing, JournalUnavailable, add, read, write
 from airflow_mediation_provider.protocol.callouts.cursor import LEASE, HistoryCursor, is_read
-from airflow_mediation_provider.protocol.maintenance import SHORTEST_DAYS, HistoryReply
+from airflow_mediation_provider.protocol.maintenance import FURTHEST, HistoryReply
 from airflow_mediation_provider.protocol.wire import HistoryStatus, from_plain, to_plain
 
 if TYPE_CHECKING:
@@ -24,8 +24,6 @@ if TYPE_CHECKING:
     from airflow_mediation_provider.protocol.maintenance import HistoryRequest
 
 _DEADLINE_SECONDS: Final = 8.0
-# Prune deletes nothing that is younger. Older changes might count as missing, and start Dags again.
-_FURTHEST: Final = timedelta(days=SHORTEST_DAYS - 1)
 # A history that no reader asked for in this time counts as not being read any more.
 _GIVEN_UP: Final = timedelta(days=7)
 _LONGEST_TROUBLE: Final = 2000
@@ -93,8 +91,8 @@ def _claim(session: Session, conn_id: str, seconds: float, at: datetime) -> Hist
         return _reply(row, wait=(due - at).total_seconds())
     row.claimed_at, row.open, row.seconds = at, True, seconds
     cursor = _cursor(row)
-    if cursor.read_to < at - _FURTHEST:
-        row.cursor = to_plain(HistoryCursor(read_to=at - _FURTHEST))
+    if cursor.read_to < at - FURTHEST:
+        row.cursor = to_plain(HistoryCursor(read_to=at - FURTHEST))
         row.revision += 1
     return _reply(row)
 

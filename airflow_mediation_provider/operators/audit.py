@@ -30,6 +30,7 @@ from airflow_mediation_provider.tasks.arguments import (
     SessionArguments,
     check_flags,
     check_instant,
+    check_order,
     has_template,
     instant,
     seconds,
@@ -100,6 +101,7 @@ class _AuditOperator(SessionArguments, BaseOperator):
         self.query_to = query_to
         check_instant("query_from", query_from)
         check_instant("query_to", query_to)
+        check_order(query_from=query_from, query_to=query_to)
 
     def execute(self, context: Context) -> dict[str, Any]:
         """Carry the task out, and report its result and its calls."""
@@ -158,8 +160,7 @@ class _AuditOperator(SessionArguments, BaseOperator):
             begun = context.get("data_interval_start") or context["dag_run"].run_after
         span = span_of_session(begun, ended, now=now) if subject.session_id else (begun or now, ended or now)
         query_from, query_to = query_from or span[0], query_to or span[1]
-        if query_to <= query_from:
-            raise ValueError(f"query_to ({query_to.isoformat()}) must be after query_from ({query_from.isoformat()})")
+        check_order(query_from=query_from, query_to=query_to)
         return {
             "meter_id": subject.meter_id,
             "session_id": subject.session_id,

@@ -17,18 +17,20 @@ from airflow_mediation_provider.protocol.status import (
     ANY_TERMINAL,
     RunType,
     SessionStatus,
+    run_types_of,
     status_before,
     status_name,
     warn_of_unknown,
 )
 from airflow_mediation_provider.protocol.times import from_json
-from airflow_mediation_provider.protocol.waits.condition import SessionCondition
+from airflow_mediation_provider.protocol.waits.condition import SessionCondition, refuse_tests
 from airflow_mediation_provider.protocol.waits.wait import SessionWait, WaitEnd, WaitResult
 from airflow_mediation_provider.protocol.zuora.errors import MediationError
 from airflow_mediation_provider.tasks.arguments import (
     SessionArguments,
     check_bounds,
     check_flags,
+    has_template,
     instant,
     latest_start,
     seconds,
@@ -159,6 +161,10 @@ class MeterSessionBranchOperator(SessionArguments, SessionWaitMixin, BaseBranchO
             _check_branch(name, branch)
         warn_of_unknown("branches", [status for name in self.branches for status in name.split(_AFTER)])
         check_bounds(self.since, self.before, given=self.given)
+        if default is None and not self.may_be_object and not has_template(self.run_type):
+            reached = [name.rpartition(_AFTER)[2] for name in self.branches]
+            if self.session_id is None:
+                refuse_tests("branches", run_types_of(self.run_type), reached)
 
     def execute(self, context: Context) -> Any:
         """Branch on the session's status; wait for a status with a branch if it has none yet."""

@@ -9,11 +9,14 @@ from typing import TYPE_CHECKING, Any, Final
 from airflow.sdk import BaseOperator
 
 from airflow_mediation_provider.protocol.ids import event_category_of
+from airflow_mediation_provider.protocol.maintenance import FURTHEST
 from airflow_mediation_provider.protocol.zuora.errors import MediationError, TransientError
 from airflow_mediation_provider.tasks.arguments import (
+    LONGEST,
     check_connection,
     check_flags,
     check_instant,
+    check_order,
     instant,
     is_template,
     seconds,
@@ -80,13 +83,14 @@ class ReconcileCalloutsOperator(BaseOperator):
         super().__init__(**kwargs)
         self.since = since
         self.until = until
-        self.lookback = seconds("lookback", lookback, least=1)
+        self.lookback = seconds("lookback", lookback, least=1, most=LONGEST if dry_run is True else FURTHEST)
         self.event_category = event_category
         self.open_for = None if open_for is None else seconds("open_for", open_for, least=1)
         self.report_only = dry_run
         self.mediation_conn_id = mediation_conn_id
         check_instant("since", since)
         check_instant("until", until)
+        check_order(since=since, until=until)
         check_flags(dry_run=dry_run)
         check_connection(mediation_conn_id)
         if not is_template(event_category):
@@ -107,8 +111,7 @@ class ReconcileCalloutsOperator(BaseOperator):
                 open_for=None if self.open_for is None else timedelta(seconds=self.open_for),
                 dry_run=self.report_only,
             )
-            if task.until <= task.since:
-                raise ValueError(f"until ({task.until}) must be after since ({task.since})")
+            check_order(since=task.since, until=task.until)
             with MediationHook(self.mediation_conn_id) as hook:
                 api_server = _ApiServer(hook)
                 try:

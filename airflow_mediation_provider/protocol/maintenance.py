@@ -42,6 +42,9 @@ PRUNE_PATH: Final = "/prune"
 # days, and as long as Airflow lets a sensor wait by default, which is seven days too.
 # https://docs.zuora.com/en/zuora-platform/extensibility/events-and-notifications/configure-callout-settings
 SHORTEST_DAYS: Final = 14
+FURTHEST: Final = timedelta(days=SHORTEST_DAYS - 1)
+"""How far back a repair may reach: prune deletes nothing that is younger, with a margin. Older changes might count as
+missing, and start Dags again."""
 
 
 def missing(

@@ -15,6 +15,7 @@ from airflow_mediation_provider.protocol.status import run_types_of, stored_run_
 from airflow_mediation_provider.protocol.waits.condition import (
     OtherPrevious,
     SessionCondition,
+    refuse_tests,
     successes,
     validate_statuses,
 )
@@ -236,10 +237,12 @@ class MeterSessionSensor(SessionArguments, SessionWaitMixin, BaseSensorOperator)
             "previous_statuses": self.previous_statuses,
             "fail_on": self.fail_on,
         }
+        validate_statuses(**statuses)
         refused, possible = [], self.possible_run_types
         for run_types in possible:
             try:
-                validate_statuses(run_type=run_types, **statuses)
+                if not has_template(self.statuses):
+                    refuse_tests("statuses", run_types, status_names("statuses", self.statuses) or ())
                 if not any(map(has_template, statuses.values())):
                     named = {**statuses, "previous_statuses": self.previous_statuses or ()}
                     SessionCondition(meter_id="any", run_types=run_types, **named)

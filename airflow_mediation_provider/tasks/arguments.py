@@ -8,6 +8,7 @@ from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any, Final
 
 from airflow_mediation_provider.protocol.ids import connection_id_of, id_of
+from airflow_mediation_provider.protocol.sessions.asset_uri import ANY_METER
 from airflow_mediation_provider.protocol.sessions.window import check_window
 from airflow_mediation_provider.protocol.status import RunType, run_types_of, status_name, stored_run_type
 from airflow_mediation_provider.protocol.waits.condition import (
@@ -21,7 +22,8 @@ from airflow_mediation_provider.protocol.zuora.requests import DEFAULT_VERSION, 
 if TYPE_CHECKING:
     from collections.abc import Collection
 
-_LONGEST: Final = timedelta(days=3650)
+LONGEST: Final = timedelta(days=3650)
+"""The longest duration of an argument."""
 
 
 def is_template(value: object) -> bool:
@@ -51,11 +53,24 @@ def check_text(name: str, value: object) -> None:
         raise ValueError(f"{name} must be a text, not {value!r:.80}")
 
 
+def check_one_meter(meter_id: object) -> None:
+    """Check that an argument names one meter, and not several.
+
+    :raises ValueError: it is a list, or any meter
+    """
+    if meter_id == ANY_METER or isinstance(meter_id, list | tuple | set | frozenset):
+        raise ValueError(
+            f"meter_id must be one meter here, not {meter_id!r:.80}: only a schedule takes several or ANY_METER "
+            "(on_meter_session)"
+        )
+
+
 def check_meter(meter_id: object, version: object) -> None:
     """Check the two arguments that name a meter version; a meter's id may be a number.
 
     :raises ValueError: one of them is no valid id
     """
+    check_one_meter(meter_id)
     if not is_template(meter_id):
         id_of("meter_id", meter_id)
     check_text("version", version)
@@ -105,19 +120,21 @@ def status_names(name: str, value: object) -> tuple[str, ...] | None:
     return tuple(status_name(name, item) for item in (items if isinstance(items, list | tuple) else sorted(items)))
 
 
-def seconds(name: str, value: timedelta | float, *, least: float = 0.0) -> float:
+def seconds(name: str, value: timedelta | float, *, least: float = 0.0, most: timedelta = LONGEST) -> float:
     """Return a duration in seconds.
 
     :param name: the argument, for the error
     :param value: seconds, or a timedelta
     :param least: the smallest value that is allowed
-    :raises ValueError: it is no duration, or too short
+    :param most: the largest one
+    :raises ValueError: it is no duration, or too short or too long
     """
     number = value.total_seconds() if isinstance(value, timedelta) else value
     known = isinstance(number, int | float) and not isinstance(number, bool)
-    if not known or not least <= number <= _LONGEST.total_seconds():
+    longest = "ten years" if most == LONGEST else f"{most.days} days"
+    if not known or not least <= number <= most.total_seconds():
         raise ValueError(
-            f"{name} must be a timedelta or a number of seconds, from {least:g} s to ten years, not {value!r:.80}"
+            f"{name} must be a timedelta or a number of seconds, from {least:g} s to {longest}, not {value!r:.80}"
         )
     return float(number)
 
@@ -154,6 +171,19 @@ def check_instant(name: str, value: Any) -> None:
     """
     if value is not None and not is_template(value) and instant(name, value) is None:
         raise ValueError(f"{name} must be a time with a zone, not {value!r}")
+
+
+def check_order(**bounds: Any) -> None:
+    """Check two arguments that bound a span, in the given order; one that is not known yet is not compared.
+
+    :raises ValueError: the second is not after the first
+    """
+    (first, begin), (last, end) = bounds.items()
+    if is_template(begin) or is_template(end):
+        return
+    begin, end = instant(first, begin), instant(last, end)
+    if begin is not None and end is not None and end <= begin:
+        raise ValueError(f"{last} ({end.isoformat()}) must be after {first} ({begin.isoformat()})")
 
 
 def latest_start(value: Any) -> datetime | timedelta | None:
@@ -219,6 +249,7 @@ class SessionArguments:
 
         :raises ValueError: one of them is invalid, the meter is missing, or two of them differ
         """
+        check_one_meter(meter_id)
         values = (session, session_id, meter_id, version, run_type, mediation_conn_id)
         # A template may be rendered to None: a given argument stays given.
         self.given = [name for name, value in zip(SUBJECT_ARGUMENTS, values, strict=True) if value is not None]

@@ -17,9 +17,9 @@ from airflow_mediation_provider.protocol.callouts.cursor import LEASE, OVERLAP, 
 from airflow_mediation_provider.protocol.callouts.history import History, attempts_of, history_span, read_history
 from airflow_mediation_provider.protocol.maintenance import (
     FAR,
+    FURTHEST,
     HISTORY_PATH,
     RECONCILE_PATH,
-    SHORTEST_DAYS,
     HistoryReply,
     HistoryRequest,
     ReconcileReply,
@@ -46,8 +46,6 @@ _SECONDS_BETWEEN_LINES: Final = 5.0
 
 # Records may lie around the requested span: because of further attempts, and of clocks.
 _MARGIN: Final = timedelta(hours=1)
-# Prune deletes nothing that is younger than this, with the margin.
-_FURTHEST: Final = timedelta(days=SHORTEST_DAYS - 1)
 # Entries of one request, more if one session has more: its changes are compared with each other.
 _BATCH: Final = 100
 # Lines of one kind that are printed one by one.
@@ -116,9 +114,9 @@ def reconcile(
     :raises MediationError: Zuora could not be read, or the span is so old that the journal may have been pruned
     """
     begin = to_utc("since", task.since)
-    if not task.dry_run and datetime.now(UTC) - begin > _FURTHEST:
+    if not task.dry_run and datetime.now(UTC) - begin > FURTHEST:
         raise MisconfigurationError(
-            f"The span starts at {in_words(begin)}, and {_FURTHEST.days} days back is the limit: changes that were "
+            f"The span starts at {in_words(begin)}, and {FURTHEST.days} days back is the limit: changes that were "
             "pruned from the journal would count as missing, and start Dags again. A dry run may go back further."
         )
     history = _read(hook, settings, task, tell)

@@ -90,14 +90,14 @@ class Judgement:
 
 def validate_statuses(
     *,
-    run_type: object = RunType.NORMAL,
+    run_type: object = None,
     statuses: object = None,
     fail_on: object = None,
     previous_statuses: object = None,
 ) -> None:
     """Check status arguments when the Dag is parsed; templates and XComs are checked later, when they are rendered.
 
-    :param run_type: NORMAL, DEBUG or a list of both
+    :param run_type: NORMAL, DEBUG or a list of both; ``None``: not known
     :param statuses: the statuses that meet the condition: a name or several; ``None`` for the default
     :param fail_on: the statuses that fail it; ``None`` for the default
     :param previous_statuses: the statuses that must have come right before
@@ -107,11 +107,13 @@ def validate_statuses(
     """
     given = {"statuses": statuses, "fail_on": fail_on, "previous_statuses": previous_statuses}
     names = {name: _names(name, value) for name, value in given.items() if value is not None and _is_final(value)}
+    if names.get("previous_statuses") == ():
+        raise ValueError("previous_statuses must name at least one status; leave it out for any")
     for name, each in names.items():
         warn_of_unknown(name, each, stacklevel=4)
     _refuse_overlap(names.get("statuses", ()), names.get("fail_on", ()))
-    if _is_final(run_type):
-        _refuse_tests(run_types_of(run_type), names.get("statuses", ()))
+    if run_type is not None and _is_final(run_type):
+        refuse_tests("statuses", run_types_of(run_type), names.get("statuses", ()))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -157,7 +159,7 @@ class SessionCondition:
         statuses = successes(run_types) if self.statuses is None else _names("statuses", self.statuses)
         fail_on = _other_ends(statuses) if self.fail_on is None else _names("fail_on", self.fail_on)
         _refuse_overlap(statuses, fail_on)
-        _refuse_tests(run_types, statuses)
+        refuse_tests("statuses", run_types, statuses)
         values: dict[str, object] = {
             "meter_id": _text("meter_id", self.meter_id),
             "version": _text("version", self.version),
@@ -313,10 +315,14 @@ def successes(run_types: Sequence[RunType]) -> tuple[str, ...]:
     return tuple(str(SUCCESS[each]) for each in run_types)
 
 
-def _refuse_tests(run_types: Sequence[RunType], statuses: Sequence[str]) -> None:
-    """Refuse statuses that only tests report where only NORMAL sessions are awaited: the wait could never end well."""
+def refuse_tests(name: str, run_types: Sequence[RunType], statuses: Sequence[str]) -> None:
+    """Refuse statuses that only tests report where only NORMAL sessions are awaited: the wait could never end well.
+
+    :param name: of the argument, for the error
+    :raises ValueError: there are no others
+    """
     if RunType.DEBUG not in run_types and statuses and DEBUG_ONLY.issuperset(statuses):
-        raise ValueError(f"statuses: only a test is ever {' or '.join(statuses)}: add run_type='DEBUG'")
+        raise ValueError(f"{name}: only a test is ever {' or '.join(statuses)}: add run_type='DEBUG'")
 
 
 def _refuse_overlap(statuses: tuple[str, ...], fail_on: tuple[str, ...]) -> None:

@@ -231,6 +231,18 @@ def test_a_connection_that_is_gone_leaves_the_session(
     assert "is made without what Zuora and the journal have" in caplog.text
 
 
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ("R-00005468", "takes a session as run.output or .* return it, or None, not 'R-00005468'"),
+        ({"ti": None, "dag_run": None}, r"this is a context: use MediationAlert.of\(context\)"),
+    ],
+)
+def test_what_is_no_session_is_refused(given: Any, message: str) -> None:
+    with pytest.raises(TypeError, match=message):
+        MediationAlert(given)
+
+
 def test_a_session_alone_has_its_facts() -> None:
     shown = facts(MediationAlert(SESSION).text)
     assert shown == {

@@ -85,7 +85,8 @@ def test_a_duration_must_be_within_the_range_of_the_clock(operator: Any, name: s
     [
         ({"mediation_conn_id": ""}, "mediation_conn_id must not be empty"),
         ({"mediation_conn_id": 5}, "mediation_conn_id must be a text, not 5"),
-        ({"meter_id": ("1",)}, "meter_id must be a text, not"),
+        ({"meter_id": ("1",)}, r"meter_id must be one meter here, not .*: only a schedule takes several or ANY_METER"),
+        ({"meter_id": "*"}, "meter_id must be one meter here, not '[*]': only a schedule takes several or ANY_METER"),
         ({"meter_id": 1.5}, "meter_id must be a text, not 1.5"),
         ({"meter_id": True}, "meter_id must be a text, not True"),
         ({"version": 1}, "version must be a text, not 1"),
@@ -93,6 +94,9 @@ def test_a_duration_must_be_within_the_range_of_the_clock(operator: Any, name: s
         ({"session_id": 5.5}, "session_id must be a text, not 5.5"),
         ({"since": ""}, "since must be a time with a zone, not ''"),
         ({"query_from": ""}, "query_from must be a time with a zone, not ''"),
+        ({"query_from": "2026-11-30T00:00Z", "query_to": "2026-11-29T00:00Z"}, r"query_to .* must be after query_from"),
+        ({"query_from": "{{ ds }}", "query_to": "2026-11-29T00:00Z"}, None),
+        ({"previous_statuses": []}, "previous_statuses must name at least one status; leave it out for any"),
         (
             {"meter_id": None, "session": "R-00000001"},
             "not 'R-00000001'; an id goes into session_id",
@@ -124,6 +128,24 @@ def test_an_impossible_argument_is_refused(operator: Any, arguments: dict[str, A
     else:
         with pytest.raises(ValueError, match=message):
             make(operator, **arguments)
+
+
+def test_branches_that_only_a_test_reaches_are_refused_for_a_normal_session() -> None:
+    tests = {"TESTING_PASSED": "next", "RUNNING -> TESTING_FAILED": "next"}
+    with pytest.raises(ValueError, match=r"branches: only a test is ever .* or TESTING_FAILED: add"):
+        make(MeterSessionBranchOperator, default=None, branches=tests)
+    make(MeterSessionBranchOperator, default=None, branches=tests, run_type="DEBUG")
+    make(MeterSessionBranchOperator, default=None, branches=tests, run_type="{{ params.run_type }}")
+    make(MeterSessionBranchOperator, default=None, branches=tests, session_id="R-1")
+    make(MeterSessionBranchOperator, default=None, branches={**tests, "COMPLETED": "next"})
+    make(MeterSessionBranchOperator, default="next", branches=tests)
+
+
+@pytest.mark.parametrize("arguments", [{}, {"session": "{{ params.session }}", "meter_id": None}])
+def test_an_unknown_status_warns_once(arguments: dict[str, Any]) -> None:
+    with pytest.warns(UserWarning, match="statuses: unknown status 'COMPLETE_ALL'") as warned:
+        make(MeterSessionSensor, **arguments, statuses=["COMPLETED", "COMPLETE_ALL"])
+    assert len(warned) == 1
 
 
 @pytest.mark.parametrize("operator", [RunMeterOperator, MeterSummaryOperator, AuditTrailExportOperator])

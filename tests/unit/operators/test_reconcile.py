@@ -85,7 +85,7 @@ def lossy(sim: Simulator, mediation: str, monkeypatch: pytest.MonkeyPatch) -> Si
 @pytest.fixture(autouse=True)
 def long_ago(monkeypatch: pytest.MonkeyPatch) -> None:
     """The simulator's clock is months back, where a prune of today would have deleted."""
-    monkeypatch.setattr(reconciliation, "_FURTHEST", timedelta(days=99_999))
+    monkeypatch.setattr(reconciliation, "FURTHEST", timedelta(days=99_999))
 
 
 def now(sim: Simulator) -> datetime:
@@ -192,6 +192,8 @@ def test_a_wrong_connection_is_reported_in_one_sentence(sim: Simulator, monkeypa
     [
         ({"since": "2026-01-01T00:00:00"}, "since .*zone"),
         ({"lookback": 0}, "lookback must be"),
+        ({"lookback": timedelta(days=14)}, "lookback must be .* to 13 days"),
+        ({"since": "2026-01-02T00:00Z", "until": "2026-01-01T00:00Z"}, "until .* must be after since"),
         ({"open_for": "6h"}, "open_for must be"),
         ({"dry_run": "yes"}, "dry_run must be True or False"),
         ({"mediation_conn_id": ""}, "mediation_conn_id must not be empty"),
@@ -204,11 +206,15 @@ def test_arguments_are_checked_when_the_dag_is_parsed(arguments: dict[str, Any],
         ReconcileCalloutsOperator(task_id="repair", **arguments)
 
 
-def test_a_span_that_ends_before_its_start_fails(sim: Simulator) -> None:
+def test_a_rendered_span_that_ends_before_its_start_fails() -> None:
+    operator = ReconcileCalloutsOperator(task_id="repair", since="{{ ds }}", until="2026-01-01T00:00:00Z")
+    operator.since = "2026-01-02T00:00:00Z"
     with pytest.raises(MediationMisconfigured, match="must be after since"):
-        ReconcileCalloutsOperator(task_id="repair", since="2026-01-02T00:00:00Z", until="2026-01-01T00:00:00Z").execute(
-            {}
-        )
+        operator.execute({})
+
+
+def test_a_dry_run_may_go_back_further() -> None:
+    assert ReconcileCalloutsOperator(task_id="repair", lookback=timedelta(days=30), dry_run=True).lookback == 30 * 86400
 
 
 class TestReadOn:
