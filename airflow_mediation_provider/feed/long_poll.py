@@ -229,8 +229,10 @@ class FeedClient:
                 failures = 0
                 await asyncio.sleep(max(SHORTEST_SECONDS - (time.monotonic() - began), 0))
         finally:
-            await self._report_last(view)
-            await self.close()
+            try:
+                await self._report_last(view)
+            finally:  # a loop that ends cancels this task again
+                await self.close()
 
     async def observe(
         self,

@@ -193,8 +193,10 @@ class Hub:
         if self._feed_task is not None:
             self._feed_task.cancel()
             tasks.append(self._feed_task)
-        await asyncio.gather(*tasks, return_exceptions=True)
-        await self._polls.close()
+        try:
+            await asyncio.gather(*tasks, return_exceptions=True)
+        finally:  # a loop that ends cancels this task too
+            await self._polls.close()
 
     # ---- what is received --------------------------------------------------------------------------------------------
 

@@ -100,9 +100,11 @@ class Poller:
         """Wait for polls in progress, which were cancelled when their meters were dropped, and close the hook."""
         tasks = [meter.task for meter in self._running if meter.task is not None]
         # A poll that has just delivered the last result may be ending by itself.
-        await asyncio.gather(*tasks, return_exceptions=True)
-        if self._hook is not None:
-            await self._hook.close()
+        try:
+            await asyncio.gather(*tasks, return_exceptions=True)
+        finally:
+            if self._hook is not None:
+                await self._hook.close()
 
     # ---- when to poll ------------------------------------------------------------------------------------------------
 

@@ -272,6 +272,23 @@ async def test_a_closed_waiter_causes_no_request(server: Any, following: Any):
     assert [request.full for request in server.requests[:3]] == [True, False, False]
 
 
+async def test_a_loop_that_ends_during_the_last_report_leaves_no_connection_open(server: Any):
+    async def secret() -> str:
+        return SECRET
+
+    client, view = FeedClient("zuora", secret, addresses=lambda: [Candidate(server.url, "a test")]), View()
+    follows = asyncio.create_task(client.follow(view))
+    server.say()
+    await view.said("connected True")
+    view.gone.append(WaitEnded(id="w-1", outcome="left", ended_at=NOW, owner="o"))
+    before = len(server.requests)
+    follows.cancel()
+    await server.asked(before + 1)
+    follows.cancel()
+    await asyncio.gather(follows, return_exceptions=True)
+    assert client._http is None
+
+
 async def test_immediate_answers_without_news_do_not_make_a_busy_loop(
     server: Any, following: Any, monkeypatch: pytest.MonkeyPatch
 ):

@@ -316,6 +316,35 @@ def test_close_is_synchronous_and_idempotent(clock, zuora):
     stage(clock, zuora, main)
 
 
+def test_a_loop_that_ends_while_the_hub_closes_leaves_no_connection_open(clock, zuora):
+    """``dag.test()`` ends its loop with the first event, which cancels each task."""
+
+    class SlowFeed:
+        address = "http://airflow.example/mediation"
+
+        async def follow(self, view):
+            try:
+                await asyncio.sleep(3600)
+            finally:
+                await asyncio.sleep(3600)  # a last report to a busy API server
+
+    closing = []
+
+    async def leave():
+        hub = Hub(zuora.open, on_empty=closing.append, now=clock.now, feed=SlowFeed())
+        hub._polls.hold_off(0)
+        waiter = hub.subscribe(wait_for(clock, "m"), poll_interval=60)
+        await hub.session_url("m", "S-1")
+        waiter.close()
+        await asyncio.sleep(5)
+        assert not closing[0].done()
+        closing[0].cancel()
+        await asyncio.gather(*closing, return_exceptions=True)
+
+    run(leave(), clock)
+    assert (zuora.opened, zuora.closed) == (1, 1)
+
+
 def test_a_meter_without_waiters_is_not_polled(clock, zuora):
     async def main(hub, watch):
         watch(wait_for(clock, "stays"), 10)
