@@ -8,7 +8,7 @@ from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any, Final
 
 from airflow.models.taskinstance import TaskInstance
-from sqlalchemy import and_, delete, func, or_, select, true, tuple_
+from sqlalchemy import and_, delete, exists, func, or_, select, true, tuple_
 
 from airflow_mediation_provider.journal.rows import POLL_DRIVES
 from airflow_mediation_provider.journal.session_list import SessionKey, of_rows
@@ -17,6 +17,7 @@ from airflow_mediation_provider.journal.tables import (
     CallsRow,
     HistoryRow,
     ListedRow,
+    MeterRow,
     ReceiptRow,
     ReporterRow,
     TransitionRow,
@@ -102,7 +103,16 @@ _IS_CHANGE: Final = TransitionRow.kind == EntryKind.STATUS_CHANGE
 _Last = tuple[Any, ...]
 _Step = Callable[["Session", _Last], tuple[Pruned, "_Last | None"]]
 _Row = type[
-    TransitionRow | ListedRow | VerdictRow | WaitRow | CallsRow | HistoryRow | ReporterRow | ReceiptRow | AnswersRow
+    TransitionRow
+    | ListedRow
+    | VerdictRow
+    | WaitRow
+    | CallsRow
+    | HistoryRow
+    | ReporterRow
+    | ReceiptRow
+    | AnswersRow
+    | MeterRow
 ]
 
 
@@ -219,7 +229,10 @@ class _Pass:
         old = and_(HistoryRow.claimed_at < self.before, self._of(HistoryRow))
         silent = and_(ReporterRow.seen_at < self.before, self._of(ReporterRow))
         answered = and_(AnswersRow.hour < self.before, self._of(AnswersRow))
-        rows = ((HistoryRow, old), (ReporterRow, silent), (AnswersRow, answered))
+        # The name of a meter is of use as long as there are sessions of it.
+        of_meter = ListedRow.conn_id == MeterRow.conn_id, ListedRow.meter_id == MeterRow.meter_id
+        unused = and_(MeterRow.received_at < self.before, self._of(MeterRow), ~exists().where(*of_meter))
+        rows = ((HistoryRow, old), (ReporterRow, silent), (AnswersRow, answered), (MeterRow, unused))
         return Pruned(others=sum(self._delete(session, row, which) for row, which in rows)), None
 
     def _of(self, row: _Row) -> ColumnElement[bool]:

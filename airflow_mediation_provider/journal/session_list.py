@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 from airflow.models.asset import AssetActive
 from sqlalchemy import and_, bindparam, func, literal, or_, select, true, union, union_all
 
+from airflow_mediation_provider.journal.meters import meter_names
 from airflow_mediation_provider.journal.tables import CallsRow, HistoryRow, ListedRow, TransitionRow, WaitRow
 from airflow_mediation_provider.protocol.sessions.asset_uri import SCHEME, connection_of_uri
 from airflow_mediation_provider.protocol.sessions.journal_entry import EntryKind
@@ -49,7 +50,6 @@ _FIELDS: Final = (
     "conn_id",
     "meter_id",
     "session_id",
-    "meter_name",
     "run_type",
     "status",
     "started_at",
@@ -219,7 +219,7 @@ class SessionKey(NamedTuple):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ListedSession:
-    """One session of the list: the columns of its row, and its phases.
+    """One session of the list: the columns of its row, the last known name of its meter, and its phases.
 
     Pages show the session's status by the ``best_`` fields; ``status``, ``conflict``, ``ambiguous`` and ``terminal``
     are by Zuora's reports alone, and mean nothing without a report.
@@ -229,7 +229,6 @@ class ListedSession:
     conn_id: str
     meter_id: str
     session_id: str
-    meter_name: str | None
     run_type: str
     status: str
     started_at: datetime | None
@@ -248,6 +247,7 @@ class ListedSession:
     best_ended: bool
     best_ended_at: datetime | None
     best_differs: bool
+    meter_name: str | None = None
     phases: tuple[Phase, ...] = ()
 
     @property
@@ -312,8 +312,7 @@ def list_sessions(
     query = select(*_COLUMNS).where(where).order_by(*(each.desc() if back else each for each in order))
     rows = session.execute(query.limit(limit + 1)).all()
     more, rows = len(rows) > limit, rows[:limit]
-    drawn = _phases(session, rows)
-    listed = [_listed(row, drawn.get(_key(row), ())) for row in rows]
+    listed = _all_listed(session, rows)
     cut = reach is not None and not more
     onward = listed[-1].place if more else reach
     if after is not None:
@@ -334,9 +333,8 @@ def find_sessions(session: Session, keys: Iterable[SessionKey]) -> dict[SessionK
     for start in range(0, len(wanted), _BATCH):
         batch = wanted[start : start + _BATCH]
         rows = session.execute(select(*_COLUMNS).where(or_(*(and_(*_is(ListedRow, key)) for key in batch)))).all()
-        by_key = {_key(row): row for row in rows}
-        drawn = _phases(session, rows)
-        found |= {key: _listed(by_key[key], drawn.get(key, ())) for key in batch if key in by_key}
+        by_key = {each.key: each for each in _all_listed(session, rows)}
+        found |= {key: by_key[key] for key in batch if key in by_key}
     return found
 
 
@@ -402,12 +400,12 @@ _OF_TASKS: Final = union(*map(_distinct, (WaitRow.conn_id, HistoryRow.conn_id)))
 _OF_SCHEDULES: Final = select(AssetActive.uri).where(AssetActive.uri.startswith(f"{SCHEME}://", autoescape=True))
 
 
-def _key(row: Row[Any]) -> SessionKey:
-    return SessionKey(row.conn_id, row.meter_id, row.session_id)
-
-
-def _listed(row: Row[Any], drawn: tuple[Phase, ...]) -> ListedSession:
-    return ListedSession(**dict(zip(_FIELDS, row, strict=True)), phases=drawn)
+def _all_listed(session: Session, rows: Sequence[Row[Any]]) -> list[ListedSession]:
+    """Return rows with what other tables have of their sessions."""
+    bare = [ListedSession(**dict(zip(_FIELDS, row, strict=True))) for row in rows]
+    drawn = _phases(session, bare)
+    names = meter_names(session, {each.meter for each in bare})
+    return [replace(each, meter_name=names.get(each.meter), phases=drawn[each.key]) for each in bare]
 
 
 class _Report(NamedTuple):
@@ -418,14 +416,14 @@ class _Report(NamedTuple):
     ended_at: datetime | None
 
 
-def _phases(session: Session, rows: Sequence[Row[Any]]) -> dict[SessionKey, tuple[Phase, ...]]:
+def _phases(session: Session, listed: Sequence[ListedSession]) -> dict[SessionKey, tuple[Phase, ...]]:
     """Return the phases of some sessions by one query."""
-    if not rows:
+    if not listed:
         return {}
     reports: dict[SessionKey, list[_Report]] = {}
-    for conn_id, meter_id, session_id, *report, _ in session.execute(_CHANGES, {"ids": [row.id for row in rows]}):
+    for conn_id, meter_id, session_id, *report, _ in session.execute(_CHANGES, {"ids": [each.id for each in listed]}):
         reports.setdefault(SessionKey(conn_id, meter_id, session_id), []).append(_Report(*report))
-    for each in (_listed(row, ()) for row in rows):
+    for each in listed:
         if each.concluded and each.best_ended_at is not None:
             end = _Report(each.best_status, None, each.best_ended_at, None, None)
             reports.setdefault(each.key, []).append(end)
@@ -433,7 +431,7 @@ def _phases(session: Session, rows: Sequence[Row[Any]]) -> dict[SessionKey, tupl
         each.key: phases(
             reports.get(each.key, ()), begun_at=each.begun_at, ended_at=each.over_at, present=each.best_status
         )
-        for each in (_listed(row, ()) for row in rows)
+        for each in listed
     }
 
 

@@ -1,6 +1,6 @@
 """The journal's tables: reports (transition), their fold (session), what tasks concluded (verdict), tasks (wait), API
-usage (calls), the readers of Zuora's callout history (history), what reports waits (reporter), and what the receiver of
-callouts saw (receipt, answers).
+usage (calls), the readers of Zuora's callout history (history), what reports waits (reporter), what the receiver of
+callouts saw (receipt, answers), and the names of meters (meter).
 
 They are in Airflow's metadata database, with a metadata and an Alembic version of their own. Types and indexes are
 limited to those that SQLite, PostgreSQL and MySQL all accept.
@@ -89,6 +89,8 @@ class ListedRow(Base):
 
     A session that Zuora did not report has a row too, if a task concluded its end from polls. The columns for Zuora's
     reports mean nothing in such a row: ``SessionRow`` leaves it out.
+
+    ``meter_name``: the one that the last report has, if any; pages show that of ``MeterRow``.
 
     ``reported``: whether Zuora reported the session. The ``best_`` columns are the result of ``best_known``;
     ``best_differs`` is whether a task concluded another end. Their defaults are for rows that an API server of an older
@@ -334,3 +336,14 @@ class AnswersRow(Base):
     since_accepted: Mapped[int] = mapped_column(Integer)
     without_receipt: Mapped[int] = mapped_column(Integer)
     last_at: Mapped[datetime]
+
+
+class MeterRow(Base):
+    """The last known name of a meter, and when the report that has it was received."""
+
+    __tablename__ = "mediation_meter"
+
+    conn_id: Mapped[str] = mapped_column(_name(250), primary_key=True)
+    meter_id: Mapped[str] = mapped_column(_name(64), primary_key=True)
+    name: Mapped[str] = mapped_column(Text)
+    received_at: Mapped[datetime]

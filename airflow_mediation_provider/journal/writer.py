@@ -24,6 +24,7 @@ from sqlalchemy import delete, or_, select, true, update
 
 from airflow_mediation_provider import metrics
 from airflow_mediation_provider.journal.asset_events import Event, emit
+from airflow_mediation_provider.journal.meters import ReportedName, store_names
 from airflow_mediation_provider.journal.queries import transitions
 from airflow_mediation_provider.journal.rows import (
     POLL_DRIVES,
@@ -254,6 +255,7 @@ class _Writer:
         self._events: list[Event] = []
         self._rows: list[Mapping[str, Any]] = []
         self._row_ids: list[int] = []
+        self._names: dict[str, ReportedName] = {}
         self._rewrites = False
         self.after: list[Callable[[], None]] = []
 
@@ -310,8 +312,11 @@ class _Writer:
         return key[0] if key else None
 
     def _take(self, values: Mapping[str, Any]) -> set[tuple[str, str]]:
-        """Note a new row for the counts, and return the session that it is about, if any."""
+        """Note a new row for the counts and its meter's name, and return the session that it is about, if any."""
         self._rows.append(values)
+        meter_id, name = values["meter_id"], ReportedName(values["observed_at"], values["meter_name"])
+        if meter_id and name.name and name >= self._names.get(meter_id, name):
+            self._names[meter_id] = name
         is_change = values["kind"] == EntryKind.STATUS_CHANGE
         return {(values["meter_id"], values["session_id"])} if is_change else set()
 
@@ -358,7 +363,8 @@ class _Writer:
         return tuple(states)
 
     def _emitted(self, new: int, duplicates: int, changed: tuple[SessionState, ...]) -> Recorded:
-        """Pass the events to Airflow, as the last step of each transaction."""
+        """Store the names of meters and pass the events to Airflow, as the last steps of each transaction."""
+        store_names(self._session, self._conn_id, self._names)
         emitted, self.after = emit(self._events, conn_id=self._conn_id, team=self._team, session=self._session)
         self.after.append(partial(_count, self._conn_id, tuple(self._rows), emitted))
         row_ids = tuple(self._row_ids)

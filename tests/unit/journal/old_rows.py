@@ -12,7 +12,14 @@ from sqlalchemy import insert
 from sqlalchemy.orm import Session
 from uuid6 import uuid7
 
-from airflow_mediation_provider.journal.tables import ListedRow, SessionRow, TransitionRow, VerdictRow, WaitRow
+from airflow_mediation_provider.journal.tables import (
+    ListedRow,
+    MeterRow,
+    SessionRow,
+    TransitionRow,
+    VerdictRow,
+    WaitRow,
+)
 
 NOW = datetime(2026, 6, 1, tzinfo=UTC)
 BEFORE = NOW - timedelta(days=90)
@@ -36,6 +43,10 @@ def session_of(session_id: str, at: datetime = OLD, **values: Any) -> SessionRow
     row.best_certain = not (row.conflict or row.ambiguous)
     row.best_ended_at = (row.ended_at or row.last_observed_at) if row.terminal else None
     return row
+
+
+def meter_of(meter_id: str, name: str, at: datetime = OLD, *, conn_id: str = "zuora") -> MeterRow:
+    return MeterRow(conn_id=conn_id, meter_id=meter_id, name=name, received_at=at)
 
 
 def concluded(

@@ -24,6 +24,7 @@ from airflow_mediation_provider.journal.tables import (
     CallsRow,
     HistoryRow,
     ListedRow,
+    MeterRow,
     ReceiptRow,
     ReporterRow,
     SessionRow,
@@ -207,7 +208,7 @@ def test_the_second_revision_leaves_the_rows_of_the_first_as_they_are() -> None:
     manager().downgrade("0001")
     assert first_tables() == before
     assert tables() == {VERSION_TABLE, *Base.metadata.tables} - {
-        each.__tablename__ for each in (CallsRow, VerdictRow, HistoryRow, ReporterRow, ReceiptRow, AnswersRow)
+        each.__tablename__ for each in (CallsRow, VerdictRow, HistoryRow, ReporterRow, ReceiptRow, AnswersRow, MeterRow)
     }
 
 
@@ -358,6 +359,29 @@ def test_the_sixth_revision_adds_two_tables_and_a_downgrade_removes_them() -> No
     manager().upgradedb()
     with Session(settings.get_engine()) as session:
         assert session.scalars(select(ReceiptRow)).all() == []
+
+
+@pytest.mark.usefixtures("empty")
+def test_the_seventh_revision_takes_the_last_name_of_each_meter_from_its_sessions() -> None:
+    manager().upgradedb(to_revision="0006")
+    names = [("1001", "R-1", "Storage", 1), ("1001", "R-2", None, 2), ("1001", "R-3", "Old", 0)]
+    names += [("1002", "R-4", None, 0), ("1003", "R-5", "", 0), ("a", "R-6", "lower", 0), ("A", "R-7", "upper", 0)]
+    for meter_id, session_id, name, minutes in names:
+        at = NOW + timedelta(minutes=minutes)
+        values = {"meter_id": meter_id, "session_id": session_id, "meter_name": name, "last_observed_at": at}
+        put((SessionRow.__table__, session_values(**values)))
+
+    manager().upgradedb()
+
+    with Session(settings.get_engine()) as session:
+        found = {row.meter_id: (row.conn_id, row.name, row.received_at) for row in session.scalars(select(MeterRow))}
+    assert found == {
+        "1001": ("zuora", "Storage", NOW + timedelta(minutes=1)),
+        "a": ("zuora", "lower", NOW),
+        "A": ("zuora", "upper", NOW),
+    }
+    manager().downgrade("0006")
+    assert MeterRow.__tablename__ not in tables()
 
 
 @pytest.mark.usefixtures("empty")

@@ -308,7 +308,7 @@ def test_the_queries_of_the_pages_use_indexes(airflow_on: Callable[[str], str], 
         counted(at(0), at(1), 24)
         read(known_connections)
         read(partial(find_session, key=SessionKey("zuora", "1001", "R-1")))
-    assert len(plans) == 7
+    assert len(plans) == 9
     assert [each for each in plans if not uses_an_index(each[1])] == []
     of_changes = [plan for statement, plan in plans if "row_number()" in statement]
     assert len(of_changes) == 2

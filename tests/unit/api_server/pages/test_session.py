@@ -17,7 +17,7 @@ from airflow_mediation_provider.simulator import running_simulator
 from airflow_mediation_provider.simulator.config import MeterConfig, RunPlan, SimulatorConfig
 from tests.unit.api_server.pages.conftest import now
 from tests.unit.api_server.pages.html import asked, parsed
-from tests.unit.journal.old_rows import NOW, concluded, is_in, keep, session_of, told, verdict_of, wait_of
+from tests.unit.journal.old_rows import NOW, concluded, is_in, keep, meter_of, session_of, told, verdict_of, wait_of
 from tests.unit.journal.scheduling import CONN, change, tell
 
 if TYPE_CHECKING:
@@ -59,7 +59,8 @@ def notices(page: Element) -> list[str]:
 class TestReports:
     async def test_the_page_shows_all_reports(self, alice: Browser) -> None:
         keep(
-            session_of("R-1", at(0), meter_name="Usage", started_at=at(0), last_observed_at=at(95), ended_at=at(90)),
+            meter_of("1001", "Usage"),
+            session_of("R-1", at(0), started_at=at(0), last_observed_at=at(95), ended_at=at(90)),
             told("R-1", at(0), status="INITIALIZING", source="run", notification_id="run:R-1"),
             told(
                 "R-1", at(30), previous_status="INITIALIZING", status="RUNNING", source="history", notification_id="h"

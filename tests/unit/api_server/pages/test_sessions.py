@@ -13,7 +13,7 @@ from airflow_mediation_provider.journal import session_list as journal_filters
 from airflow_mediation_provider.journal import session_list as journal_listing
 from tests.unit.api_server.pages.conftest import now
 from tests.unit.api_server.pages.html import asked, parsed
-from tests.unit.journal.old_rows import NOW, concluded, keep, session_of, told, wait_of
+from tests.unit.journal.old_rows import NOW, concluded, keep, meter_of, session_of, told, wait_of
 from tests.unit.journal.scheduling import CONN, change, tell
 
 if TYPE_CHECKING:
@@ -49,7 +49,8 @@ async def listed(browser: Browser, **filters: object) -> list[str]:
 class TestRow:
     async def test_a_row_shows_the_session(self, alice: Browser) -> None:
         keep(
-            began("R-1", 0, meter_name="Usage of April", last_observed_at=at(95), ended_at=at(90)),
+            meter_of("1001", "Usage of April"),
+            began("R-1", 0, last_observed_at=at(95), ended_at=at(90)),
             told("R-1", at(0), status="INITIALIZING", notification_id="a"),
             told("R-1", at(30), previous_status="INITIALIZING", status="RUNNING", notification_id="b"),
             told("R-1", at(95), previous_status="RUNNING", status="COMPLETED", notification_id="c"),

@@ -18,7 +18,7 @@ from airflow_mediation_provider.journal import triggered_runs as consequences
 from airflow_mediation_provider.journal.tables import Base
 from airflow_mediation_provider.protocol.sessions.asset_uri import asset_uri
 from tests.unit.api_server.pages.html import Element, parsed
-from tests.unit.journal.old_rows import keep, session_of, told, verdict_of, wait_of
+from tests.unit.journal.old_rows import keep, meter_of, session_of, told, verdict_of, wait_of
 from tests.unit.journal.scheduling import change, tell
 
 if TYPE_CHECKING:
@@ -99,7 +99,7 @@ def tell_a_story(airflow: Airflow, directory: Directory, text: str, word: str) -
         verdict_of("differs", "FAILED", at, **key, dag_id=text, run_id=text, task_id=text),
         wait_of("e", **wait, task_id=f"{text}5", session_id=short, mode="task", note=note, ended_at=at),
         wait_of("f", **wait, task_id=f"{text}6", session_id=short, outcome="MET", note=note, **ended_on),
-        session_of("odd", at, **key, status=short, terminal=False, run_type=word, meter_name=text),
+        session_of("odd", at, **key, status=short, terminal=False, run_type=word),
         told("odd", at, **key, status=short, previous_status=short[::-1], source=word, notification_id=f"{text}2"),
         told(None, at, **key, **poll),
         session_of(short, at, conn_id="zuora", meter_id=short),
@@ -221,7 +221,7 @@ async def test_a_right_to_left_text_reverses_nothing_around_it(
 @pytest.mark.usefixtures("journal")
 async def test_no_name_is_rendered_as_a_template(alice: Browser) -> None:
     name = "{{ 7 * 7 }}{% raw %}"
-    keep(session_of(name, datetime.now(UTC), meter_id=name, meter_name=name, status=name))
+    keep(session_of(name, datetime.now(UTC), meter_id=name, status=name), meter_of(name, name))
     [row] = (await alice.sees("/sessions")).cells()
     assert (row["Status"], row["Session"], row["Meter"]) == (name, name, f"{name} {name}")
     assert (await alice.sees("/session", conn="zuora", meter=name, session=name)).one("h1").text == f"{name} {name}"
