@@ -18,7 +18,7 @@ PYTEST = rm -rf $(SCRATCH) && mkdir -p $(SCRATCH) && trap 'rm -rf $(SCRATCH)' EX
 # The output of parallel targets is printed one after the other, if make supports it.
 APART = $(if $(filter output-sync,$(.FEATURES)),--output-sync=target)
 
-.PHONY: help setup demo test lint unit services unit-and-services e2e integration drill-callouts drill-any-meter drill-export drill-history drill-stops \
+.PHONY: help setup demo test lint unit services unit-and-services e2e integration e2e-and-own-airflow shared-airflow drill-callouts drill-any-meter drill-export drill-history drill-stops \
 	bench bench-bounds mutants format constraints clean
 
 help:  ## this list
@@ -31,8 +31,8 @@ setup:  ## make .venv (with uv where there is one), or bring it up to date
 demo: setup  ## run the example Dags on a private Airflow against a simulated Zuora Mediation (KEEP=1: leave the UI up)
 	@exec $(BIN)/python -m demo $(if $(filter-out 0,$(KEEP)),--keep)
 
-test: lint  ## everything: lint, types, unit tests, and those on a real Airflow, with a browser and without
-	@$(MAKE) --no-print-directory --jobs=3 $(APART) unit-and-services e2e integration
+test: setup  ## everything: lint, types, unit tests, and those on a real Airflow, with a browser and without
+	@$(MAKE) --no-print-directory --jobs=4 $(APART) lint unit-and-services e2e-and-own-airflow shared-airflow
 
 lint: setup  ## ruff (rules and format), mypy, and a check of the wording
 	@$(BIN)/ruff check --quiet .
@@ -46,18 +46,25 @@ unit: setup  ## unit tests that start no database, server or process, each row o
 services: setup  ## unit tests that start a database, a server or a process: a few minutes
 	@$(PYTEST) -m services --numprocesses logical --dist worksteal tests/unit
 
-# Both with all examples. One process is enough beside the tests on a real Airflow, which spend half of their time waiting.
+# Both, with half of Hypothesis' own number of examples. One process is enough beside the tests on a real Airflow, which spend half of their time waiting.
 unit-and-services: setup
-	@$(PYTEST) tests/unit
+	@$(PYTEST) --hypothesis-profile=half tests/unit
 
 e2e: setup  ## tests of the pages, in a browser on a real Airflow
 	@$(PYTEST) tests/e2e
 
-# The tests on a real Airflow have priority.
-unit-and-services: MODESTLY = nice -n 5
-
 integration: setup  ## tests on a real Airflow
 	@$(PYTEST) tests/integration
+
+# Two parts of the same length: the integration tests on the Airflow that they share, and all others on a real Airflow.
+e2e-and-own-airflow: setup
+	@$(PYTEST) -m 'not shared_airflow' tests/e2e tests/integration
+
+shared-airflow: setup
+	@$(PYTEST) -m shared_airflow tests/integration
+
+# The tests on a real Airflow have priority.
+unit-and-services: MODESTLY = nice -n 5
 
 drill-callouts: setup  ## hold callouts against the truth: doubled, disordered, lost, and servers killed (ten minutes)
 	@$(BIN)/python -m tests.drill.callouts

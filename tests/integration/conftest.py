@@ -37,6 +37,13 @@ ENV = {
 }
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark the tests on the Airflow that all share: `make test` runs the others beside them."""
+    for item in items:
+        if item.path.is_relative_to(Path(__file__).parent) and stage.__name__ in getattr(item, "fixturenames", ()):
+            item.add_marker("shared_airflow")
+
+
 @pytest.fixture(scope="session")
 def statsd() -> Iterator[StatsdServer]:
     """Run the server to which Airflow's metrics are sent."""

@@ -22,9 +22,10 @@ if TYPE_CHECKING:
     from tests.unit.statsd import StatsdServer
     from tests.unit.task_stage import Stage
 
-# No failures by a busy machine: no example has a deadline. `make test` runs Hypothesis' own number of examples,
-# or a multiple of it in some tests. `make unit` runs a tenth of them: `pytest --hypothesis-profile=quick`.
+# No failures by a busy machine: no example has a deadline. By itself a test runs Hypothesis' own number of examples, or
+# a multiple of it, as do those that kill mutants. `make test` runs half of them, and `make unit` a tenth.
 settings.register_profile("full", deadline=None)
+settings.register_profile("half", settings.get_profile("full"), max_examples=settings.default.max_examples // 2)
 settings.register_profile("quick", settings.get_profile("full"), max_examples=settings.default.max_examples // 10)
 settings.load_profile("full")
 
