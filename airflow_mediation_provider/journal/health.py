@@ -62,7 +62,7 @@ class ConnectionHealth:
     """What the journal shows of one connection; counts end at ``MOST``.
 
     :param last_callout_at: when the last parsed callout was received; ``None`` if none was for a week
-    :param unparsed: unparsed callouts within a day
+    :param unparsed: unparsed callouts within a day that no user has acknowledged
     :param without_callouts: sessions within a day that Airflow started and that had no callout, nor had a later session
         of the meter
     :param ends_without_callouts: meters at which a poll within a day showed an end that no session has
@@ -206,7 +206,10 @@ def _counts() -> Select[Any]:
     conn_id: ColumnElement[str] = bindparam("conn_id")
     recently: ColumnElement[datetime] = bindparam("recently")
     unparsed = select(change.id).where(
-        change.conn_id == conn_id, change.kind == EntryKind.UNPARSED, change.created_at >= recently
+        change.conn_id == conn_id,
+        change.kind == EntryKind.UNPARSED,
+        change.created_at >= recently,
+        change.acknowledged_at.is_(None),
     )
     silent = select(known.id).where(
         known.conn_id == conn_id, known.terminal.is_(False), known.last_observed_at < bindparam("silent")

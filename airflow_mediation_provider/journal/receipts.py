@@ -1,4 +1,5 @@
-"""What the receivers of callouts saw, kept for all API servers: how many callouts got which answer, and receipts.
+"""What the receivers of callouts saw, kept for all API servers: how many callouts got which answer, and receipts; and
+what users acknowledged of it.
 
 Unauthenticated clients cause such rows, so their number is limited, for all API servers together: of each connection so
 many receipts an hour and in total, of all connections so many, and none for long. What has no receipt is counted.
@@ -17,12 +18,11 @@ from sqlalchemy import and_, case, delete, func, insert, literal, or_, select, t
 
 from airflow_mediation_provider.journal.tables import AnswersRow, ReceiptRow, TransitionRow
 from airflow_mediation_provider.journal.transaction import UnstorableError, read, write
-from airflow_mediation_provider.protocol.callouts.receipt import ACCEPTED, NO_CONNECTION, Proof, Receipt
+from airflow_mediation_provider.protocol.callouts.receipt import ACCEPTED, NO_CONNECTION, Receipt
+from airflow_mediation_provider.protocol.sessions.journal_entry import EntryKind
 from airflow_mediation_provider.protocol.zuora.api_usage import beginning_of_hour
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
-
     from sqlalchemy import ColumnElement
     from sqlalchemy.orm import Session
 
@@ -43,6 +43,7 @@ REFUSED_FOR: Final = timedelta(days=7)
 MISADDRESSED_FOR: Final = timedelta(days=1)
 """No accepted callout ends those to a connection that does not exist."""
 _BATCH: Final = 500
+_LONGEST_USER: Final = 250
 _NAMES: Final = tuple(field.name for field in fields(Receipt))
 
 
@@ -218,75 +219,6 @@ def _delete_beyond(which: ColumnElement[bool], most: int, deadline_seconds: floa
 # ---- reading
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class StoredReceipt:
-    """A receipt as it is stored.
-
-    :param id: its number; with the time of its receipt the place in a list
-    :param receipt: the receipt; of a repeated callout with the row that the first one added
-    :param attempt: which callout with its notification id it is, of those with a receipt; 1 if it has no such id
-    """
-
-    id: int
-    receipt: Receipt
-    attempt: int
-
-
-def receipts(
-    session: Session,
-    conn_id: str,
-    *,
-    refused_only: bool = False,
-    before: tuple[datetime, int] | None = None,
-    limit: int = 50,
-) -> list[StoredReceipt]:
-    """Return receipts of a connection, the newest first.
-
-    :param conn_id: the connection
-    :param refused_only: only those of callouts that were not answered 200
-    :param before: the time and the number of the last one that the reader has
-    :param limit: how many
-    """
-    row = ReceiptRow
-    which = [row.conn_id == conn_id]
-    if refused_only:
-        which.append(row.accepted.is_(False))
-    if before is not None:
-        at, number = before
-        # The first condition is the one that an index can use.
-        which += [row.received_at <= at, or_(row.received_at < at, row.id < number)]
-    newest_first = select(row).where(*which).order_by(row.received_at.desc(), row.id.desc()).limit(limit)
-    found = session.scalars(newest_first).all()
-    notification_ids = [each.notification_id for each in found if each.notification_id is not None]
-    attempts = _attempts(session, conn_id, notification_ids)
-    added = _added(session, conn_id, notification_ids)
-    return [
-        StoredReceipt(id=each.id, receipt=_receipt(each, added), attempt=attempts.get(each.id, 1)) for each in found
-    ]
-
-
-def _attempts(session: Session, conn_id: str, notification_ids: Sequence[str]) -> dict[int, int]:
-    """Return the number of each attempt, by the ids of the receipts: Zuora numbers them only in its own history."""
-    row = ReceiptRow
-    number = func.row_number().over(partition_by=row.notification_id, order_by=(row.received_at, row.id))
-    counted = select(row.id, number).where(row.conn_id == conn_id, row.notification_id.in_(notification_ids))
-    return {id_: int(attempt) for id_, attempt in session.execute(counted)}
-
-
-def _added(session: Session, conn_id: str, notification_ids: Sequence[str]) -> dict[str, int]:
-    """Return the rows that callouts added, by their notification ids."""
-    row = TransitionRow
-    rows = select(row.notification_id, row.id).where(row.conn_id == conn_id, row.notification_id.in_(notification_ids))
-    return {str(notification_id): id_ for notification_id, id_ in session.execute(rows)}
-
-
-def _receipt(row: ReceiptRow, added: Mapping[str, int]) -> Receipt:
-    values = {name: getattr(row, name) for name in _NAMES}
-    if row.accepted and row.transition_id is None and row.notification_id is not None:
-        values["transition_id"] = added.get(row.notification_id)
-    return Receipt(**{**values, "proof": Proof(row.proof)})
-
-
 @dataclass(frozen=True, slots=True)
 class Refusals:
     """Callouts of one connection that got one answer, and after which none was accepted.
@@ -304,7 +236,8 @@ class Refusals:
 
 
 def refusals(session: Session, now: datetime) -> list[Refusals]:
-    """Return what all API servers refused since they last accepted a callout of the same connection, within a week.
+    """Return what all API servers refused since they last accepted a callout of the same connection, within a week, and
+    no user acknowledged.
 
     Of callouts to connections that do not exist, those of a day.
 
@@ -320,7 +253,6 @@ def refusals(session: Session, now: datetime) -> list[Refusals]:
     # A server may have stored a refusal after another server stored a later callout.
     unanswered = and_(
         row.conn_id != NO_CONNECTION,
-        row.since_accepted > 0,
         row.last_at > now - REFUSED_FOR,
         or_(accepted.c.at.is_(None), row.last_at > accepted.c.at),
     )
@@ -328,20 +260,72 @@ def refusals(session: Session, now: datetime) -> list[Refusals]:
     found = session.execute(
         select(row.conn_id, row.status, func.sum(row.since_accepted), func.max(row.last_at))
         .outerjoin(accepted, accepted.c.conn_id == row.conn_id)
-        .where(row.hour >= now - REFUSED_FOR - timedelta(hours=1), or_(unanswered, misaddressed))
+        .where(row.hour >= now - REFUSED_FOR - timedelta(hours=1), row.since_accepted > 0)
+        .where(or_(unanswered, misaddressed))
         .group_by(row.conn_id, row.status)
         .order_by(row.conn_id, row.status)
     )
     return [Refusals(conn_id, status, int(count), last_at) for conn_id, status, count, last_at in found]
 
 
-def answers(session: Session, conn_id: str, since: datetime) -> Sequence[AnswersRow]:
-    """Return the counts of a connection by hour and answer, the oldest first.
+# ---- acknowledging
 
-    :param conn_id: the connection, or ``NO_CONNECTION``
-    :param since: hours that begin then or later
+
+def acknowledge_unparsed(
+    conn_id: str, by: str, at: datetime, *, row_id: int | None = None, deadline_seconds: float = 5.0
+) -> int:
+    """Note that a user acknowledged unparsed callouts, and return how many: they are no problem any more.
+
+    :param conn_id: their connection
+    :param by: the user's name
+    :param at: when; of all unparsed callouts those count that the journal had then
+    :param row_id: only this one
     """
-    row = AnswersRow
-    return session.scalars(
-        select(row).where(row.conn_id == conn_id, row.hour >= since).order_by(row.hour, row.status)
-    ).all()
+    row = TransitionRow
+    of_kind = row.conn_id == conn_id, row.kind == EntryKind.UNPARSED, row.acknowledged_at.is_(None)
+    which = update(row).where(*of_kind, row.created_at <= at if row_id is None else row.id == row_id)
+    return write(lambda session: _execute(session, which.values(**_mark(by, at))), deadline_seconds=deadline_seconds)
+
+
+def acknowledge_refused(
+    conn_id: str, by: str, at: datetime, *, receipt_id: int | None = None, deadline_seconds: float = 5.0
+) -> int:
+    """Note that a user acknowledged refused callouts, and return how many: they are no problem any more.
+
+    :param conn_id: their connection; ``NO_CONNECTION``: those to addresses that name none, which have no receipts
+    :param by: the user's name
+    :param at: when; of all refused callouts those count that were received before, also those without a receipt
+    :param receipt_id: only this one
+    """
+    row, counted = ReceiptRow, AnswersRow
+    of_kind = row.conn_id == conn_id, row.accepted.is_(False), row.acknowledged_at.is_(None)
+    which = (*of_kind, row.received_at <= at if receipt_id is None else row.id == receipt_id)
+    of_connection = counted.conn_id == conn_id, counted.since_accepted > 0
+
+    def work(session: Session) -> int:
+        accepted = select(func.max(counted.last_at)).filter_by(conn_id=conn_id, status=ACCEPTED)
+        last_accepted = session.scalar(accepted)
+        found = session.execute(select(row.status, row.received_at).where(*which)).all()
+        # Those before the last accepted callout do not count as refused any more.
+        left = Counter(
+            (beginning_of_hour(received_at), status)
+            for status, received_at in found
+            if last_accepted is None or received_at > last_accepted
+        )
+        total = len(found)
+        if receipt_id is None:
+            over = select(func.sum(counted.since_accepted)).where(*of_connection, counted.last_at <= at)
+            total = max(total, int(session.scalar(over) or 0))
+            _execute(session, update(counted).where(*of_connection, counted.last_at <= at).values(since_accepted=0))
+        for (hour, status), number in sorted(left.items()):
+            fewer = case((counted.since_accepted > number, counted.since_accepted - number), else_=0)
+            same = {"conn_id": conn_id, "hour": hour, "status": status}
+            _execute(session, update(counted).filter_by(**same).values(since_accepted=fewer))
+        _execute(session, update(row).where(*which).values(**_mark(by, at)))
+        return total
+
+    return write(work, deadline_seconds=deadline_seconds)
+
+
+def _mark(by: str, at: datetime) -> dict[str, Any]:
+    return {"acknowledged_at": at, "acknowledged_by": by[:_LONGEST_USER]}

@@ -74,7 +74,6 @@ _COLUMNS: Final = tuple(getattr(ListedRow, name) for name in _FIELDS)
 
 # Of a session in an endless loop, only the newest entries are shown.
 _MOST: Final = 500
-_MOST_UNPARSED: Final = 200
 # A poll soon after the end may still be about this session.
 _AFTER_END: Final = timedelta(minutes=10)
 # A process that polls reports a poll later if the API server cannot be reached.
@@ -384,8 +383,8 @@ def connections_of_dags(session: Session) -> set[str]:
     return {*session.scalars(_OF_TASKS), *map(connection_of_uri, session.scalars(_OF_SCHEDULES))}
 
 
-def _distinct(column: InstrumentedAttribute[str]) -> Select[Any]:
-    """Step through the values of an index's first column: a million rows have a handful of them."""
+def distinct_values(column: InstrumentedAttribute[str]) -> Select[Any]:
+    """Return the query for the values of an index's first column, in steps: a million rows have a handful of them."""
     steps = select(func.min(column).label("value")).cte(recursive=True)
     following = select(func.min(column)).where(column > steps.c.value).correlate(steps).scalar_subquery()
     steps = steps.union_all(select(following).where(steps.c.value.is_not(None)))
@@ -394,9 +393,9 @@ def _distinct(column: InstrumentedAttribute[str]) -> Select[Any]:
 
 # Built once, as each page runs it: building costs as much as running.
 _CONNECTIONS: Final = union(
-    *map(_distinct, (ListedRow.conn_id, TransitionRow.conn_id, WaitRow.conn_id, CallsRow.conn_id, HistoryRow.conn_id))
+    *(distinct_values(each.conn_id) for each in (ListedRow, TransitionRow, WaitRow, CallsRow, HistoryRow))
 )
-_OF_TASKS: Final = union(*map(_distinct, (WaitRow.conn_id, HistoryRow.conn_id)))
+_OF_TASKS: Final = union(*map(distinct_values, (WaitRow.conn_id, HistoryRow.conn_id)))
 _OF_SCHEDULES: Final = select(AssetActive.uri).where(AssetActive.uri.startswith(f"{SCHEME}://", autoescape=True))
 
 
@@ -487,20 +486,7 @@ class TimelineEntry(NamedTuple):
     ended_at: datetime | None
 
 
-class UnparsedCallout(NamedTuple):
-    """An unparsed callout.
-
-    :param body: what was received, and why it could not be parsed
-    """
-
-    id: int
-    conn_id: str
-    observed_at: datetime
-    body: dict[str, Any]
-
-
 _TIMELINE_COLUMNS: Final = tuple(getattr(TransitionRow, name) for name in TimelineEntry._fields)
-_UNPARSED_COLUMNS: Final = tuple(getattr(TransitionRow, name) for name in UnparsedCallout._fields)
 
 
 def timeline(session: Session, listed: ListedSession) -> tuple[list[TimelineEntry], bool]:
@@ -526,15 +512,3 @@ def timeline(session: Session, listed: ListedSession) -> tuple[list[TimelineEntr
     ]
     entries.sort(key=lambda each: (each.observed_at, each.id), reverse=True)
     return entries[:_MOST], len(entries) > _MOST
-
-
-def unparsed_callouts(session: Session, conn_ids: list[str]) -> list[UnparsedCallout]:
-    """Return the unparsed callouts of some connections, the latest first."""
-    if not conn_ids:
-        return []
-    row = TransitionRow
-    of_connections = or_(*(row.conn_id == each for each in conn_ids))
-    query = select(*_UNPARSED_COLUMNS).where(row.kind == EntryKind.UNPARSED, of_connections)
-    return [
-        UnparsedCallout(*each) for each in session.execute(query.order_by(row.created_at.desc()).limit(_MOST_UNPARSED))
-    ]

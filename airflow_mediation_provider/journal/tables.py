@@ -55,7 +55,10 @@ class Base(DeclarativeBase):
 
 
 class TransitionRow(Base):
-    """One report as it was received: a change of a status, a poll, a sibling event, or an unparsed callout."""
+    """One report as it was received: a change of a status, a poll, a sibling event, or an unparsed callout.
+
+    ``acknowledged_at`` and ``acknowledged_by``: when a user acknowledged an unparsed one, and who.
+    """
 
     __tablename__ = "mediation_transition"
 
@@ -75,6 +78,8 @@ class TransitionRow(Base):
     source: Mapped[str] = mapped_column(String(16))
     body: Mapped[dict[str, Any]]
     created_at: Mapped[datetime]
+    acknowledged_at: Mapped[datetime | None]
+    acknowledged_by: Mapped[str | None] = mapped_column(_name(250))
 
     __table_args__ = (
         UniqueConstraint("conn_id", "notification_id"),
@@ -290,7 +295,8 @@ class ReceiptRow(Base):
     """One callout to a connection that exists, as it was received, and its answer: a ``Receipt``.
 
     ``transition_id`` is the row that a callout that was answered 200 added; a repeated one added none, and its row has
-    the same ``notification_id``. Either row may be pruned.
+    the same ``notification_id``. Either row may be pruned. ``acknowledged_at`` and ``acknowledged_by``: when a user
+    acknowledged a refused one, and who.
     """
 
     __tablename__ = "mediation_receipt"
@@ -310,6 +316,8 @@ class ReceiptRow(Base):
     query: Mapped[dict[str, Any]]
     body_size: Mapped[int | None] = mapped_column(Integer)
     body: Mapped[str | None] = mapped_column(Text)
+    acknowledged_at: Mapped[datetime | None]
+    acknowledged_by: Mapped[str | None] = mapped_column(_name(250))
 
     __table_args__ = (
         Index("ix_mediation_receipt_received_at", "received_at"),
@@ -317,14 +325,16 @@ class ReceiptRow(Base):
         # The refused ones of a connection: there may be few among many.
         Index("ix_mediation_receipt_accepted", "conn_id", "accepted", "received_at"),
         Index("ix_mediation_receipt_conn_id_notification_id", "conn_id", "notification_id"),
+        # That of one row; and those that added none: refused and repeated ones.
+        Index("ix_mediation_receipt_conn_id_transition_id_received_at", "conn_id", "transition_id", "received_at"),
     )
 
 
 class AnswersRow(Base):
     """How many callouts to one connection got one answer within one hour; those to no connection have an empty id.
 
-    ``since_accepted`` of them were refused after the last callout that was accepted, and ``without_receipt`` of them
-    have no receipt, because there were too many.
+    ``since_accepted`` of them were refused after the last callout that was accepted, and are not acknowledged;
+    ``without_receipt`` of them have no receipt, because there were too many.
     """
 
     __tablename__ = "mediation_answers"

@@ -620,16 +620,19 @@ class ReparseResult:
     error: str = ""
 
 
-def reparse(settings: CalloutSettings, *, team: str | None = None, dry_run: bool = False) -> Iterator[ReparseResult]:
+def reparse(
+    settings: CalloutSettings, *, team: str | None = None, dry_run: bool = False, row_id: int | None = None
+) -> Iterator[ReparseResult]:
     """Parse the unparsed callouts of a connection again, the oldest first, and yield each when it is durable.
 
     :param settings: of the connection
     :param team: the connection's team, where Airflow has teams
     :param dry_run: change nothing
+    :param row_id: only the callout of this row
     :raises JournalUnavailable: the journal cannot be read or written; results yielded before are durable
     """
     after = 0
-    while rows := _unparsed(settings.conn_id, after):
+    while rows := _unparsed(settings.conn_id, after, row_id):
         after = rows[-1].id
         entries = {row.id: read_again(settings, row.body, row.observed_at) for row in rows}
         readable = {
@@ -644,10 +647,12 @@ def reparse(settings: CalloutSettings, *, team: str | None = None, dry_run: bool
             yield ReparseResult(row.observed_at, readable.get(row.id), error)
 
 
-def _unparsed(conn_id: str, after: int) -> list[TransitionRow]:
+def _unparsed(conn_id: str, after: int, row_id: int | None) -> list[TransitionRow]:
+    which = true() if row_id is None else TransitionRow.id == row_id
     rows = (
         select(TransitionRow)
         .where(TransitionRow.conn_id == conn_id, TransitionRow.kind == EntryKind.UNPARSED, TransitionRow.id > after)
+        .where(which)
         .order_by(TransitionRow.id)
         .limit(_BATCH)
     )

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 from urllib.parse import urlencode
 
+import httpx
+
+from airflow_mediation_provider.protocol.urls import MOUNT
 from testkit.processes import wait_until
 from testkit.stage import CONN_ID
 from tests.e2e import people
@@ -25,6 +29,7 @@ class Scene:
 
     :param waiting: the run of the Dag whose task waited for it
     :param started: the run of ``people.ONE_DAG`` that it triggered
+    :param callout: one of its callouts: the parameter of its page
     :param missed: another session, of ``PAUSED_METER``, which triggered nothing because the Dag ``PAUSED`` is paused
     """
 
@@ -32,6 +37,7 @@ class Scene:
     waiting: str
     started: str
     missed: str
+    callout: tuple[str, ...]
 
     @property
     def key(self) -> dict[str, str]:
@@ -43,8 +49,9 @@ class Scene:
         """The address of each page that the application has, by the path of its route."""
         task = {"dag_id": WAITS[0], "run_id": self.waiting, "task_id": WAITS[1]}
         run = {"dag_id": people.ONE_DAG, "run_id": self.started}
-        queries = {"/session": self.key, "/task": task, "/run": run}
+        queries: dict[str, Any] = {"/session": self.key, "/task": task, "/run": run, "/callout": [self.callout]}
         paths = ("/sessions", "/sessions/chart", "/session", "/task", "/run", "/unread", "/health")
+        paths += ("/callouts", "/callout")
         return {path: f"{path}?{urlencode(queries[path])}" if path in queries else path for path in paths}
 
 
@@ -65,4 +72,12 @@ def play(stage: Stage) -> Scene:
 
     run_id = wait_until(started, timeout=90, what=f"a run of {people.ONE_DAG} for {session_id}")
     stage.airflow.wait_success(WAITS[0], waiting)
-    return Scene(session_id=session_id, waiting=waiting, started=run_id, missed=missed)
+    listed = httpx.get(
+        f"{stage.airflow.url}{MOUNT}/callouts",
+        params={"session": session_id},
+        cookies={"_token": stage.airflow.token(people.login(people.ADMIN))},
+        trust_env=False,
+    )
+    callout = re.search(r"/callout\?(\w+)=(\d+)", listed.text)
+    assert callout, listed.text
+    return Scene(session_id=session_id, waiting=waiting, started=run_id, missed=missed, callout=callout.groups())

@@ -37,6 +37,8 @@ FORMS = {
     "/session/summary": {"conn": CONN_ID},
     "/session/replay": {"conn": CONN_ID, "dag_id": people.ONE_DAG},
     "/unread/reparse": {"conn": CONN_ID},
+    "/callout/reparse": {"conn": CONN_ID},
+    "/callout/acknowledge": {"conn": CONN_ID, "kind": "refused"},
 }
 
 

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 PACKAGE = "airflow_mediation_provider"
 ROOT = Path(__file__).parents[2] / PACKAGE
-MOST_MODULES = 145
+MOST_MODULES = 147
 
 # Room -> the rooms below it that it may import, the lowest room first. "protocol" means all of its rooms.
 BELOW: dict[str, set[str]] = {
@@ -170,7 +170,7 @@ def test_no_two_modules_import_each_other_in_a_circle():
     assert left == {}
 
 
-def test_the_package_has_at_most_145_modules_without_the_simulator():
+def test_the_package_has_at_most_147_modules_without_the_simulator():
     count = sum(room_of(module) != "simulator" for module in modules())
     print(f"{count} modules")
     assert count <= MOST_MODULES

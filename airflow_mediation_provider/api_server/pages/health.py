@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Final
 
@@ -17,6 +17,7 @@ from airflow_mediation_provider.api_server.connections import (
     SeveralTeamsError,
     UnknownConnectionError,
 )
+from airflow_mediation_provider.api_server.pages.callouts import UNACKNOWLEDGED
 from airflow_mediation_provider.api_server.pages.rendering import PageRoute, page
 from airflow_mediation_provider.journal.health import SILENT, UNSEEN, connection_health, newest_callouts, unreported
 from airflow_mediation_provider.journal.receipts import refusals
@@ -32,7 +33,7 @@ from airflow_mediation_provider.protocol.zuora.errors import MisconfigurationErr
 from airflow_mediation_provider.protocol.zuora.requests import DataCenter
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
 
     from sqlalchemy.orm import Session
 
@@ -58,12 +59,14 @@ class HealthItem:
     """One statement about a connection.
 
     :param level: good, warn or bad
-    :param path: of the page with more about it, if there is one
+    :param path: of the page that lists what it is about
+    :param parameters: of that page
     """
 
     level: str
     text: str
     path: str = ""
+    parameters: Mapping[str, str] = field(default_factory=dict)
 
 
 _GONE: Final = HealthItem(WARN, "the connection was deleted")
@@ -206,7 +209,9 @@ def _received(each: ConnectionHealth, unreported_tasks: int, *, more: bool) -> I
     :param more: whether there are more unreported tasks than were counted, of whichever connection
     """
     if each.unparsed:
-        yield HealthItem(BAD, f"{_number(each.unparsed, 'callout')} in the last 24 h could not be parsed", "/unread")
+        which = {"conn": each.conn_id, "kind": "unreadable", "acknowledged": UNACKNOWLEDGED, "since": "24h"}
+        text = f"{_number(each.unparsed, 'callout')} in the last 24 h could not be parsed"
+        yield HealthItem(BAD, text, "/callouts", which)
     if silent := each.unseen + unreported_tasks:
         tasks = ("at least " if more and unreported_tasks else "") + _number(silent, "waiting task")
         yield HealthItem(

@@ -280,12 +280,13 @@ def _time(instant: datetime | None) -> Markup:
     return Markup(f'<time datetime="{iso}">{in_words(instant)}</time>')  # noqa: S704  # digits alone
 
 
-def form(*names: str) -> Any:
+def form(*names: str, **optional: str) -> Any:
     """Return a page's dependency that reads the fields of its form, after the dependencies that check the user.
 
     FastAPI's own ``Form`` reads a body before any dependency is called, and writes the files in it to the disk.
 
     :param names: the fields; each must have a value
+    :param optional: fields that may be missing, with the values that they have then
     """
 
     async def fields(request: Request) -> dict[str, str]:
@@ -300,9 +301,10 @@ def form(*names: str) -> Any:
             except (BodyTooSlowError, ClientDisconnect):
                 raise HTTPException(408, "The form did not arrive in time.", {"Connection": "close"}) from None
         given = dict(parse_qsl(body.decode("latin-1")))
-        if wrong := [name for name in names if name not in given or "\0" in given[name]]:
+        given = {**optional, **given}
+        if wrong := [name for name in (*names, *optional) if name not in given or "\0" in given[name]]:
             raise RequestValidationError([{"loc": ("body", name)} for name in wrong])
-        return {name: given[name] for name in names}
+        return {name: given[name] for name in (*names, *optional)}
 
     return Depends(fields)
 

@@ -143,8 +143,8 @@ class Search:
             meter_id=self.meter.strip() or None,
             status=None if names_nothing(self.status) else parse_status(self.status),
             run_type=self.run_type.strip().upper() or None,
-            since=self._instant("since", now),
-            until=self._instant("until", now),
+            since=instant("since", self.since, self.tz, now),
+            until=instant("until", self.until, self.tz, now),
         )
 
     def parameters(self) -> dict[str, str]:
@@ -156,22 +156,30 @@ class Search:
         """Whether it leaves out any session."""
         return any(value for name, value in self.parameters().items() if name != "tz")
 
-    def _instant(self, name: str, now: datetime) -> datetime | None:
-        text = getattr(self, name).strip()
-        if not text:
-            return None
-        if text in SPANS:
-            return now - timedelta(**{_UNITS[text[-1]]: int(text[:-1])})
-        try:
-            instant = datetime.fromisoformat(text)
-            instant = instant if instant.tzinfo else instant.replace(tzinfo=ZoneInfo(self.tz or "UTC"))
-            if instant.year not in _YEARS:
-                raise ValueError
-            return instant.astimezone(UTC)
-        except (ValueError, OverflowError, ZoneInfoNotFoundError, OSError):  # a zone is looked up as a file
-            raise HTTPException(
-                400, f"{name}={text} is not a valid time: write 2026-03-31T09:00, or one of {', '.join(SPANS)}."
-            ) from None
+
+def instant(name: str, text: str, tz: str, now: datetime) -> datetime | None:
+    """Return the instant that a parameter of an address names.
+
+    :param name: of the parameter
+    :param text: its value: ISO 8601, or one of ``SPANS``; empty: none
+    :param tz: the zone of a time without one
+    :raises HTTPException: it is invalid; the message names it
+    """
+    text = text.strip()
+    if not text:
+        return None
+    if text in SPANS:
+        return now - timedelta(**{_UNITS[text[-1]]: int(text[:-1])})
+    try:
+        named = datetime.fromisoformat(text)
+        named = named if named.tzinfo else named.replace(tzinfo=ZoneInfo(tz or "UTC"))
+        if named.year not in _YEARS:
+            raise ValueError
+        return named.astimezone(UTC)
+    except (ValueError, OverflowError, ZoneInfoNotFoundError, OSError):  # a zone is looked up as a file
+        raise HTTPException(
+            400, f"{name}={text} is not a valid time: write 2026-03-31T09:00, or one of {', '.join(SPANS)}."
+        ) from None
 
 
 def _search(

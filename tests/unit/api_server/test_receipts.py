@@ -18,7 +18,8 @@ from airflow_mediation_provider.api_server import journal as module
 from airflow_mediation_provider.api_server.app import create_app
 from airflow_mediation_provider.api_server.connections import Connections
 from airflow_mediation_provider.api_server.journal import ReceiptBuffer
-from airflow_mediation_provider.journal.receipts import Seen, receipts, refusals
+from airflow_mediation_provider.journal.callout_list import CalloutFilters, list_callouts
+from airflow_mediation_provider.journal.receipts import Seen, refusals
 from airflow_mediation_provider.journal.transaction import JournalUnavailable, read
 from airflow_mediation_provider.protocol.callouts.receipt import NO_CONNECTION, Receipt
 from tests.unit.api_server.signed import BODY, signature, until
@@ -217,10 +218,12 @@ async def test_a_receipt_leads_to_what_the_callout_added_and_holds_no_secret(ser
     answered = [await send(one, "wrong"), await send(one), await send(other), await send(other, number=2)]
     assert answered == [401, 200, 200, 200]
 
-    found = read(lambda session: receipts(session, "zuora"))
-    shown = [(each.receipt.status, each.attempt, each.receipt.notification_id) for each in found]
+    filters = CalloutFilters(conn_ids=["zuora"])
+    found = read(lambda session: list_callouts(session, filters, limit=9)).callouts
+    kept = [each.receipt for each in found if each.receipt]
+    shown = [(each.receipt.status, each.attempt, each.receipt.notification_id) for each in kept]
     assert shown == [(200, 1, "n-2"), (200, 3, "n-1"), (200, 2, "n-1"), (401, 1, "n-1")]
-    second, repeated, first, never = (each.receipt.transition_id for each in found)
+    second, repeated, first, never = (each.report and each.report.id for each in found)
     assert never is None
     assert first == repeated != second
     with settings.engine.connect() as connection:  # type: ignore[union-attr]

@@ -385,6 +385,26 @@ def test_the_seventh_revision_takes_the_last_name_of_each_meter_from_its_session
 
 
 @pytest.mark.usefixtures("empty")
+def test_the_eighth_revision_leaves_callouts_unacknowledged_and_a_downgrade_drops_who_did() -> None:
+    manager().upgradedb(to_revision="0007")
+    fill()
+    before = first_tables()
+    manager().upgradedb()
+    with Session(settings.get_engine()) as session:
+        row = session.scalars(select(TransitionRow)).one()
+        assert (row.acknowledged_at, row.acknowledged_by) == (None, None)
+        row.acknowledged_at, row.acknowledged_by = NOW, "Zoë"
+        session.commit()
+    with Session(settings.get_engine()) as session:
+        row = session.scalars(select(TransitionRow)).one()
+        assert (row.acknowledged_at, row.acknowledged_by) == (NOW, "Zoë")
+    assert first_tables() == before
+
+    manager().downgrade("0007")
+    assert first_tables() == before
+
+
+@pytest.mark.usefixtures("empty")
 def test_a_migration_that_breaks_off_leaves_nothing_behind(monkeypatch: pytest.MonkeyPatch) -> None:
     if settings.get_engine().dialect.name == "mysql":
         pytest.skip("MySQL commits each change of a table by itself")

@@ -12,15 +12,22 @@ from airflow import settings
 from sqlalchemy import func, select, text
 
 from airflow_mediation_provider.journal import receipts as module
+from airflow_mediation_provider.journal.callout_list import (
+    CalloutFilters,
+    CalloutKind,
+    count_answers,
+    find_callout,
+    list_callouts,
+)
 from airflow_mediation_provider.journal.prune import prune
 from airflow_mediation_provider.journal.receipts import (
     Seen,
-    answers,
-    receipts,
+    acknowledge_refused,
     record_receipts,
     refusals,
     thin,
 )
+from airflow_mediation_provider.journal.session_list import Keyset
 from airflow_mediation_provider.journal.tables import AnswersRow, ReceiptRow
 from airflow_mediation_provider.journal.transaction import JournalMissing, read
 from airflow_mediation_provider.journal.writer import record
@@ -67,8 +74,16 @@ def stored(table: type[Any] = ReceiptRow) -> int:
 
 def counted(conn_id: str = "zuora") -> list[tuple[int, int, int]]:
     """The answers of a connection: status, number, and how many have no receipt."""
-    rows = read(lambda session: list(answers(session, conn_id, ago(days=40))))
-    return [(row.status, row.answers, row.without_receipt) for row in rows]
+    row = AnswersRow
+    query = select(row.status, row.answers, row.without_receipt).filter_by(conn_id=conn_id)
+    return read(lambda session: [tuple(each) for each in session.execute(query.order_by(row.hour, row.status))])
+
+
+def listed(kind: CalloutKind | None = None, **more: Any) -> list[Any]:
+    """The receipts of a connection, as the list has them."""
+    filters = CalloutFilters(conn_ids=["zuora"], kind=kind, **more)
+    found = read(lambda session: list_callouts(session, filters, limit=99))
+    return [each.receipt for each in found.callouts]
 
 
 # ---- refusals since the last accepted callout
@@ -137,25 +152,32 @@ def test_a_receipt_is_read_as_it_was_written() -> None:
         reason="the token in the header X-Mediation-Token is wrong",
     )
     keep(full)
-    [found] = read(lambda session: receipts(session, "zuora"))
-    assert found.receipt == full
+    [found] = listed()
+    detail = read(lambda session: find_callout(session, receipt_id=found.id))
+    assert detail is not None
+    assert detail.callout.receipt is not None
+    assert detail.callout.receipt.receipt == full
     assert "hush" not in str(full)
 
 
 def test_receipts_are_listed_by_pages_the_newest_first() -> None:
-    keep(*(saw(200 if n % 2 else 401, ago(minutes=n // 3), body_size=n) for n in range(20)), saw(401, conn_id="other"))
+    keep(*(saw(401 if n % 2 else 200, ago(minutes=n // 3), body_size=n) for n in range(20)), saw(401, conn_id="other"))
 
-    def pages(**which: bool) -> list[int | None]:
+    def pages(kind: CalloutKind | None = None) -> list[int | None]:
         found: list[int | None] = []
-        before = None
-        while page := read(partial(receipts, conn_id="zuora", before=before, limit=3, **which)):
-            found += [each.receipt.body_size for each in page]
-            before = (page[-1].receipt.received_at, page[-1].id)
+        filters = CalloutFilters(conn_ids=["zuora"], kind=kind)
+        page = read(partial(list_callouts, filters=filters, limit=3))
+        found += [each.receipt.receipt.body_size for each in page.callouts]
+        while page.older:
+            page = read(partial(list_callouts, filters=filters, limit=3, before=page.older))
+            assert page.callouts
+            found += [each.receipt.receipt.body_size for each in page.callouts]
         return found
 
     assert sorted(filter(None, pages()), reverse=False) == list(range(1, 20))
     assert [n // 3 for n in pages() if n is not None] == sorted(n // 3 for n in range(20))
-    assert sorted(n for n in pages(refused_only=True) if n is not None) == list(range(0, 20, 2))
+    assert sorted(n for n in pages(CalloutKind.REFUSED) if n is not None) == list(range(1, 20, 2))
+    assert sorted(n for n in pages(CalloutKind.ACCEPTED) if n is not None) == list(range(0, 20, 2))
 
 
 def test_attempts_of_a_callout_are_numbered_and_lead_to_the_row_that_it_added() -> None:
@@ -170,14 +192,65 @@ def test_attempts_of_a_callout_are_numbered_and_lead_to_the_row_that_it_added() 
         saw(200, ago(minutes=5)),
         saw(401, ago(minutes=4), conn_id="other", notification_id="n-1"),
     )
-    found = read(lambda session: receipts(session, "zuora"))
-    assert [(each.attempt, each.receipt.status, each.receipt.transition_id) for each in found] == [
-        (1, 200, None),
-        (3, 200, first),
-        (1, 200, second),
-        (2, 200, first),
-        (1, 503, None),
+    filters = CalloutFilters(conn_ids=["zuora"])
+    found = read(lambda session: list_callouts(session, filters, limit=9)).callouts
+    assert [
+        (str(each.kind), each.receipt.attempt, each.report and each.report.id) for each in found if each.receipt
+    ] == [
+        ("duplicate", 1, None),
+        ("duplicate", 3, first),
+        ("accepted", 1, second),
+        ("accepted", 2, first),
+        ("refused", 1, None),
     ]
+    assert [each.receipt.transition_id for each in listed(CalloutKind.DUPLICATE)] == [None, None]
+
+
+# ---- acknowledged ones
+
+
+def test_an_acknowledged_refusal_does_not_count_and_a_new_one_does() -> None:
+    keep(saw(401, ago(minutes=3)), saw(401, ago(minutes=2)), saw(404, ago(hours=2)), saw(401, conn_id="other"))
+    newest, *_ = listed(CalloutKind.REFUSED)
+
+    assert acknowledge_refused("zuora", "alice", NOW, receipt_id=newest.id) == 1
+    assert refused() == {("zuora", 401): 1, ("zuora", 404): 1, ("other", 401): 1}
+    assert acknowledge_refused("zuora", "bob", NOW, receipt_id=newest.id) == 0
+    assert acknowledge_refused("other", "bob", NOW, receipt_id=newest.id) == 0
+    assert acknowledge_refused("zuora", "bob", NOW) == 2
+    assert refused() == {("other", 401): 1}
+
+    keep(saw(401, NOW + timedelta(seconds=1)))
+    assert refused() == {("zuora", 401): 1, ("other", 401): 1}
+    assert [each.acknowledged and each.acknowledged.by for each in listed(CalloutKind.REFUSED)] == [
+        None, "alice", "bob", "bob",
+    ]  # fmt: skip
+    assert len(listed(CalloutKind.REFUSED, open_only=True)) == 1
+    assert [each.receipt.status for each in listed(CalloutKind.REFUSED, answer=404)] == [404]
+
+
+def test_a_refusal_before_the_last_accepted_callout_takes_nothing_from_the_later_ones() -> None:
+    keep(saw(401, ago(minutes=9)))
+    keep(saw(200, ago(minutes=8)))
+    keep(saw(401, ago(minutes=7)))
+    _, earlier = listed(CalloutKind.REFUSED)
+    assert acknowledge_refused("zuora", "alice", NOW, receipt_id=earlier.id) == 1
+    assert refused() == {("zuora", 401): 1}
+
+
+def test_all_that_have_no_receipt_are_acknowledged_with_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "REFUSED_AN_HOUR", 1)
+    keep(*[saw(401, ago(minutes=1))] * 3, saw(404, ago(minutes=1), NO_CONNECTION))
+    assert refused() == {("zuora", 401): 3, (NO_CONNECTION, 404): 1}
+    counts = read(lambda session: count_answers(session, ago(days=1)))
+    assert [(each.conn_id, each.accepted, each.refused, each.unlisted) for each in counts] == [
+        (NO_CONNECTION, 0, {404: 1}, 1),
+        ("zuora", 0, {401: 3}, 2),
+    ]
+    assert acknowledge_refused("zuora", "alice", NOW) == 3
+    assert refused() == {(NO_CONNECTION, 404): 1}
+    assert acknowledge_refused(NO_CONNECTION, "alice", NOW) == 1
+    assert refused() == {}
 
 
 # ---- limits
@@ -217,7 +290,7 @@ def test_what_is_too_old_or_too_much_is_deleted(monkeypatch: pytest.MonkeyPatch)
 
     thin(NOW)
 
-    left = read(lambda session: receipts(session, "zuora"))
+    left = listed()
     assert [each.receipt.body_size for each in left if each.receipt.accepted] == [0, 1, 2, 3, 4, 5]
     assert [each.receipt.body_size for each in left if not each.receipt.accepted] == [0, 1, 2, 3]
     assert stored() == 11
@@ -265,10 +338,14 @@ class TestPlans:
     def test_no_query_scans_or_sorts(self) -> None:
         keep(saw(401, notification_id="n-1"), saw(200))
         with explained() as plans:
-            read(lambda session: receipts(session, "zuora", before=(NOW + timedelta(days=1), 9)))
-            read(lambda session: receipts(session, "zuora", refused_only=True))
-            read(lambda session: list(answers(session, "zuora", ago(days=1))))
+            for kind in (None, *CalloutKind):
+                for open_only in (False, True):
+                    filters = CalloutFilters(conn_ids=["zuora"], kind=kind, since=ago(days=9), open_only=open_only)
+                    read(partial(list_callouts, filters=filters, limit=9, before=Keyset(NOW + timedelta(days=1), 9)))
+            read(lambda session: find_callout(session, receipt_id=1))
+            read(lambda session: count_answers(session, ago(days=1)))
             keep(saw(401), saw(200))
+            acknowledge_refused("zuora", "alice", NOW)
         assert len(plans) > 8
         read_in_order = [step for _, plan in plans for step in plan if "ROW_NUMBER" not in step]
         assert [step for step in read_in_order if step.startswith("SCAN") and "mediation" in step] == []

@@ -12,10 +12,8 @@ from airflow_mediation_provider.journal.session_list import (
     ListedSession,
     SessionKey,
     TimelineEntry,
-    UnparsedCallout,
     find_session,
     timeline,
-    unparsed_callouts,
 )
 from airflow_mediation_provider.journal.transaction import read
 from tests.unit.journal.old_rows import NOW, keep, session_of, told
@@ -111,34 +109,15 @@ def test_a_timeline_that_is_too_long_keeps_the_newest_and_is_marked_as_cut(
     assert (found[0].observed_at, found[-1].observed_at) == (at(498), at(1))
 
 
-@pytest.mark.usefixtures("airflow_database")
-def test_unparsed_callouts_are_those_of_the_named_connections_the_latest_first() -> None:
-    keep(
-        told(None, at(1), kind="unparsed", body={"text": "a", "error": "no session"}),
-        told(None, at(3), kind="unparsed", body={"text": "b"}, conn_id="other"),
-        told(None, at(2), kind="unparsed", body={"text": "c"}),
-        told(None, at(4), kind="unparsed", body={"text": "d"}, conn_id="foreign"),
-        told("R-1", at(5), body={"text": "e"}),
-    )
-
-    def unread(*conn_ids: str) -> list[UnparsedCallout]:
-        return read(partial(unparsed_callouts, conn_ids=list(conn_ids)))
-
-    assert [each.body["text"] for each in unread("zuora", "other")] == ["b", "c", "a"]
-    assert [(each.conn_id, each.observed_at) for each in unread("zuora")] == [("zuora", at(2)), ("zuora", at(1))]
-    assert unread() == []
-
-
 def test_each_query_uses_an_index(airflow_on: Callable[[str], str], sqlite_database: str) -> None:
     airflow_on(sqlite_database)
     keep(session_of("R-1", at(0)))
     listed = the_session()
     with explained() as plans:
         read(partial(timeline, listed=listed))
-        read(partial(unparsed_callouts, conn_ids=["zuora", "other"]))
-    assert len(plans) == 3
+    assert len(plans) == 2
     assert [each for each in plans if not uses_an_index(each[1])] == []
-    own, polls = [step for _, plan in plans[:2] for step in plan if step.startswith("SEARCH")]
+    own, polls = [step for _, plan in plans for step in plan if step.startswith("SEARCH")]
     assert "ix_mediation_transition_session (conn_id=? AND meter_id=? AND session_id=?" in own
     # All the polls of a meter would be too many.
     assert "ix_mediation_transition_kind (conn_id=? AND kind=? AND created_at>? AND created_at<?" in polls

@@ -38,6 +38,9 @@ Permission = tuple[str, ...]
 class User:
     name: str
 
+    def get_name(self) -> str:
+        return self.name
+
 
 class Manager:
     """Airflow's auth manager: a user with a good token may do everything that is not denied."""

@@ -149,7 +149,7 @@ async def test_several_signs_are_counted_and_the_worst_comes_first(alice: Browse
     ]
     assert (await alice.sees("/health")).links()[
         "100 callouts in the last 24 h could not be parsed"
-    ] == "/mediation/unread"
+    ] == "/mediation/callouts?conn=zuora&kind=unreadable&acknowledged=no&since=24h"
 
 
 async def test_the_line_shows_problems_of_the_connection_itself(alice: Browser, directory: Directory) -> None:

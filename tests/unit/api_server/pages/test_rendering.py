@@ -107,7 +107,7 @@ class TestUnderAPath:
             ("/task", {**run, "task_id": "named"}),
             ("/task", {**run, "task_id": "unnamed"}),
             ("/run", run),
-            ("/unread", {}),
+            ("/callouts", {"kind": "unreadable"}),
             ("/health", {}),
         ]:
             page = await alice.sees(path, **asked)

@@ -49,7 +49,7 @@ def secured(reply: httpx.Response) -> bool:
 @pytest.mark.usefixtures("journal")
 async def test_no_answer_is_cached_or_loads_anything_from_another_origin(alice: Browser) -> None:
     keep(session_of("R-1"))
-    for path in ("/sessions", "/sessions/chart", "/unread", "/health"):
+    for path in ("/sessions", "/sessions/chart", "/callouts", "/health"):
         reply = await alice.get(path)
         assert reply.status_code == 200
         assert secured(reply)
@@ -153,7 +153,7 @@ async def test_without_the_tables_the_command_is_named(alice: Browser) -> None:
         ("/session", A_SESSION),
         ("/task", A_TASK),
         ("/run", {"dag_id": "load", "run_id": "r"}),
-        ("/unread", {}),
+        ("/callouts", {}),
         ("/health", {}),
     ]:
         reply = await alice.get(path, **asked)

@@ -58,6 +58,7 @@ def test_all_routes_are_pages_machine_routes_or_files() -> None:
     assert {path for _, path in PAGES} == {
         "/sessions", "/sessions/chart", "/session", "/session/summary", "/session/replay",
         "/task", "/run", "/unread", "/unread/reparse", "/health",
+        "/callouts", "/callout", "/callout/reparse", "/callout/acknowledge",
     }  # fmt: skip
 
 

@@ -10,12 +10,14 @@ from airflow import settings
 from airflow.models.asset import AssetEvent, association_table
 from airflow.models.dagrun import DagRun
 from airflow.sdk import Asset
-from sqlalchemy import delete
+from sqlalchemy import delete, select
 
 from airflow_mediation_provider.api_server.pages import session as session_page
 from airflow_mediation_provider.assets import MeterSessionTimetable
 from airflow_mediation_provider.journal import triggered_runs as consequences
-from airflow_mediation_provider.journal.tables import Base
+from airflow_mediation_provider.journal.receipts import Seen, acknowledge_refused, record_receipts
+from airflow_mediation_provider.journal.tables import Base, ReceiptRow, TransitionRow
+from airflow_mediation_provider.protocol.callouts.receipt import Receipt
 from airflow_mediation_provider.protocol.sessions.asset_uri import asset_uri
 from tests.unit.api_server.pages.html import Element, parsed
 from tests.unit.journal.old_rows import keep, meter_of, session_of, told, verdict_of, wait_of
@@ -110,6 +112,18 @@ def tell_a_story(airflow: Airflow, directory: Directory, text: str, word: str) -
         wait_of("c", **wait, task_id=f"{text}3", seen_at=at),
         wait_of("d", **wait, task_id=f"{text}4", session_id="odd"),
     )
+    seen = Seen()
+    seen.add(
+        Receipt(
+            conn_id=short, received_at=at, status=401, reason=text, notification_id=short, headers={text: text},
+            query={text: text}, body=text, method=word,
+        )
+    )  # fmt: skip
+    record_receipts(seen)
+    acknowledge_refused(short, text, at)
+    with settings.get_engine().connect() as connection:
+        unparsed = connection.scalar(select(TransitionRow.id).filter_by(kind="unparsed"))
+        receipt = connection.scalar(select(ReceiptRow.id))
     session = {"conn": short, "meter": short, "session": short}
     run = {"dag_id": text, "run_id": text}
     return {
@@ -127,12 +141,17 @@ def tell_a_story(airflow: Airflow, directory: Directory, text: str, word: str) -
         "/task     ": {**run, "task_id": f"{text}6"},
         "/run": run,
         "/run ": {"dag_id": "load", "run_id": airflow.run_ids("load")[0]},
-        "/unread": {},
+        "/callouts": {"kind": "unreadable", "conn": short},
+        "/callouts ": {"kind": "refused"},
+        "/callouts  ": {"session": short},
+        "/callout": {"row": unparsed},
+        "/callout ": {"receipt": receipt},
         "/health": {},
         # and refused requests
         "/session  ": {**session, "session": text[::-1]},
         "/sessions  ": {"since": text},
         "/sessions   ": {"before": text},
+        "/callouts   ": {"kind": text},
         "/task   ": {**run, "task_id": text, "map_index": text},
     }
 
@@ -167,8 +186,9 @@ async def shown(
         "/session/summary": session,
         "/session/replay": {**session, "dag_id": "asleep"},
         "/session/replay ": {**session, "dag_id": text},
-        "/unread/reparse": {"conn": session["conn"]},
-        "/unread/reparse ": {"conn": text},
+        "/callout/reparse": {"conn": session["conn"]},
+        "/callout/reparse ": {"conn": text},
+        "/callout/acknowledge": {"conn": text, "kind": "refused"},
     }.items():
         pages[path] = parsed((await alice.post(path.strip(), **form)).text)
     return pages
@@ -183,7 +203,10 @@ PLACES = {
     "/task    ": 6,
     "/session    ": 1,
     "/run": 6,
-    "/unread": 3,
+    "/callouts": 2,
+    "/callouts ": 2,
+    "/callout": 2,
+    "/callout ": 4,
     "/session/summary": 3,
 }
 
