@@ -280,12 +280,13 @@ def _first_errors(hook: MediationHook, session: Mapping[str, Any], most: int) ->
 
 
 def _by_code(entries: Sequence[Mapping[str, Any]], most: int) -> Sequence[tuple[str, str]]:
-    messages: dict[str, list[str]] = {}
-    for entry in entries:
-        code = str(entry.get("errorCode") or "without a code")
-        messages.setdefault(code, []).append(str(entry.get("errorMessage") or "without a message"))
-    ranked = sorted(messages.items(), key=lambda item: -len(item[1]))
-    rows = [(f"{len(texts)} x {code}", texts[0]) for code, texts in ranked[:most]]
+    from airflow_mediation_provider.protocol.zuora.audit import errors_by_code
+
+    ranked = errors_by_code(entries)
+    rows = [
+        (f"{len(each.records)} x {each.code or 'without a code'}", next(iter(each.messages), "without a message"))
+        for each in ranked[:most]
+    ]
     if len(ranked) > most:
         rows.append(("", f"and {len(ranked) - most} further codes"))
     if len(entries) == _RECORDS:

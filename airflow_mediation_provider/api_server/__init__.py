@@ -13,6 +13,8 @@ import threading
 import time
 from typing import TYPE_CHECKING, Any, Final
 
+from airflow_mediation_provider.protocol.urls import MOUNT
+
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
@@ -125,6 +127,8 @@ class LazyApp:
 class WarmStart:
     """A root middleware: it warms an application up while Airflow's API server starts, before the first request.
 
+    The address of the mount without a slash, which Airflow itself answers with *not found*, leads to the application.
+
     Airflow itself notifies a mounted application of its start only if it is an instance of FastAPI's class, which no
     other process of Airflow should import. Source:
     https://github.com/apache/airflow/blob/3.3.2/airflow-core/src/airflow/api_fastapi/app.py
@@ -140,6 +144,11 @@ class WarmStart:
         """Pass everything on to Airflow; its lifespan begins before any request."""
         if scope["type"] == "lifespan":
             await self._mounted.warm_up()
+        elif scope["type"] == "http" and scope["path"].removeprefix(root := scope.get("root_path", "")) == MOUNT:
+            location = f"{root}{MOUNT}/".encode()
+            await send({"type": "http.response.start", "status": 307, "headers": [(b"location", location)]})
+            await send({"type": "http.response.body", "body": b""})
+            return
         await self._app(scope, receive, send)
 
 

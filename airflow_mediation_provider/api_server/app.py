@@ -20,12 +20,14 @@ from airflow_mediation_provider.api_server.http import UNAVAILABLE, ThrottledLog
 from airflow_mediation_provider.api_server.internal import ApiUsageBuffer
 from airflow_mediation_provider.api_server.journal import ReceiptBuffer, Recorder
 from airflow_mediation_provider.api_server.pages import add_pages
+from airflow_mediation_provider.api_server.pages.rendering import error_page
 from airflow_mediation_provider.journal.session_list import known_connections
 from airflow_mediation_provider.journal.transaction import read
 from airflow_mediation_provider.protocol.urls import CALLOUTS
 from airflow_mediation_provider.protocol.wire import HANDSHAKE_PATH, PROTOCOL, SERVICE
 
 if TYPE_CHECKING:
+    from fastapi import Response
     from fastapi.responses import JSONResponse
     from starlette.types import ASGIApp, Receive, Scope, Send
 
@@ -102,9 +104,11 @@ class _SingleSlashes:
         await self._app({**scope, "path": path} if CALLOUTS in path else scope, receive, send)
 
 
-async def _http_error(_request: Request, error: Exception) -> JSONResponse:
-    """Answer what the router refuses: an unknown path, a wrong method."""
+async def _http_error(request: Request, error: Exception) -> Response:
+    """Answer what the router refuses: an unknown path, a wrong method. A browser gets a page, any other client JSON."""
     assert isinstance(error, HTTPException)  # noqa: S101  # registered for nothing else
+    if error.status_code == HTTPStatus.NOT_FOUND and "text/html" in request.headers.get("accept", ""):
+        return error_page(request, error.status_code, "There is no such page.")
     standard = error.detail == HTTPStatus(error.status_code).phrase
     return refused(error.status_code, error.detail.lower() if standard else error.detail, error.headers)
 

@@ -189,9 +189,9 @@ def _print_result(replayed: Replayed, since: datetime, until: datetime, *, dry_r
     if replayed.refused:
         print(f"{replayed.dag_id}: nothing is started, because {replayed.refused}.")
         return
-    missed, span = len(replayed.missed), f"from {in_words(since)} until {in_words(until)}"
+    missed, known, span = len(replayed.missed), len(replayed.known), f"from {in_words(since)} until {in_words(until)}"
     news = f"{missed:,} {'would get one' if dry_run else 'get one now'}{':' if missed else '.'}"
-    print(f"{replayed.dag_id}: {_sessions(missed + replayed.known)} {span}; {replayed.known:,} have a run, {news}")
+    print(f"{replayed.dag_id}: {_sessions(missed + known)} {span}; {known:,} have a run, {news}")
     for each in replayed.missed:
         print(f"  {in_words(each.at)}  {each.key}  {each.uri}")
 

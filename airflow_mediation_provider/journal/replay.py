@@ -33,6 +33,7 @@ from sqlalchemy import and_, select, true, update
 
 from airflow_mediation_provider.journal.asset_events import Arrival, Event, lock_assets, lock_pending_runs, queue_run
 from airflow_mediation_provider.journal.rows import state_of
+from airflow_mediation_provider.journal.session_list import SessionKey
 from airflow_mediation_provider.journal.tables import SessionRow
 from airflow_mediation_provider.journal.transaction import read, write
 from airflow_mediation_provider.protocol.sessions.asset_uri import ANY_METER, SCHEME, asset_uri, read_asset_uri
@@ -41,11 +42,10 @@ from airflow_mediation_provider.protocol.status import ANY_TERMINAL
 from airflow_mediation_provider.protocol.transition import Source
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping, Sequence
+    from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 
     from sqlalchemy.orm import Session
 
-    from airflow_mediation_provider.journal.session_list import SessionKey
     from airflow_mediation_provider.protocol.sessions.asset_uri import SessionAsset
 
 # Callouts on the same assets wait while one transaction queues this many runs.
@@ -56,14 +56,16 @@ _DEADLINE_SECONDS: Final = 30.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Missed:
-    """An arrival of a session for which a Dag has no run.
+class Reached:
+    """An arrival of a session at a status that a Dag is scheduled on.
 
+    :param meter_id: the session's meter
     :param key: the partition key of the run: the session's id, or the key of a poll, which names no session
     :param uri: the asset that the Dag is scheduled on
     :param at: when the session's status was received
     """
 
+    meter_id: str
     key: str
     uri: str
     at: datetime
@@ -76,13 +78,13 @@ class Replayed:
     :param dag_id: the Dag
     :param refused: why nothing was done for it; empty if nothing was refused
     :param missed: the sessions without a run; each has one now, except after a dry run
-    :param known: how many sessions already had a run or a pending one
+    :param known: the sessions that already had a run or a pending one
     """
 
     dag_id: str
     refused: str = ""
-    missed: tuple[Missed, ...] = ()
-    known: int = 0
+    missed: tuple[Reached, ...] = ()
+    known: tuple[Reached, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -110,8 +112,7 @@ def replay(
     uri: str | None = None,
     since: datetime,
     until: datetime | None = None,
-    of: SessionKey | None = None,
-    status: str | None = None,
+    of: Mapping[SessionKey, str] | None = None,
     dry_run: bool = False,
 ) -> Iterator[Replayed]:
     """Start the missing runs of one Dag, or of all Dags on one asset; yields the result for each Dag.
@@ -122,8 +123,7 @@ def replay(
     :param uri: or the asset: ``mediation://CONNECTION/meters/METER/STATUS``, as its Dag names it
     :param since: only sessions whose status was received at or after this time
     :param until: and before this time
-    :param of: only this session
-    :param status: only arrivals at this status
+    :param of: only these sessions, each only at this status
     :param dry_run: start nothing
     :raises ValueError: there is no such Dag or asset, or it is not about sessions
     :raises JournalMissing: the journal's tables are not there
@@ -137,13 +137,13 @@ def replay(
         read_asset_uri(uri)
     if dag_id is not None and read(lambda session: session.get(DagModel, dag_id)) is None:
         raise ValueError(f"there is no Dag {dag_id!r}")
-    consumers = read(lambda session: _consumers(session, dag_id, uri))
+    consumers = read(lambda session: _consumers(session, None if dag_id is None else [dag_id], uri))
     if not consumers:
         raise ValueError(
             f"no Dag is scheduled on {uri}" if uri is not None else f"Dag {dag_id!r} is not scheduled on sessions"
         )
     for consumer in consumers:
-        yield _of_one_dag(consumer, _Asked(since, until, of, status), dry_run=dry_run)
+        yield _of_one_dag(consumer, _Asked(since, until, of), dry_run=dry_run)
 
 
 class _Asked(NamedTuple):
@@ -151,15 +151,17 @@ class _Asked(NamedTuple):
 
     since: datetime
     until: datetime
-    of: SessionKey | None
-    status: str | None
+    of: Mapping[SessionKey, str] | None
+
+    @property
+    def keys(self) -> list[str] | None:
+        """The ids of the sessions, ``None`` for any."""
+        return None if self.of is None else sorted({each.session_id for each in self.of})
 
     def includes(self, each: _Candidate) -> bool:
-        return (
-            self.since <= each.at < self.until
-            and self.of in (None, each.arrival[:3])
-            and self.status in (None, each.arrival.status)
-        )
+        if not self.since <= each.at < self.until:
+            return False
+        return self.of is None or self.of.get(SessionKey(*each.arrival[:3])) == each.arrival.status
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -171,7 +173,13 @@ class _Consumer:
     assets: dict[int, tuple[str, SessionAsset]]
 
 
-def _consumers(session: Session, dag_id: str | None, uri: str | None) -> list[_Consumer]:
+def refusals(session: Session, dag_ids: Collection[str]) -> dict[str, str]:
+    """Return why no missing run of some Dags would be started, by Dag; empty where they would be."""
+    found = {each.dag_id: each.refused for each in _consumers(session, dag_ids, None)}
+    return {dag_id: found.get(dag_id, "it is not scheduled on sessions") for dag_id in dag_ids}
+
+
+def _consumers(session: Session, dag_ids: Collection[str] | None, uri: str | None) -> list[_Consumer]:
     query = (
         select(DagModel, AssetModel)
         .join(DagScheduleAssetReference, DagScheduleAssetReference.dag_id == DagModel.dag_id)
@@ -181,8 +189,8 @@ def _consumers(session: Session, dag_id: str | None, uri: str | None) -> list[_C
     )
     if uri is not None:
         query = query.where(AssetModel.uri == uri)
-    if dag_id is not None:
-        query = query.where(DagModel.dag_id == dag_id)
+    if dag_ids is not None:
+        query = query.where(DagModel.dag_id.in_(dag_ids))
     assets: dict[DagModel, dict[int, tuple[str, SessionAsset]]] = {}
     for dag, asset in session.execute(query):
         # An asset that is used only to watch a meter stands for no status.
@@ -224,11 +232,13 @@ def _of_one_dag(consumer: _Consumer, asked: _Asked, *, dry_run: bool) -> Replaye
             missed += read(partial(_without_run, consumer=consumer, batch=batch))
         else:
             missed += write(partial(_start, consumer=consumer, batch=batch), deadline_seconds=_DEADLINE_SECONDS)
-    return Replayed(
-        dag_id=consumer.dag_id,
-        missed=tuple(Missed(key=each.key, uri=each.uri, at=each.at) for each in missed),
-        known=len(found) - len(missed),
-    )
+    started = {id(each) for each in missed}
+    known = (each for each in found if id(each) not in started)
+    return Replayed(dag_id=consumer.dag_id, missed=_reached(missed), known=_reached(known))
+
+
+def _reached(candidates: Iterable[_Candidate]) -> tuple[Reached, ...]:
+    return tuple(Reached(meter_id=each.arrival.meter_id, key=each.key, uri=each.uri, at=each.at) for each in candidates)
 
 
 def _candidates(session: Session, assets: Mapping[int, tuple[str, SessionAsset]], asked: _Asked) -> list[_Candidate]:
@@ -255,7 +265,7 @@ def _in_status(session: Session, asset_id: int, uri: str, asset: SessionAsset, a
             true() if asset.meter_id == ANY_METER else SessionRow.meter_id == asset.meter_id,
             SessionRow.status == asset.status,
             SessionRow.last_observed_at >= asked.since,
-            true() if asked.of is None else SessionRow.session_id == asked.of.session_id,
+            true() if asked.keys is None else SessionRow.session_id.in_(asked.keys),
         )
     )
     states = []
@@ -298,9 +308,7 @@ def _announced(session: Session, asset_id: int, uri: str, asset: SessionAsset, a
         .where(
             AssetEvent.asset_id == asset_id,
             AssetEvent.timestamp >= asked.since,
-            AssetEvent.partition_key.is_not(None)
-            if asked.of is None
-            else AssetEvent.partition_key == asked.of.session_id,
+            AssetEvent.partition_key.is_not(None) if asked.keys is None else AssetEvent.partition_key.in_(asked.keys),
         )
         .order_by(AssetEvent.id)
     ).all()

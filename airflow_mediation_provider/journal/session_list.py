@@ -270,6 +270,11 @@ class ListedSession:
         return self.best_ended_at if self.best_ended else None
 
     @property
+    def ends_before_start(self) -> bool:
+        """Whether its end is before its start, so that its duration is unknown."""
+        return self.over_at is not None and self.over_at < self.begun_at
+
+    @property
     def concluded(self) -> bool:
         """Whether its status is what a task concluded from polls, and not a report of Zuora."""
         return self.best_evidence == Source.POLL
@@ -420,15 +425,27 @@ def _phases(session: Session, listed: Sequence[ListedSession]) -> dict[SessionKe
     if not listed:
         return {}
     reports: dict[SessionKey, list[_Report]] = {}
-    for conn_id, meter_id, session_id, *report, _ in session.execute(_CHANGES, {"ids": [each.id for each in listed]}):
-        reports.setdefault(SessionKey(conn_id, meter_id, session_id), []).append(_Report(*report))
+    cut: dict[SessionKey, datetime] = {}
+    for row in session.execute(_CHANGES, {"ids": [each.id for each in listed]}):
+        key, report = SessionKey(*row[:3]), _Report(*row[3:-1])
+        if row.newest > _CHANGES_DRAWN:
+            cut[key] = report.observed_at
+        else:
+            reports.setdefault(key, []).append(report)
+    for key, at in cut.items():
+        # A change that was received late belongs to the time of which the others are not read.
+        reports[key] = [report for report in reports[key] if report.observed_at >= at]
     for each in listed:
         if each.concluded and each.best_ended_at is not None:
             end = _Report(each.best_status, None, each.best_ended_at, None, None)
             reports.setdefault(each.key, []).append(end)
     return {
         each.key: phases(
-            reports.get(each.key, ()), begun_at=each.begun_at, ended_at=each.over_at, present=each.best_status
+            reports.get(each.key, ()),
+            begun_at=each.begun_at,
+            ended_at=each.over_at,
+            present=each.best_status,
+            cut=each.key in cut,
         )
         for each in listed
     }
@@ -459,7 +476,7 @@ def _changes() -> Select[Any]:
     names = [getattr(TransitionRow, name) for name in _Report._fields]
     changes = select(*keys, *names, newest).where(of_rows(TransitionRow), is_of_kind(EntryKind.STATUS_CHANGE))
     numbered = changes.subquery()
-    return select(numbered).where(numbered.c.newest <= _CHANGES_DRAWN)
+    return select(numbered).where(numbered.c.newest <= _CHANGES_DRAWN + 1)
 
 
 _CHANGES: Final = _changes()

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 from airflow.models.asset import (
     AssetEvent,
     AssetModel,
+    AssetPartitionDagRun,
     DagScheduleAssetReference,
     TaskOutletAssetReference,
     association_table,
@@ -21,11 +22,12 @@ from airflow.models.asset import (
 from airflow.models.dag import DagModel
 from airflow.models.dagrun import DagRun
 from airflow.models.taskinstance import TaskInstance
+from airflow.models.xcom import XComModel
 from sqlalchemy import Integer, and_, bindparam, func, or_, select
 from sqlalchemy.orm import aliased
 
 from airflow_mediation_provider.journal.asset_events import Arrival
-from airflow_mediation_provider.journal.session_list import SessionKey, of_rows
+from airflow_mediation_provider.journal.session_list import SessionKey, of_rows, without_index
 from airflow_mediation_provider.journal.tables import ReporterRow, WaitRow
 from airflow_mediation_provider.journal.task_reports import REPORTER_OF_WAIT, SEEN_AT, TASK_OF_WAIT, goes_on
 from airflow_mediation_provider.protocol.sessions.asset_uri import (
@@ -53,8 +55,15 @@ _CLOCKS: Final = timedelta(minutes=5)
 # One query for the events of such a span costs less than one for each session, and a span has only so many events.
 _TOGETHER: Final = timedelta(hours=1)
 _FOLLOW: Final = "write schedule=PartitionedAssetTimetable(assets=...)"
-# The scheduler makes a run some seconds after the event; until then no run counts as missing.
+# The scheduler makes a run some seconds after the event; until then no run counts as missing. A paused Dag gets none.
 _SCHEDULED_WITHIN: Final = timedelta(minutes=1)
+# Airflow keeps each queued run forever, without an index by its session: only so many of the newest are read.
+_QUEUED: Final = 1_000
+# What TriggerDagRunOperator leaves: the address of the run before it triggers it, and the run's id afterwards.
+_LINK: Final = "_link_TriggerDagRunLink"
+_RUN_ID: Final = "trigger_run_id"
+# Of a session's tasks, the runs of so many are searched for tasks that trigger others.
+_SEARCHED: Final = 50
 
 
 class StartedRun(NamedTuple):
@@ -66,6 +75,29 @@ class StartedRun(NamedTuple):
     start_date: datetime | None
     end_date: datetime | None
     status: str
+
+
+class TaskKey(NamedTuple):
+    """The identifying columns of a task instance."""
+
+    dag_id: str
+    run_id: str
+    task_id: str
+    map_index: int
+
+
+class TaskTriggered(NamedTuple):
+    """A Dag run that a task triggered with a session in its configuration.
+
+    :param by: the task, in a Dag run with a task that is about the session
+    """
+
+    dag_id: str
+    run_id: str
+    state: str
+    start_date: datetime | None
+    end_date: datetime | None
+    by: TaskKey
 
 
 class Scheduled(NamedTuple):
@@ -91,12 +123,14 @@ class Consumer:
     :param paused: whether the Dag is paused now, so that nothing triggers it
     :param missed: whether the session reached the status after the Dag's asset was stored, and no run of the Dag has
         the event of it although the scheduler had the time to make one
+    :param queued: whether such a run is queued, and the scheduler is about to make it
     """
 
     dag_id: str
     status: str
     paused: bool
     missed: bool
+    queued: bool
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -261,11 +295,13 @@ class Started(NamedTuple):
     :param announced: the newest arrival of which Airflow has an event, by asset; for statuses whose events ``airflow db
         clean`` removed, it is unknown which Dags ran
     :param served: the arrivals of which a run has an event, each with the Dag
+    :param queued: the Dags that have a queued run with the session's id, which the scheduler has not made yet
     """
 
     runs: list[StartedRun]
     announced: dict[int, Arrival]
     served: set[tuple[str, Arrival]]
+    queued: set[str]
 
 
 @dataclass(slots=True)
@@ -300,7 +336,7 @@ def started(session: Session, sessions: Sequence[ListedSession], assets: Assets)
         and_(AssetEvent.asset_id.in_(each.asset_ids), AssetEvent.timestamp.between(each.begin, each.end))
         for each in _spans(sessions, assets)
     ]
-    found: dict[SessionKey, Started] = defaultdict(lambda: Started([], {}, set()))
+    found: dict[SessionKey, Started] = defaultdict(lambda: Started([], {}, set(), set()))
     if not around:
         return found
     number = func.row_number().over(
@@ -349,7 +385,74 @@ def started(session: Session, sessions: Sequence[ListedSession], assets: Assets)
             found[key].served.add((dag_id, arrival))
     for key, of_session in runs.items():
         found[key].runs.extend(of_session)
+    by_id: dict[str, list[Started]] = defaultdict(list)
+    for key, of_key in found.items():
+        by_id[key.session_id].append(of_key)
+    for dag_id, session_id in _queued(session, by_id):
+        for of_key in by_id[session_id]:
+            of_key.queued.add(dag_id)
     return found
+
+
+def _queued(session: Session, session_ids: Collection[str]) -> list[tuple[str, str]]:
+    """Return the Dags with a queued run, each with the session's id."""
+    if not session_ids:
+        return []
+    row = AssetPartitionDagRun
+    newest = select(func.max(row.id)).scalar_subquery()
+    query = select(row.target_dag_id, row.partition_key).where(
+        row.id > newest - _QUEUED, row.created_dag_run_id.is_(None), row.partition_key.in_(session_ids)
+    )
+    return [(dag_id, key) for dag_id, key in session.execute(query)]
+
+
+def triggered_by_tasks(session: Session, key: SessionKey, tasks: Iterable[Wait]) -> list[TaskTriggered]:
+    """Return the Dag runs that a ``TriggerDagRunOperator`` triggered with a session in their ``conf``, the first first.
+
+    :param key: the session
+    :param tasks: the tasks that are about it: only their Dag runs are searched, the latest of them
+    """
+    within = list(dict.fromkeys((each.dag_id, each.run_id) for each in tasks))[:_SEARCHED]
+    if not within:
+        return []
+    xcom = XComModel
+    # The primary key begins with the run; there are as many of one key as tasks that trigger runs.
+    query = (
+        select(xcom.dag_id, xcom.run_id, xcom.task_id, xcom.map_index, xcom.key, xcom.value)
+        .join(DagRun, DagRun.id == xcom.dag_run_id)
+        .where(_one_of(within), without_index(xcom.key).in_((_LINK, _RUN_ID)))
+        .limit(2 * _MOST)
+    )
+    left: dict[TaskKey, dict[str, str]] = defaultdict(dict)
+    for row in session.execute(query):
+        left[TaskKey(*row[:4])][row.key] = str(XComModel.deserialize_value(row))
+    by_run = {which: task for task, values in left.items() if (which := _triggered(values)) is not None}
+    runs = select(DagRun).where(_one_of(list(by_run))).order_by(DagRun.id)
+    return [
+        TaskTriggered(each.dag_id, each.run_id, str(each.state), each.start_date, each.end_date, by)
+        for each in (session.scalars(runs) if by_run else ())
+        if _has_session(each.conf, key) and (by := by_run[each.dag_id, each.run_id])
+    ]
+
+
+def _one_of(runs: Iterable[tuple[str, str]]) -> ColumnElement[bool]:
+    return or_(*(and_(DagRun.dag_id == dag_id, DagRun.run_id == run_id) for dag_id, run_id in runs))
+
+
+def _triggered(left: Mapping[str, str]) -> tuple[str, str] | None:
+    """Return Dag and id of the run that a task triggered, by what it left."""
+    link, run_id = left.get(_LINK, ""), left.get(_RUN_ID)
+    if run_id is None or not link.endswith(end := f"/runs/{run_id}"):
+        return None
+    return link.removesuffix(end).rpartition("/dags/")[2], run_id
+
+
+def _has_session(conf: Any, key: SessionKey) -> bool:
+    if not isinstance(conf, dict) or conf.get("session_id") != key.session_id:
+        return False
+    return (
+        conf.get("mediation_conn_id") in (None, key.conn_id) and str(conf.get("meter_id", key.meter_id)) == key.meter_id
+    )
 
 
 def scheduled(session: Session, assets: Assets) -> Mapping[tuple[str, str], list[Scheduled]]:
@@ -383,17 +486,26 @@ def consumers(
     :param started: from the function of that name; ``None``: nothing
     :param now: the time now
     """
-    announced, served = (started.announced, started.served) if started else ({}, set())
-    due = not listed.ambiguous and now - listed.updated_at > _SCHEDULED_WITHIN
+    late = now - listed.updated_at > _SCHEDULED_WITHIN
 
-    def is_missed(each: Scheduled) -> bool:
-        arrival = announced.get(each.asset_id) if due and listed.last_observed_at > each.since else None
-        return arrival is not None and arrival.status == listed.status and (each.dag_id, arrival) not in served
+    def lacks_run(each: Scheduled) -> bool:
+        if started is None or listed.ambiguous or listed.last_observed_at <= each.since:
+            return False
+        arrival = started.announced.get(each.asset_id)
+        return arrival is not None and arrival.status == listed.status and (each.dag_id, arrival) not in started.served
 
-    return [
-        Consumer(dag_id=each.dag_id, status=each.status, paused=each.paused, missed=is_missed(each))
-        for each in scheduled
-    ]
+    def consumer(each: Scheduled) -> Consumer:
+        lacks = lacks_run(each)
+        queued = lacks and started is not None and each.dag_id in started.queued
+        return Consumer(
+            dag_id=each.dag_id,
+            status=each.status,
+            paused=each.paused,
+            missed=lacks and not queued and (late or each.paused),
+            queued=queued,
+        )
+
+    return [consumer(each) for each in scheduled]
 
 
 class NeverStarted(NamedTuple):

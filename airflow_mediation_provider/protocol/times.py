@@ -84,6 +84,13 @@ def in_words(at: datetime) -> str:
     return f"{at:%Y-%m-%d %H:%M:%S} UTC"
 
 
+def exactly(duration: timedelta) -> str:
+    """Return a duration to the second, in all its units: ``45s``, ``1h 3m 12s``, ``2d 5s``; ``0s`` if negative."""
+    seconds = max(0, int(duration.total_seconds()))
+    units = ((seconds // _DAY, "d"), (seconds % _DAY // 3600, "h"), (seconds % 3600 // 60, "m"), (seconds % 60, "s"))
+    return " ".join(f"{count}{name}" for count, name in units if count) or "0s"
+
+
 def humanize(duration: timedelta) -> str:
     """Return a duration in its two largest units: ``45s``, ``12m 4s``, ``1h 3m``, ``2d 5h``; ``0s`` if negative."""
     seconds = max(0, int(duration.total_seconds()))

@@ -50,8 +50,8 @@ class Scene:
         task = {"dag_id": WAITS[0], "run_id": self.waiting, "task_id": WAITS[1]}
         run = {"dag_id": people.ONE_DAG, "run_id": self.started}
         queries: dict[str, Any] = {"/session": self.key, "/task": task, "/run": run, "/callout": [self.callout]}
-        paths = ("/sessions", "/sessions/chart", "/session", "/task", "/run", "/unread", "/health")
-        paths += ("/callouts", "/callout")
+        paths = ("/", "/sessions", "/sessions/chart", "/session", "/task", "/run", "/unread", "/health")
+        paths += ("/callouts", "/callout", "/missing-runs")
         return {path: f"{path}?{urlencode(queries[path])}" if path in queries else path for path in paths}
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import TYPE_CHECKING
 
 import httpx
@@ -14,6 +15,7 @@ from airflow_mediation_provider.api_server.pages.rendering import PageRoute
 from airflow_mediation_provider.protocol.urls import MOUNT
 from testkit.stage import CONN_ID
 from tests.e2e import people
+from tests.e2e.scene import METER
 
 if TYPE_CHECKING:
     from testkit.client import AirflowClient
@@ -33,7 +35,9 @@ MACHINES = {
     ("POST", "/reconcile"): 401,
     ("GET", "/handshake"): 200,
 }
+MISSING = json.dumps([people.ONE_DAG, CONN_ID, METER, "R-1", "COMPLETED"])
 FORMS = {
+    "/missing-runs/start": {"run": MISSING},
     "/session/summary": {"conn": CONN_ID},
     "/session/replay": {"conn": CONN_ID, "dag_id": people.ONE_DAG},
     "/unread/reparse": {"conn": CONN_ID},

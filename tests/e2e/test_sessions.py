@@ -139,8 +139,8 @@ def test_zuoras_record_counts_are_requested_by_a_button(
     summary = tab.inside.locator("#summary")
     expect(summary.locator("dd").first).to_have_text("41")
     expect(summary.locator("dd").nth(1)).to_have_text("3")
-    expect(summary.get_by_text("Error record")).to_have_count(3)
-    summary.get_by_text("Error record 1").click()
+    expect(summary.locator("pre")).to_have_count(3)
+    summary.locator("summary").first.click()
     expect(summary.locator("pre").first).to_contain_text("errorMessage")
     asked = [each for each in stage.simulator.log("request")[calls:] if f"/meters/{meter_id}/" in each["path"]]
     assert len(asked) == 2
@@ -152,8 +152,7 @@ def test_a_dag_that_was_paused_gets_its_missing_run_by_a_button(
     tab = screen()
     tab.open_session(CONN_ID, PAUSED_METER, scene.missed)
     missed = tab.inside.locator(".missed-run").filter(has_text=PAUSED)
-    # The scheduler has a minute until a run counts as missed.
-    expect(missed).to_contain_text("it is paused", timeout=100_000)
+    expect(missed).to_contain_text("it is paused")
     expect(missed.get_by_role("button")).to_have_count(0)
     stage.airflow.api("PATCH", f"/dags/{PAUSED}", json={"is_paused": False})
     missed.get_by_role("button", name="Start the missing run").click()

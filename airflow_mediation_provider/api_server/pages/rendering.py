@@ -10,8 +10,9 @@ import json
 import logging
 from collections import Counter
 from collections.abc import Mapping
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from functools import cache
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Final, NamedTuple, get_origin
 from urllib.parse import parse_qsl, quote
@@ -32,7 +33,7 @@ from airflow_mediation_provider.api_server.http import BodyTooLargeError, BodyTo
 from airflow_mediation_provider.journal.task_reports import LEFT, TASK
 from airflow_mediation_provider.journal.transaction import JournalMissing, JournalUnavailable
 from airflow_mediation_provider.protocol.status import SessionStatus
-from airflow_mediation_provider.protocol.times import humanize, in_words
+from airflow_mediation_provider.protocol.times import exactly, humanize, in_words
 from airflow_mediation_provider.protocol.urls import MOUNT, address, session_page
 from airflow_mediation_provider.protocol.waits.wait_result import WaitEnd
 from airflow_mediation_provider.version_compat import framed
@@ -47,6 +48,9 @@ if TYPE_CHECKING:
     from airflow_mediation_provider.protocol.sessions.lifecycle import Phase
 
 
+_SECOND: Final = timedelta(seconds=1)
+NOT_SHOWN: Final = "not shown"
+"""The text of a phase that has no status: older reports were not read."""
 WIDTH: Final = 1000.0
 # So wide that a phase is visible beside the longest other phase.
 _LEAST: Final = 6.0
@@ -66,6 +70,7 @@ TONES: Final = {
     SessionStatus.PUSH_COMPLETED: "pushing",
     SessionStatus.CONSUME_COMPLETED: "pushing",
 }
+_DOCUMENTED: Final = frozenset(SessionStatus)
 AIRFLOW_TONES: Final = {
     "success": "success",
     "failed": "failed",
@@ -118,9 +123,9 @@ _FORM_SECONDS: Final = 10.0
 
 
 class PhaseSegment(NamedTuple):
-    """One phase: its position in the bar, and its text."""
+    """One phase: its position in the bar, and its text; without a status it is hatched."""
 
-    status: str
+    status: str | None
     x: float
     width: float
     title: str
@@ -135,7 +140,7 @@ def parts(phases: Sequence[Phase], now: datetime) -> list[PhaseSegment]:
     begin = phases[0].begin
     whole = max(((phases[-1].end or now) - begin).total_seconds(), 1.0)
     drawn = []
-    for phase in phases:
+    for phase, seconds in zip(phases, whole_seconds(phases, now), strict=True):
         lasts = phase.lasts(now)
         x = WIDTH * (phase.begin - begin).total_seconds() / whole
         width = max(WIDTH * lasts.total_seconds() / whole, _LEAST)
@@ -145,7 +150,7 @@ def parts(phases: Sequence[Phase], now: datetime) -> list[PhaseSegment]:
                 phase.status,
                 round(min(x, WIDTH - _LEAST), 1),
                 round(width, 1),
-                f"{phase.status}: {humanize(lasts)}{so_far}",
+                f"{phase.status or NOT_SHOWN}: {exactly(seconds)}{so_far}",
             )
         )
     return drawn
@@ -153,7 +158,15 @@ def parts(phases: Sequence[Phase], now: datetime) -> list[PhaseSegment]:
 
 def phases_in_words(phases: Sequence[Phase], now: datetime) -> str:
     """Return the phases and how long each of them lasted, for readers who cannot see the bar."""
-    return ", ".join(f"{phase.status} {humanize(phase.lasts(now))}" for phase in phases)
+    each = zip(phases, whole_seconds(phases, now), strict=True)
+    return ", ".join(f"{phase.status or NOT_SHOWN} {exactly(seconds)}" for phase, seconds in each)
+
+
+def whole_seconds(phases: Sequence[Phase], now: datetime) -> list[timedelta]:
+    """Return the lengths of phases in whole seconds; their sum is that of the session, cut to seconds once."""
+    begin = phases[0].begin if phases else now
+    edges = [(each - begin) // _SECOND for each in (begin, *(max(phase.end or now, phase.begin) for phase in phases))]
+    return [_SECOND * (end - start) for start, end in pairwise(edges)]
 
 
 class Urls:
@@ -216,6 +229,7 @@ def _templates() -> Environment:
         time=_time,
         lasted=humanize,
         tone=tone,
+        status_text=status_text,
         airflow_tone=lambda state: AIRFLOW_TONES.get(state, "none"),
         learned=_learned,
         ended_on=_ended_on,
@@ -223,6 +237,8 @@ def _templates() -> Environment:
         pretty=_pretty,
         phase_parts=parts,
         phases_in_words=phases_in_words,
+        whole_seconds=whole_seconds,
+        exactly=exactly,
     )
     templates.globals.update(version=__version__)
     return templates
@@ -231,6 +247,13 @@ def _templates() -> Environment:
 def tone(status: str | None) -> str:
     """Return the colour of a status by name; an unknown status has one too."""
     return TONES.get(status, "none") if status else "none"  # type: ignore[call-overload]
+
+
+def status_text(status: str | None) -> str:
+    """Return a status as it is shown: one that Zuora does not document is marked."""
+    if not status:
+        return "UNKNOWN"
+    return status if status in _DOCUMENTED else f"unknown status ({status})"
 
 
 def _learned(source: str) -> str:
@@ -290,18 +313,7 @@ def form(*names: str, **optional: str) -> Any:
     """
 
     async def fields(request: Request) -> dict[str, str]:
-        body = b""
-        if request.headers.get("content-type", "").startswith("application/x-www-form-urlencoded"):
-            try:
-                body = await read_body(request, limit=_FORM_LIMIT, seconds=_FORM_SECONDS)
-            except BodyTooLargeError:
-                raise HTTPException(
-                    413, f"The form has more than {_FORM_LIMIT} bytes.", {"Connection": "close"}
-                ) from None
-            except (BodyTooSlowError, ClientDisconnect):
-                raise HTTPException(408, "The form did not arrive in time.", {"Connection": "close"}) from None
-        given = dict(parse_qsl(body.decode("latin-1")))
-        given = {**optional, **given}
+        given = {**optional, **dict(await _fields(request))}
         if wrong := [name for name in (*names, *optional) if name not in given or "\0" in given[name]]:
             raise RequestValidationError([{"loc": ("body", name)} for name in wrong])
         return {name: given[name] for name in (*names, *optional)}
@@ -332,6 +344,33 @@ checked_parameters: Final = Depends(_checked_parameters)
 """What every page needs after the permission: a parameter is used as it is written, or refused."""
 
 
+def chosen(name: str) -> Any:
+    """Return a page's dependency that reads all values of one field of its form, such as those of check boxes.
+
+    :param name: the field; at least one value is required
+    """
+
+    async def values(request: Request) -> list[str]:
+        given = [value for field, value in await _fields(request) if field == name]
+        if not given:
+            raise RequestValidationError([{"loc": ("body", name)}])
+        return given
+
+    return Depends(values)
+
+
+async def _fields(request: Request) -> list[tuple[str, str]]:
+    body = b""
+    if request.headers.get("content-type", "").startswith("application/x-www-form-urlencoded"):
+        try:
+            body = await read_body(request, limit=_FORM_LIMIT, seconds=_FORM_SECONDS)
+        except BodyTooLargeError:
+            raise HTTPException(413, f"The form has more than {_FORM_LIMIT} bytes.", {"Connection": "close"}) from None
+        except (BodyTooSlowError, ClientDisconnect):
+            raise HTTPException(408, "The form did not arrive in time.", {"Connection": "close"}) from None
+    return parse_qsl(body.decode("latin-1"))
+
+
 class PageRoute(APIRoute):
     """A route whose answer is always HTML, also for errors."""
 
@@ -345,26 +384,33 @@ class PageRoute(APIRoute):
             except HTTPException as error:
                 # A token signed with an earlier key: as with an expired token, the user has to log in.
                 status = 401 if error.detail == "Invalid JWT token" else error.status_code
-                response = _error_page(request, status, str(error.detail))
+                response = error_page(request, status, str(error.detail))
             except RequestValidationError as error:
                 wrong = ", ".join(str(each["loc"][-1]) for each in error.errors())
-                response = _error_page(request, 400, f"Missing or invalid parameters: {wrong}.")
+                response = error_page(request, 400, f"Missing or invalid parameters: {wrong}.")
             except JournalUnavailable as error:
                 log = request.app.state.page_log
                 log.log(logging.ERROR, "A page was answered 503", request.url.path, str(error))
-                detail = str(error) if isinstance(error, JournalMissing) else "The API server's log has the reason."
-                response = _error_page(request, 503, detail)
+                sentence = f"{str(error)[:1].upper()}{str(error)[1:]}."
+                detail = sentence if isinstance(error, JournalMissing) else "The API server's log has the reason."
+                response = error_page(request, 503, detail)
             response.headers.update(_HEADERS)
             return response
 
         return handle_page
 
 
-def _error_page(request: Request, status: int, detail: str) -> Response:
-    # Airflow's own messages for these do not help a user.
+def error_page(request: Request, status: int, detail: str) -> Response:
+    """Return a page for an error.
+
+    :param status: of the answer
+    :param detail: the reason; Airflow's own messages do not help a user, so some have another text here
+    """
     detail = {
         401: "Your login has expired, or there was none. Please log in.",
         403: "Your role in Airflow lacks the permission to read assets." if detail == "Forbidden" else detail,
     }.get(status, detail)
     title = _TITLES.get(status, "The request failed")
-    return page(request, "error.html", status=status, title=title, heading=title, detail=detail)
+    response = page(request, "error.html", status=status, title=title, heading=title, detail=detail)
+    response.headers.update(_HEADERS)
+    return response

@@ -14,15 +14,15 @@ from starlette.exceptions import HTTPException
 
 from airflow_mediation_provider.api_server.auth import Reader, ReaderDep, same_origin
 from airflow_mediation_provider.api_server.connections import LookupFailedError, UnknownConnectionError
+from airflow_mediation_provider.api_server.pages.missing_runs import MissingRun, start
 from airflow_mediation_provider.api_server.pages.rendering import PageRoute, Text, form, page
 from airflow_mediation_provider.api_server.pages.sessions import Row, around, rows_of
 from airflow_mediation_provider.hooks.mediation import MediationHook
-from airflow_mediation_provider.journal.asset_events import UnknownAirflowError
-from airflow_mediation_provider.journal.replay import replay
 from airflow_mediation_provider.journal.session_list import SessionKey, find_session, timeline
 from airflow_mediation_provider.journal.task_reports import verdicts_of
 from airflow_mediation_provider.journal.transaction import read
-from airflow_mediation_provider.protocol.zuora.audit import counts_of, span_of_session
+from airflow_mediation_provider.journal.triggered_runs import triggered_by_tasks
+from airflow_mediation_provider.protocol.zuora.audit import counts_of, errors_by_code, span_of_session
 from airflow_mediation_provider.protocol.zuora.errors import MediationError
 
 if TYPE_CHECKING:
@@ -31,7 +31,9 @@ if TYPE_CHECKING:
     from airflow_mediation_provider.api_server.connections import MediationConnection
     from airflow_mediation_provider.api_server.pages.sessions import Around
     from airflow_mediation_provider.journal.session_list import ListedSession, TimelineEntry
+    from airflow_mediation_provider.journal.triggered_runs import TaskTriggered
     from airflow_mediation_provider.protocol.sessions.verdict import TaskVerdict
+    from airflow_mediation_provider.protocol.zuora.audit import ErrorGroup
 
 router = APIRouter(route_class=PageRoute)
 
@@ -46,6 +48,8 @@ class SessionView:
     :param cut: whether it is not all of it
     :param differing: what tasks that the user may see concluded differently from the best known status
     :param startable: of the Dags that missed it, those of which the user may start runs
+    :param triggered: Dag runs that tasks triggered with it
+    :param hidden_triggered: how many of these the user may not see
     """
 
     row: Row
@@ -53,12 +57,15 @@ class SessionView:
     cut: bool
     differing: list[TaskVerdict]
     startable: set[str]
+    triggered: list[TaskTriggered]
+    hidden_triggered: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Summary:
     """Zuora's counts for a session, or why there are none.
 
+    :param records: the first error records
     :param error: one sentence; empty if Zuora returned counts
     """
 
@@ -66,6 +73,11 @@ class Summary:
     errors: int = 0
     records: tuple[dict[str, Any], ...] = ()
     error: str = ""
+
+    @property
+    def groups(self) -> list[ErrorGroup]:
+        """The error records by their code, the most frequent one first."""
+        return errors_by_code(self.records)
 
 
 @router.get("/session")
@@ -97,31 +109,14 @@ def session_replay(
     form: Annotated[dict[str, str], form("conn", "meter", "session", "dag_id")],
 ) -> Response:
     """Start the run that a Dag missed."""
-    dag_id = form["dag_id"]
-    if dag_id not in reader.starts_runs([dag_id]):
-        raise HTTPException(403, f"You may not start runs of the Dag {dag_id}.")
-    key = SessionKey(form["conn"], form["meter"], form["session"])
-    listed = _view(reader, key).row.session
-    try:
-        outcomes = list(
-            replay(
-                dag_id=dag_id,
-                since=listed.first_observed_at,
-                of=key,
-                status=listed.status,
-            )
-        )
-    except (ValueError, UnknownAirflowError) as error:
-        return _shown(request, reader, key, notice=f"Nothing was started: {error}.", failed=True)
-    refused = next((each.refused for each in outcomes if each.refused), "")
-    if refused:
-        return _shown(request, reader, key, notice=f"Nothing was started for {dag_id}: {refused}.", failed=True)
-    if any(each.missed for each in outcomes):
+    key, dag_id = SessionKey(form["conn"], form["meter"], form["session"]), form["dag_id"]
+    run = MissingRun(dag_id, key, _view(reader, key).row.session.status)
+    (result,) = start(reader, [run])
+    if result.refused:
+        return _shown(request, reader, key, notice=f"Nothing was started for {dag_id}: {result.refused}.", failed=True)
+    if result.started:
         return _shown(request, reader, key, notice=f"A run of {dag_id} is queued for this session.")
-    if any(each.known for each in outcomes):
-        return _shown(request, reader, key, notice=f"{dag_id} already has a run for this session.")
-    notice = f"Nothing was started for {dag_id}: it is not scheduled on this session in the status {listed.status}."
-    return _shown(request, reader, key, notice=notice, failed=True)
+    return _shown(request, reader, key, notice=f"{dag_id} already has a run for this session.")
 
 
 def _shown(
@@ -154,12 +149,16 @@ def _view(reader: Reader, key: SessionKey) -> SessionView:
     :raises HTTPException: the journal does not have the session
     """
 
-    def work(session: Session) -> tuple[Around, list[TaskVerdict], list[TimelineEntry], bool] | None:
+    def work(
+        session: Session,
+    ) -> tuple[Around, list[TaskTriggered], list[TaskVerdict], list[TimelineEntry], bool] | None:
         listed = find_session(session, key)
         if listed is None:
             return None
         verdicts = verdicts_of(session, *key) if listed.best_differs else []
-        return around(session, (listed,)), verdicts, *timeline(session, listed)
+        found = around(session, (listed,))
+        triggered = triggered_by_tasks(session, key, found.tasks.get(key, ()))
+        return found, triggered, verdicts, *timeline(session, listed)
 
     found = read(work)
     if found is None:
@@ -168,12 +167,22 @@ def _view(reader: Reader, key: SessionKey) -> SessionView:
             f"The journal has no session {key.session_id} of meter {key.meter_id} over connection {key.conn_id}."
             " It was never received, or it was pruned.",
         )
-    surroundings, verdicts, entries, cut = found
+    surroundings, triggered, verdicts, entries, cut = found
     (row,) = rows_of(surroundings, reader, datetime.now(UTC))
     seen = reader.sees_tasks({each.dag_id for each in verdicts})
     differing = [each for each in verdicts if each.dag_id in seen and each.status != row.session.best_status]
-    startable = reader.starts_runs(set(row.missed))
-    return SessionView(row=row, entries=entries, cut=cut, differing=differing, startable=startable)
+    seen_runs = reader.sees_runs({each.dag_id for each in triggered})
+    seen_tasks = reader.sees_tasks({each.by.dag_id for each in triggered})
+    shown = [each for each in triggered if each.dag_id in seen_runs and each.by.dag_id in seen_tasks]
+    return SessionView(
+        row=row,
+        entries=entries,
+        cut=cut,
+        differing=differing,
+        startable=reader.starts_runs(set(row.missed)),
+        triggered=shown,
+        hidden_triggered=len(triggered) - len(shown),
+    )
 
 
 def _summary(request: Request, listed: ListedSession) -> Summary:

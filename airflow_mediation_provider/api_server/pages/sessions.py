@@ -9,9 +9,10 @@ from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 from fastapi import APIRouter, Depends, Request, Response
 from starlette.exceptions import HTTPException
+from starlette.responses import RedirectResponse
 
 from airflow_mediation_provider.api_server.auth import ReaderDep  # noqa: TC001  # FastAPI reads it
-from airflow_mediation_provider.api_server.pages.rendering import PageRoute, Text, page, tone
+from airflow_mediation_provider.api_server.pages.rendering import PageRoute, Text, Urls, page, tone
 from airflow_mediation_provider.journal import triggered_runs
 from airflow_mediation_provider.journal.health import SILENT
 from airflow_mediation_provider.journal.session_list import (
@@ -233,6 +234,12 @@ class Around:
     tasks: Mapping[SessionKey, Sequence[Wait]]
     started: Mapping[SessionKey, Started]
     scheduled: Mapping[tuple[str, str], Sequence[Scheduled]]
+
+
+@router.get("/")
+def start_page(request: Request) -> Response:
+    """Lead to the list."""
+    return RedirectResponse(Urls(request).page("/sessions"))
 
 
 @router.get("/sessions")

@@ -357,12 +357,12 @@ def _most_informative(walked: Walked[SessionTransition], status: str) -> Session
 class Phase:
     """A session in one status.
 
-    :param status: the status
+    :param status: the status; ``None`` for the time before the newest reports, of which nothing was read
     :param begin: when the session entered it
     :param end: when the session left it; ``None`` while it is in it
     """
 
-    status: str
+    status: str | None
     begin: datetime
     end: datetime | None
 
@@ -372,7 +372,12 @@ class Phase:
 
 
 def phases(
-    reports: Iterable[Report], *, begun_at: datetime, ended_at: datetime | None, present: str | None = None
+    reports: Iterable[Report],
+    *,
+    begun_at: datetime,
+    ended_at: datetime | None,
+    present: str | None = None,
+    cut: bool = False,
 ) -> tuple[Phase, ...]:
     """Return the phases of a session in their order; the last one of an ended session starts and ends at its end.
 
@@ -380,6 +385,7 @@ def phases(
     :param begun_at: its start by Zuora's clock, else when its first report was received
     :param ended_at: its end; ``None`` while it goes on
     :param present: the status that it is in; no reported change can come after that
+    :param cut: whether there are older reports than these, so that nothing is known of the time before the first one
     """
     walk = _walk(_changes(reports), present)
     if not walk:
@@ -388,12 +394,12 @@ def phases(
     for report in reversed(walk):
         begins.append(min(report.observed_at, begins[-1]) if begins else report.observed_at)
     begins = [max(begun_at, at if ended_at is None else min(at, ended_at)) for at in reversed(begins)]
-    statuses = [report.status for report in walk]
+    statuses: list[str | None] = [report.status for report in walk]
     if ended_at is not None and present in (None, statuses[-1]):
         begins[-1] = max(begun_at, ended_at)
     # The first reported status is the one that the session began with, unless the report names another one before it.
-    before = status_before(walk[0])
-    if before is None:
+    before = None if cut else status_before(walk[0])
+    if before is None and not cut:
         begins[0] = begun_at
     elif begins[0] > begun_at:
         begins, statuses = [begun_at, *begins], [before, *statuses]

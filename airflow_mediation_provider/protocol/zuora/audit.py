@@ -6,7 +6,7 @@ Source: https://developer.zuora.com/v1-api-reference/api/audit-trail/
 from __future__ import annotations
 
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from airflow_mediation_provider.protocol.ids import id_of
 from airflow_mediation_provider.protocol.status import run_type_of
@@ -81,6 +81,31 @@ def meter_summary(
         ),
         read=envelope,
     )
+
+
+class ErrorGroup(NamedTuple):
+    """Error records with one code.
+
+    :param code: Zuora's code; empty if the records have none
+    :param messages: their messages, each once
+    :param records: the records
+    """
+
+    code: str
+    messages: list[str]
+    records: list[Mapping[str, Any]]
+
+
+def errors_by_code(records: Iterable[Mapping[str, Any]]) -> list[ErrorGroup]:
+    """Return error records by their code, the most frequent one first."""
+    by_code: dict[str, list[Mapping[str, Any]]] = {}
+    for record in records:
+        by_code.setdefault(str(record.get("errorCode") or ""), []).append(record)
+    groups = (
+        ErrorGroup(code, list(dict.fromkeys(str(each["errorMessage"]) for each in of if each.get("errorMessage"))), of)
+        for code, of in by_code.items()
+    )
+    return sorted(groups, key=lambda group: -len(group.records))
 
 
 def counts_of(summary: Mapping[str, Any]) -> list[dict[str, Any]]:

@@ -212,6 +212,18 @@ async def test_a_server_does_not_wait_for_a_database_that_does_not_answer():
         await warm.wait()
 
 
+@pytest.mark.parametrize("root", ["", "/airflow"])
+async def test_the_mount_without_a_slash_leads_to_the_application(root):
+    lazy = LazyApp(hello_app)
+    airflow = Starlette(routes=[Mount("/mediation", lazy)])
+    transport = httpx.ASGITransport(app=WarmStart(airflow, lazy), root_path=root)
+    async with httpx.AsyncClient(transport=transport, base_url="http://airflow") as client:
+        reply = await client.get(f"{root}/mediation")
+        assert (reply.status_code, reply.headers["location"]) == (307, f"{root}/mediation/")
+        assert (await client.get(f"{root}/mediation/hello")).text == "hello"
+        assert (await client.get(f"{root}/elsewhere/mediation")).status_code == 404
+
+
 async def test_warming_up_looks_up_the_connections_of_the_journal(directory, monkeypatch):
     directory["away"] = {}
     looked_up = []

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from starlette.routing import BaseRoute
 
 PAGE = Path(__file__).parents[3] / "docs" / "security.md"
-_ROUTE = re.compile(r"`(?:([A-Z]+) )?(/[^`]+)`")
+_ROUTE = re.compile(r"`(?:([A-Z]+) )?(/[^`]*)`")
 
 
 def documented() -> dict[tuple[str, str], int]:

@@ -9,11 +9,12 @@ import pytest
 from airflow.cli.cli_parser import get_parser
 
 from airflow_mediation_provider.journal import replay as module
-from airflow_mediation_provider.journal.replay import Missed, Replayed
+from airflow_mediation_provider.journal.replay import Reached, Replayed
 from airflow_mediation_provider.journal.writer import JournalMissing
 
 URI = "mediation://mediation_default/meters/1001/COMPLETED"
 AT = datetime(2026, 3, 31, 9, 17, 21, tzinfo=UTC)
+SESSION = Reached(meter_id="1001", key="R-1", uri=URI, at=AT)
 DAY = ["--since", "2026-03-31", "--until", "2026-04-01T00:00:00Z"]
 # Airflow logs each command in its database.
 pytestmark = pytest.mark.services
@@ -47,7 +48,7 @@ def airflow(*arguments: str) -> None:
 
 
 def test_the_started_runs_are_printed(journal: Journal, capsys: pytest.CaptureFixture[str]) -> None:
-    journal.answer = [Replayed(dag_id="load", missed=(Missed(key="R-1", uri=URI, at=AT),), known=2)]
+    journal.answer = [Replayed(dag_id="load", missed=(SESSION,), known=(SESSION, SESSION))]
 
     airflow("--dag", "load", *DAY)
 
@@ -67,7 +68,7 @@ def test_the_started_runs_are_printed(journal: Journal, capsys: pytest.CaptureFi
 
 
 def test_a_dry_run_prints_the_missing_runs(journal: Journal, capsys: pytest.CaptureFixture[str]) -> None:
-    journal.answer = [Replayed(dag_id="load", known=1)]
+    journal.answer = [Replayed(dag_id="load", known=(SESSION,))]
 
     airflow("--asset", URI, *DAY, "--dry-run")
 

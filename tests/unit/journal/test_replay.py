@@ -15,9 +15,10 @@ from airflow.sdk import Asset, PartitionedAssetTimetable, StartOfDayMapper
 from sqlalchemy import delete, func, select, text
 
 from airflow_mediation_provider.assets import ANY_METER, on_meter_session
-from airflow_mediation_provider.journal.replay import Replayed, replay
+from airflow_mediation_provider.journal.replay import Replayed, refusals, replay
 from airflow_mediation_provider.journal.session_list import SessionKey
 from airflow_mediation_provider.journal.tables import Base
+from airflow_mediation_provider.journal.transaction import read
 from airflow_mediation_provider.journal.writer import JournalMissing
 from airflow_mediation_provider.protocol.sessions.asset_uri import asset_uri
 from testkit.processes import wait_until
@@ -47,12 +48,16 @@ def again(dag_id: str | None = None, **options: Any) -> list[Replayed]:
     return list(replay(dag_id=dag_id, **{"since": SINCE, **options}))
 
 
-def of(session_id: str, *, meter: str = "1", conn: str = CONN) -> SessionKey:
-    return SessionKey(conn, meter, session_id)
+def of(*session_ids: str, status: str = "COMPLETED", conn: str = CONN) -> dict[SessionKey, str]:
+    return {SessionKey(conn, "1", each): status for each in session_ids}
 
 
 def keys(replayed: list[Replayed]) -> dict[str, list[str]]:
     return {each.dag_id: [missed.key for missed in each.missed] for each in replayed}
+
+
+def known(replayed: list[Replayed]) -> list[str]:
+    return [each.key for of_dag in replayed for each in of_dag.known]
 
 
 class TestReplay:
@@ -72,7 +77,7 @@ class TestReplay:
             ("R-2", COMPLETED, NOW + timedelta(seconds=2)),
             ("R-4", COMPLETED, NOW + timedelta(seconds=4)),
         ]
-        assert first.known == 1
+        assert known([first]) == ["R-1"]
         # Also before the scheduler has had its turn.
         assert keys(again("load")) == {"load": []}
         assert each_airflow.runs("load") == ["R-1", "R-2", "R-4"]
@@ -213,19 +218,28 @@ class TestWhichSessions:
         assert keys(again("both")) == {"both": ["R-2", "R-1"]}
         assert airflow.runs("both") == ["R-1", "R-2"]
 
-    def test_one_session_alone_can_be_replayed(self, airflow: Airflow):
+    def test_chosen_sessions_alone_can_be_replayed(self, airflow: Airflow):
         airflow.know("load", on_meter_session("1", "COMPLETED"), paused=True)
-        tell(change("R-1", "COMPLETED"), change("R-2", "COMPLETED", at=1), change("R-10", "COMPLETED", at=2))
+        tell(*(change(f"R-{number}", "COMPLETED", at=number) for number in (1, 2, 3, 10)))
         airflow.pause("load", paused=False)
 
-        assert keys(again("load", of=of("R-1"), dry_run=True)) == {"load": ["R-1"]}
-        [replayed] = again("load", of=of("R-1"))
-        assert (keys([replayed]), replayed.known) == ({"load": ["R-1"]}, 0)
-        assert airflow.runs("load") == ["R-1"]
-        [replayed] = again("load", of=of("R-1"))
-        assert (keys([replayed]), replayed.known) == ({"load": []}, 1)
-        [replayed] = again("load", of=of("R-3"))
-        assert (keys([replayed]), replayed.known) == ({"load": []}, 0)
+        assert keys(again("load", of=of("R-1", "R-3"), dry_run=True)) == {"load": ["R-1", "R-3"]}
+        replayed = again("load", of=of("R-1", "R-3"))
+        assert (keys(replayed), known(replayed)) == ({"load": ["R-1", "R-3"]}, [])
+        assert airflow.runs("load") == ["R-1", "R-3"]
+        replayed = again("load", of=of("R-1", "R-2"))
+        assert (keys(replayed), known(replayed)) == ({"load": ["R-2"]}, ["R-1"])
+        for other in (of("R-4"), of("R-10", status="FAILED")):
+            replayed = again("load", of=other)
+            assert (keys(replayed), known(replayed)) == ({"load": []}, [])
+
+    def test_the_reason_for_a_refusal_is_known_before(self, airflow: Airflow):
+        airflow.know("asleep", on_meter_session("1", "COMPLETED"), paused=True)
+        airflow.know("awake", on_meter_session("1", "COMPLETED"))
+        airflow.know("other", None)
+        reasons = read(lambda session: refusals(session, ["asleep", "awake", "other"]))
+        assert (reasons["asleep"].partition(":")[0], reasons["awake"]) == ("it is paused", "")
+        assert reasons["other"] == "it is not scheduled on sessions"
 
 
 class TestWhichDags:

@@ -194,7 +194,12 @@ class TestOneSession:
         )
         (found,) = listed().sessions
         assert len(found.phases) == 41
-        assert (found.phases[0].begin, found.phases[-1].status, found.phases[-1].begin) == (at(0), "RUNNING", at(99))
+        assert (found.phases[0].status, found.phases[0].begin, found.phases[0].end) == (None, at(0), at(60))
+        assert (found.phases[-1].status, found.phases[-1].begin) == ("RUNNING", at(99))
+        # One that was received late belongs to the time of which nothing is drawn.
+        keep(told("R-1", at(10), previous_status="INITIALIZING", status="RUNNING", notification_id="late"))
+        (found,) = listed().sessions
+        assert [(each.status, each.begin) for each in found.phases[:2]] == [(None, at(0)), ("RUNNING", at(61))]
 
     def test_without_a_change_it_has_no_phases(self) -> None:
         keep(began("R-1", 0))

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from datetime import UTC, datetime, timedelta
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import pytest
 from airflow import settings
-from airflow.models.asset import AssetEvent
+from airflow.models.asset import AssetEvent, AssetPartitionDagRun
+from airflow.models.dagrun import DagRun
+from airflow.models.xcom import XComModel
 from airflow.sdk import Asset, PartitionedAssetTimetable, StartOfDayMapper
-from sqlalchemy import delete, update
+from sqlalchemy import delete, select, update
 
 from airflow_mediation_provider.assets import on_meter_session
 from airflow_mediation_provider.journal import triggered_runs as consequences
@@ -211,6 +213,91 @@ class TestRuns:
         assert scheduled() == {}
 
 
+class TestTriggeredByTasks:
+    """A task leaves the address of the run that it triggers, and the run's id once it has."""
+
+    CONF: ClassVar[dict[str, Any]] = {"session_id": "R-1", "meter_id": "1", "mediation_conn_id": CONN}
+
+    @pytest.fixture(autouse=True)
+    def _runs(self, airflow_database: str) -> None:
+        keep(wait_of("w", conn_id=CONN, meter_id="1", session_id="R-1", dag_id="usage", run_id="r-1"))
+
+    def run(self, dag_id: str, run_id: str, conf: Any = None) -> int:
+        with settings.NonScopedSession() as session:
+            run = DagRun(dag_id=dag_id, run_id=run_id, run_type="manual", run_after=NOW, conf=conf, state="success")
+            session.add(run)
+            session.commit()
+            return run.id
+
+    def leaves(self, task_id: str, *, link: str | None, triggered: str | None, run_id: str = "r-1") -> None:
+        """A task of the Dag that waited for the session."""
+        task = wait_of("", dag_id="usage", run_id=run_id, task_id=task_id)
+        is_in("success", task)
+        of_task = {"dag_id": "usage", "run_id": run_id, "task_id": task_id, "map_index": -1}
+        with settings.NonScopedSession() as session:
+            of_run = session.scalar(select(DagRun.id).filter_by(dag_id="usage", run_id=run_id))
+            for name, value in {"_link_TriggerDagRunLink": link, "trigger_run_id": triggered}.items():
+                if value is not None:
+                    session.add(XComModel(dag_run_id=of_run, key=name, value=value, **of_task))
+            session.commit()
+
+    def found(self) -> list[tuple[str, str, str, str]]:
+        def work(session: Session) -> list[consequences.TaskTriggered]:
+            waits = consequences.waits_of_run(session, "usage", "r-1")
+            return consequences.triggered_by_tasks(session, key(), waits)
+
+        return [(each.dag_id, each.run_id, each.state, each.by.task_id) for each in read(work)]
+
+    def test_a_run_with_the_session_in_its_configuration_is_found(self) -> None:
+        for base, run_id in [
+            ("http://airflow:8080/base", "a"),
+            ("", "session-R-1"),
+            ("", "manual__2026-01-01T00:00:00+00:00"),
+        ]:
+            self.run("load", run_id, self.CONF)
+            self.leaves(f"load_{run_id[:2]}", link=f"{base}/dags/load/runs/{run_id}", triggered=run_id)
+        self.run("other", "a", {"session_id": "R-1"})
+        self.leaves("other", link="/dags/other/runs/a", triggered="a")
+        assert self.found() == [
+            ("load", "a", "success", "load_a"),
+            ("load", "session-R-1", "success", "load_se"),
+            ("load", "manual__2026-01-01T00:00:00+00:00", "success", "load_ma"),
+            ("other", "a", "success", "other"),
+        ]
+
+    @pytest.mark.parametrize(
+        "conf",
+        [
+            None,
+            [],
+            {},
+            {"session_id": "R-2"},
+            {**CONF, "meter_id": "2"},
+            {**CONF, "mediation_conn_id": "elsewhere"},
+        ],
+    )
+    def test_a_run_for_another_session_is_not(self, conf: Any) -> None:
+        self.run("load", "a", conf)
+        self.leaves("load", link="/dags/load/runs/a", triggered="a")
+        assert self.found() == []
+
+    @pytest.mark.parametrize(
+        ("link", "triggered"),
+        [("/dags/load/runs/a", None), (None, "a"), ("/dags/load/runs/b", "a"), ("/dags/gone/runs/a", "a")],
+    )
+    def test_a_run_that_the_task_did_not_trigger_is_not(self, link: str | None, triggered: str | None) -> None:
+        """Such as one that was there before: the task failed."""
+        self.run("load", "a", self.CONF)
+        self.leaves("load", link=link, triggered=triggered)
+        assert self.found() == []
+
+    def test_a_task_of_another_run_is_not_searched(self) -> None:
+        self.run("load", "a", self.CONF)
+        self.run("usage", "r-2")
+        self.leaves("load", link="/dags/load/runs/a", triggered="a", run_id="r-2")
+        assert self.found() == []
+
+
 class TestScheduled:
     def test_each_dag_with_each_status_of_the_meter(self, each_airflow: Airflow) -> None:
         before = datetime.now(UTC)
@@ -243,7 +330,7 @@ class TestMissed:
         each_airflow.know("on_failure", on_meter_session("1", "FAILED"))
         tell(self.late("R-1", "COMPLETED"))
         each_airflow.schedule()
-        found = became()
+        found = became(later=timedelta(0))  # a paused Dag gets no run later
         assert {dag_id: (each.status, each.paused, each.missed) for dag_id, each in found.items()} == {
             "asleep": ("COMPLETED", True, True),
             "load": ("COMPLETED", False, False),
@@ -251,21 +338,33 @@ class TestMissed:
         }
         each_airflow.pause("asleep", paused=False)
         list(replay(dag_id="asleep", since=SINCE))
+        assert [dag_id for dag_id, each in became().items() if each.queued] == ["asleep"]
+        assert missed() == []
         each_airflow.schedule()
         assert missed() == []
+        assert not any(each.queued for each in became().values())
 
     def test_no_run_counts_as_missed_after_airflow_db_clean(self, airflow: Airflow) -> None:
         """It deletes the events of old sessions with their runs, and so which Dags ran is unknown."""
-        airflow.know("load", on_meter_session("1", "COMPLETED"))
+        airflow.know("load", on_meter_session("1", "COMPLETED"), paused=True)
         tell(self.late("R-1", "COMPLETED"))
         assert missed() == ["load"]
         with settings.get_engine().begin() as connection:
             connection.execute(delete(AssetEvent))
         assert missed() == []
 
+    def test_no_run_counts_as_missed_while_it_is_queued(self, airflow: Airflow) -> None:
+        """However long that takes: the scheduler may be down."""
+        airflow.know("load", on_meter_session("1", "COMPLETED"))
+        tell(self.late("R-1", "COMPLETED"), self.late("R-2", "COMPLETED"))
+        assert [(each.missed, each.queued) for each in became(later=timedelta(hours=1)).values()] == [(False, True)]
+
     def test_no_run_counts_as_missed_while_the_scheduler_may_still_make_it(self, airflow: Airflow) -> None:
         airflow.know("load", on_meter_session("1", "COMPLETED"))
         tell(self.late("R-1", "COMPLETED"))
+        # As between the scheduler's transactions.
+        with settings.get_engine().begin() as connection:
+            connection.execute(delete(AssetPartitionDagRun))
         assert missed(later=timedelta(seconds=59)) == []
         assert missed(later=timedelta(seconds=61)) == ["load"]
 

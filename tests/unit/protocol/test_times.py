@@ -6,7 +6,7 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from airflow_mediation_provider.protocol.times import from_json, humanize, in_words, to_json, to_utc
+from airflow_mediation_provider.protocol.times import exactly, from_json, humanize, in_words, to_json, to_utc
 
 
 @pytest.mark.parametrize(
@@ -30,6 +30,14 @@ from airflow_mediation_provider.protocol.times import from_json, humanize, in_wo
 )
 def test_durations_have_their_two_largest_units(seconds: float, words: str) -> None:
     assert humanize(timedelta(seconds=seconds)) == words
+
+
+@pytest.mark.parametrize(
+    ("seconds", "words"),
+    [(0, "0s"), (-5, "0s"), (0.9, "0s"), (45, "45s"), (60, "1m"), (3792, "1h 3m 12s"), (172_805, "2d 5s")],
+)
+def test_exact_durations_have_all_their_units(seconds: float, words: str) -> None:
+    assert exactly(timedelta(seconds=seconds)) == words
 
 
 def test_instants_are_plain_utc() -> None:

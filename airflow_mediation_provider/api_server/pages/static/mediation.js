@@ -209,6 +209,43 @@
     theirs.remove();
   }
 
+  // ---- the title of the browser's tab, where the page is not a tab within one of Airflow's own pages
+  function retitle() {
+    const own = document.querySelector("meta[name=title]")?.content;
+    if (!around || !own || !around.location.pathname.includes("/plugin/mediation-sessions")) return;
+    const instance = around.document.title.split(" - ").pop();
+    around.document.title = `${own} - ${instance}`;
+    window.addEventListener("pagehide", () => { around.document.title = instance; });
+  }
+
+  // ---- ids that a button copies
+  async function copy(event) {
+    const button = event.target.closest?.("[data-copy]");
+    if (!button) return;
+    try {
+      await navigator.clipboard.writeText(button.dataset.copy);
+    } catch { // not over HTTPS, or not allowed in a frame
+      const field = document.createElement("textarea");
+      field.value = button.dataset.copy;
+      field.className = "hidden";
+      document.body.append(field);
+      field.select();
+      const done = document.execCommand("copy");
+      field.remove();
+      button.focus();
+      if (!done) return;
+    }
+    const name = button.getAttribute("aria-label");
+    button.classList.add("is-copied");
+    button.setAttribute("aria-label", "Copied");
+    setTimeout(() => {
+      button.classList.remove("is-copied");
+      button.setAttribute("aria-label", name);
+    }, 2000);
+  }
+
+  root.dataset.script = "";
+  document.addEventListener("click", copy);
   document.addEventListener("click", leave);
   document.addEventListener("auxclick", (event) => { if (event.button === 1) leave(event); });
   document.addEventListener("submit", submit);
@@ -232,6 +269,7 @@
     for (const place of document.querySelectorAll("[data-live]")) shown.set(place.id, place.innerHTML);
     showTimes(document);
     showForm();
+    retitle();
     for (const place of document.querySelectorAll("[data-src]")) {
       load(place);
       every(Number(place.dataset.every), () => load(place));

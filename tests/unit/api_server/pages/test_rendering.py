@@ -69,6 +69,15 @@ def test_every_documented_status_has_a_tone_and_any_other_one_too() -> None:
     assert [tone(status) for status in ("COMPLETED", "WHATEVER", "", None)] == ["success", "none", "none", "none"]
 
 
+def test_a_status_that_zuora_does_not_document_is_marked() -> None:
+    assert [rendering.status_text(status) for status in ("COMPLETED", "99", "", None)] == [
+        "COMPLETED",
+        "unknown status (99)",
+        "UNKNOWN",
+        "UNKNOWN",
+    ]
+
+
 def test_every_source_has_a_text() -> None:
     assert set(SOURCES) == set(Source)
 

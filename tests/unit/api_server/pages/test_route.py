@@ -123,6 +123,21 @@ async def test_an_invalid_form_is_a_400_page(alice: Browser) -> None:
     assert said(await alice.post("/session/replay", **A_SESSION), 400) == f"{missing}dag_id."
 
 
+async def test_the_start_of_the_pages_leads_to_the_list(alice: Browser) -> None:
+    reply = await alice.get("/")
+    assert (reply.status_code, reply.headers["location"]) == (307, "/mediation/sessions")
+
+
+@pytest.mark.parametrize("path", ["/nothere", "/session/", "/static/nothere"])
+async def test_an_unknown_page_is_html_for_a_browser_and_json_for_a_program(stranger: Browser, path: str) -> None:
+    browser = await stranger.client.get(f"/mediation{path}", headers={"Accept": "text/html,*/*;q=0.8"})
+    assert said(browser, 404) == "There is no such page."
+    assert secured(browser)
+    for accept in ("*/*", "application/json"):
+        program = await stranger.client.get(f"/mediation{path}", headers={"Accept": accept})
+        assert (program.status_code, program.json()["success"]) == (404, False)
+
+
 @pytest.mark.usefixtures("journal")
 async def test_an_unknown_session_is_a_404_page(alice: Browser) -> None:
     sentence = said(await alice.get("/session", conn="zuora", meter="1001", session="R-404"), 404)

@@ -56,7 +56,8 @@ def test_all_routes_are_pages_machine_routes_or_files() -> None:
     others = [route for route in ALL if not isinstance(route, APIRoute)]
     assert [(type(route), getattr(route, "path", "")) for route in others] == [(Mount, "/static")]
     assert {path for _, path in PAGES} == {
-        "/sessions", "/sessions/chart", "/session", "/session/summary", "/session/replay",
+        "/", "/sessions", "/sessions/chart", "/session", "/session/summary", "/session/replay",
+        "/missing-runs", "/missing-runs/start",
         "/task", "/run", "/unread", "/unread/reparse", "/health",
         "/callouts", "/callout", "/callout/reparse", "/callout/acknowledge",
     }  # fmt: skip

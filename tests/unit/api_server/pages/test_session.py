@@ -7,12 +7,17 @@ from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from airflow import settings
+from airflow.models.dagrun import DagRun
+from airflow.models.xcom import XComModel
 from airflow.sdk import Asset
+from sqlalchemy import select
 
 from airflow_mediation_provider.assets import on_meter_session
 from airflow_mediation_provider.hooks import tokens
 from airflow_mediation_provider.journal import triggered_runs as consequences
 from airflow_mediation_provider.protocol.sessions.asset_uri import asset_uri
+from airflow_mediation_provider.protocol.zuora.audit import errors_by_code
 from airflow_mediation_provider.simulator import running_simulator
 from airflow_mediation_provider.simulator.config import MeterConfig, RunPlan, SimulatorConfig
 from tests.unit.api_server.pages.conftest import now
@@ -137,6 +142,67 @@ class TestReports:
         assert ambiguous.startswith("The received reports do not determine the status of this session.")
         [conflict] = notices(await alice.sees("/session", **{**KEY, "session": "R-2"}))
         assert conflict.startswith("Two different end statuses were reported")
+
+    async def test_an_end_before_the_start_is_marked_and_has_no_duration(self, alice: Browser) -> None:
+        keep(
+            session_of("R-1", at(10), started_at=at(10), ended_at=at(0)),
+            session_of("R-2", at(10), ended_at=at(9)),
+            told("R-1", at(10), status="RUNNING"),
+            told("R-1", at(11), previous_status="RUNNING", status="COMPLETED"),
+        )
+        page = await alice.sees("/session", **KEY)
+        assert facts(page)["Duration"] == "unknown"
+        assert notices(page)[0].startswith("The end is before the start: Zuora reported both")
+        assert {row["Duration"] for row in table(page, "Phases").cells()} == {NOTHING}
+        page = await alice.sees("/session", **{**KEY, "session": "R-2"})
+        assert notices(page)[0].startswith("The end is before the start: only one of them is Zuora's time")
+        assert {row["Duration"] for row in (await alice.sees("/sessions")).cells()} == {"unknown"}
+
+    async def test_the_lengths_of_the_phases_add_up_to_the_duration(self, alice: Browser) -> None:
+        """Each cut to seconds by itself, they would be a second short."""
+        start = at(0) + timedelta(milliseconds=600)
+        keep(
+            session_of("R-1", start, started_at=start, ended_at=start + timedelta(seconds=6.2)),
+            told("R-1", start, status="INITIALIZING"),
+            told("R-1", start + timedelta(seconds=1.9), previous_status="INITIALIZING", status="RUNNING"),
+            told("R-1", start + timedelta(seconds=6.5), previous_status="RUNNING", status="COMPLETED"),
+        )
+        page = await alice.sees("/session", **KEY)
+        assert facts(page)["Duration"] == "6s"
+        assert [row["Duration"] for row in table(page, "Phases").cells()] == ["1s", "5s", "0s"]
+        assert page.one("svg").attributes["aria-label"] == "INITIALIZING 1s, RUNNING 5s, COMPLETED 0s"
+
+    async def test_the_time_before_the_newest_changes_is_not_shown(self, alice: Browser) -> None:
+        loop = [("RUNNING", "PAUSED"), ("PAUSED", "RUNNING")] * 25
+        keep(
+            session_of("R-1", at(0), status="RUNNING", terminal=False),
+            *(
+                told("R-1", at(n), previous_status=before, status=status, notification_id=f"n{n}")
+                for n, (before, status) in enumerate(loop)
+            ),
+        )
+        page = await alice.sees("/session", **KEY)
+        first = table(page, "Phases").cells()[0]
+        assert (first["Phase"], first["Duration"]) == ("not shown: only the newest changes are read", "10m")
+        assert page.one("svg").classes >= {"phases", "is-cut"}
+        assert page.all("rect")[0].one("title").text == "not shown: 10m"
+
+    async def test_a_paused_session_that_a_task_waits_for_needs_a_user(self, alice: Browser) -> None:
+        keep(session_of("R-1", now(), status="PAUSED", terminal=False))
+        assert notices(await alice.sees("/session", **KEY)) == []
+        keep(wait_of("w", session_id="R-1"))
+        [needs] = notices(await alice.sees("/session", **KEY))
+        assert needs.startswith(
+            "The session is PAUSED and a task waits for it: it goes on only after a user has resumed"
+        )
+        task = {"dag_id": "usage", "run_id": "r", "task_id": "wait"}
+        assert needs in (await alice.sees("/task", **task)).text
+
+    async def test_each_id_has_a_button_that_copies_it(self, alice: Browser) -> None:
+        keep(session_of("R-1", at(0)), told("R-1", at(0), notification_id="n-1"), wait_of("w", session_id="R-1"))
+        page = await alice.sees("/session", **KEY)
+        copied = {each.attributes["data-copy"]: each.attributes["aria-label"] for each in page.all(class_="copy")}
+        assert copied == {each: f"Copy {each}" for each in ("R-1", "1001", "n-1", "r")}
 
     async def test_a_cut_timeline_is_marked(self, alice: Browser) -> None:
         keep(session_of("R-1", at(0)), *(told("R-1", at(n), notification_id=f"n{n}") for n in range(501)))
@@ -312,6 +378,43 @@ class TestConsequences:
         said = {row["Task"]: row for row in table(await alice.sees("/session", **ITS), "Tasks").cells()}
         assert (said["usage.first"]["State"], said["usage.first"]["Dag Run"]) == ("failed", "manual__2026+1")
 
+    async def test_a_run_that_a_task_triggered_with_the_session_is_listed(
+        self, alice: Browser, manager: Manager, airflow: Airflow
+    ) -> None:
+        nothing = "None: no TriggerDagRunOperator in the Dag Runs below passed this session on as conf."
+        assert nothing in (await alice.sees("/session", **ITS)).text
+        conf = {"session_id": "R-1", "meter_id": "1", "mediation_conn_id": CONN}
+        is_in("success", wait_of("", dag_id="usage", run_id="manual__2026+1", task_id="load_usage"))
+        of_task = {"dag_id": "usage", "run_id": "manual__2026+1", "task_id": "load_usage", "map_index": -1}
+        left = {"_link_TriggerDagRunLink": "/dags/batch/runs/session-R-1", "trigger_run_id": "session-R-1"}
+        with settings.NonScopedSession() as session:
+            run = DagRun(
+                dag_id="batch", run_id="session-R-1", run_type="manual", run_after=NOW, conf=conf, state="failed"
+            )
+            session.add(run)
+            of_run = session.scalar(select(DagRun.id).filter_by(dag_id="usage"))
+            session.add_all(
+                XComModel(dag_run_id=of_run, key=name, value=value, **of_task) for name, value in left.items()
+            )
+            session.commit()
+        page = await alice.sees("/session", **ITS)
+        found = table(page, "Dag Runs triggered by a task")
+        assert found.cells() == [
+            {
+                "Dag": "batch",
+                "Dag Run": "session-R-1",
+                "State": "failed",
+                "Task": "usage.load_usage",
+                "Start Date": NOTHING,
+            }
+        ]
+        assert found.links()["session-R-1"] == "/dags/batch/runs/session-R-1"
+        for denied in (("dag", "GET", "RUN", "batch"), ("dag", "GET", "TASK_INSTANCE", "usage")):
+            manager.denied = {denied}
+            page = await alice.sees("/session", **ITS)
+            assert "batch" not in page.text
+            assert "None that you may see." in page.text
+
     async def test_without_an_asset_event_the_triggered_runs_are_unknown(self, alice: Browser) -> None:
         keep(session_of("R-2", at(0)))
         page = await alice.sees("/session", **{**KEY, "session": "R-2"})
@@ -385,7 +488,7 @@ class TestConsequences:
             return f"Nothing was started for {dag_id}: it is not scheduled on this session in the status {status}."
 
         for session, dag_id, sentence in [
-            ("R-1", "nowhere", "Nothing was started: there is no Dag 'nowhere'."),
+            ("R-1", "nowhere", "Nothing was started for nowhere: there is no Dag 'nowhere'."),
             ("R-1", "on_failure", not_in("on_failure", "COMPLETED")),
             ("R-2", "load", not_in("load", "TESTING_PASSED")),
             (
@@ -453,10 +556,12 @@ class TestSummary:
         counts = {each.one("dt").text: each.one("dd").text for each in summary.one("dl").all("div")}
         assert counts == {"Records out": "1,234", "Errors": "3"}
         records = summary.all("details")
-        assert [each.one("summary").text.partition(":")[0] for each in records] == [
-            f"Error record {n}" for n in (1, 2, 3)
+        shown = [json.loads(pre.text) for each in records for pre in each.all("pre")]
+        assert len(shown) == 3
+        assert [each.one("summary").text for each in records] == [
+            f"{len(group.records)} \N{MULTIPLICATION SIGN} {group.code}: {group.messages[0]}"
+            for group in errors_by_code(shown)
         ]
-        assert all(isinstance(json.loads(each.one("pre").text), dict) for each in records)
         assert summary.one("button").text == "Ask again"
         asked_for = [each["path"] for each in simulator.log("request")[asking:] if "oauth" not in each["path"]]
         assert asked_for == ["/meters/1001/summary", "/meters/1001/auditTrail/entries"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
@@ -147,6 +148,8 @@ def tell_a_story(airflow: Airflow, directory: Directory, text: str, word: str) -
         "/callout": {"row": unparsed},
         "/callout ": {"receipt": receipt},
         "/health": {},
+        "/missing-runs": {},
+        "/missing-runs ": {"conn": text, "meter": text, "dag_id": text, "tz": text},
         # and refused requests
         "/session  ": {**session, "session": text[::-1]},
         "/sessions  ": {"since": text},
@@ -189,6 +192,8 @@ async def shown(
         "/callout/reparse": {"conn": session["conn"]},
         "/callout/reparse ": {"conn": text},
         "/callout/acknowledge": {"conn": text, "kind": "refused"},
+        "/missing-runs/start": {"run": json.dumps(["load", *session.values(), text])},
+        "/missing-runs/start ": {"run": json.dumps(["load", text, text, text, "COMPLETED"])},
     }.items():
         pages[path] = parsed((await alice.post(path.strip(), **form)).text)
     return pages
@@ -246,5 +251,6 @@ async def test_no_name_is_rendered_as_a_template(alice: Browser) -> None:
     name = "{{ 7 * 7 }}{% raw %}"
     keep(session_of(name, datetime.now(UTC), meter_id=name, status=name), meter_of(name, name))
     [row] = (await alice.sees("/sessions")).cells()
-    assert (row["Status"], row["Session"], row["Meter"]) == (name, name, f"{name} {name}")
-    assert (await alice.sees("/session", conn="zuora", meter=name, session=name)).one("h1").text == f"{name} {name}"
+    unknown = f"unknown status ({name})"
+    assert (row["Status"], row["Session"], row["Meter"]) == (unknown, name, f"{name} {name}")
+    assert (await alice.sees("/session", conn="zuora", meter=name, session=name)).one("h1").text == f"{name} {unknown}"

@@ -231,6 +231,21 @@ _reports = st.builds(
 )
 
 
+def test_before_the_newest_reports_nothing_is_drawn() -> None:
+    """Neither the first status nor the one before it fills the time of the reports that were not read."""
+    newest = [report("RUNNING", "PAUSED", 30), report("PAUSED", "RUNNING", 40)]
+    found = phases(newest, begun_at=at(0), ended_at=None, present="RUNNING", cut=True)
+    assert found == (
+        Phase(None, at(0), at(30)),
+        Phase("PAUSED", at(30), at(40)),
+        Phase("RUNNING", at(40), None),
+    )
+    found = phases(newest, begun_at=at(30), ended_at=None, present="RUNNING", cut=True)
+    assert [each.status for each in found] == ["PAUSED", "RUNNING"]
+    first = phases([report(None, "RUNNING", 30)], begun_at=at(0), ended_at=at(50), present="RUNNING", cut=True)
+    assert [each.status for each in first] == [None, "RUNNING"]
+
+
 @OFTEN
 @given(st.data(), st.lists(_reports, max_size=12), st.integers(-30, 60), st.none() | st.integers(-30, 80))
 def test_phases_are_contiguous_and_independent_of_order_and_copies(

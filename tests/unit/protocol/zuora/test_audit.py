@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from airflow_mediation_provider.protocol.zuora.audit import counts_of, span_of_session
+from airflow_mediation_provider.protocol.zuora.audit import counts_of, errors_by_code, span_of_session
 
 NOW = datetime(2026, 3, 31, 12, tzinfo=UTC)
 HOUR = timedelta(hours=1)
@@ -33,6 +33,21 @@ def test_a_group_without_numbers_counts_zero() -> None:
         counts_of({"output": [{}, {"dimensions": None, "output": None}]})
         == [{"dimensions": {}, "output": 0, "errors": 0}] * 2
     )
+
+
+def test_errors_have_the_messages_of_their_code_the_most_frequent_code_first() -> None:
+    records = [
+        {"errorCode": "A", "errorMessage": "a"},
+        {"errorCode": "B", "errorMessage": "b"},
+        {"errorCode": "B", "errorMessage": "c"},
+        {"errorCode": "B", "errorMessage": "b"},
+        {},
+    ]
+    assert [(each.code, each.messages, len(each.records)) for each in errors_by_code(records)] == [
+        ("B", ["b", "c"], 3),
+        ("A", ["a"], 1),
+        ("", [], 1),
+    ]
 
 
 @pytest.mark.parametrize(
