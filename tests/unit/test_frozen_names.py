@@ -130,6 +130,11 @@ def test_a_frozen_constant_has_the_same_value(path: str):
     assert found(path) == NAMES["values"][path]
 
 
+@pytest.mark.parametrize("path", NAMES["fixtures"])
+def test_a_frozen_plugin_has_the_same_fixtures(path: str):
+    assert [name for name in vars(found(path)) if name.startswith("mediation_")] == NAMES["fixtures"][path]
+
+
 @pytest.mark.parametrize("path", NAMES["enums"])
 def test_a_frozen_enum_has_the_same_members(path: str):
     assert NAMES["enums"][path] == [str(each) for each in found(path)]

@@ -16,7 +16,7 @@ from airflow_mediation_provider.api_server.connections import Connections, Media
 from airflow_mediation_provider.commands import callout_url
 from airflow_mediation_provider.journal.tables import TransitionRow
 from airflow_mediation_provider.protocol.callouts.settings import SECRET_FIELDS
-from tests.unit.served import served
+from airflow_mediation_provider.testing.journal import serve
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -64,7 +64,7 @@ def test_the_test_callout_arrives_in_the_journal(
 ) -> None:
     connect(monkeypatch, extra)
 
-    with served(create_app()) as url:
+    with serve(create_app()) as url:
         send(url)
 
     said = capsys.readouterr().out
@@ -84,7 +84,7 @@ def test_another_spelling_of_the_id_is_named_before_anything_is_sent() -> None:
 
 
 def test_an_address_with_another_spelling_is_detected() -> None:
-    with served(create_app()) as url, pytest.raises(SystemExit, match="404: the API server"):
+    with serve(create_app()) as url, pytest.raises(SystemExit, match="404: the API server"):
         airflow("send-test-callout", "--conn-id", "zuora", "--url", f"{url}/callouts/Zuora")
 
 
@@ -106,7 +106,7 @@ def test_the_endpoint_of_another_airflow_is_detected() -> None:
 
     connections = Connections(lambda conn_id: MediationConnection(conn_id, None, "p", {"callout_token": "t"}))
     with (
-        served(create_app(connections, Recorder(Elsewhere().record))) as url,
+        serve(create_app(connections, Recorder(Elsewhere().record))) as url,
         pytest.raises(SystemExit, match="another Airflow"),
     ):
         send(url)
@@ -114,12 +114,12 @@ def test_the_endpoint_of_another_airflow_is_detected() -> None:
 
 def test_another_secret_at_the_api_server_is_detected() -> None:
     connections = Connections(lambda conn_id: MediationConnection(conn_id, None, "p", {"callout_token": "other"}))
-    with served(create_app(connections)) as url, pytest.raises(SystemExit, match="401: the credentials are refused"):
+    with serve(create_app(connections)) as url, pytest.raises(SystemExit, match="401: the credentials are refused"):
         send(url)
 
 
 def test_a_connection_missing_at_the_api_server_is_detected() -> None:
-    with served(create_app(Connections(lambda _: None))) as url, pytest.raises(SystemExit, match="404: the API server"):
+    with serve(create_app(Connections(lambda _: None))) as url, pytest.raises(SystemExit, match="404: the API server"):
         send(url)
 
 
@@ -155,13 +155,13 @@ REFUSED = JSONResponse({"success": False, "error": "not authenticated"}, 401)
     ids=lambda value: value if isinstance(value, str) else "",
 )
 def test_each_wrong_answer_is_explained(page: ASGIApp, words: str) -> None:
-    with served(page) as url, pytest.raises(SystemExit, match=words):
+    with serve(page) as url, pytest.raises(SystemExit, match=words):
         send(url)
 
 
 def test_a_lost_challenge_is_explained(monkeypatch: pytest.MonkeyPatch) -> None:
     connect(monkeypatch, EXTRA["basic"])
-    with served(Page(REFUSED)) as url, pytest.raises(SystemExit, match="does not ask for Basic credentials"):
+    with serve(Page(REFUSED)) as url, pytest.raises(SystemExit, match="does not ask for Basic credentials"):
         send(url)
 
 
@@ -172,7 +172,7 @@ def test_a_refused_connection_is_explained() -> None:
 
 def test_a_server_without_tls_is_not_reported_as_a_wrong_certificate() -> None:
     with (
-        served(Page(REFUSED)) as url,
+        serve(Page(REFUSED)) as url,
         pytest.raises(SystemExit, match=r"^Failed: the TLS connection failed: (?!.*certificate)"),
     ):
         send(url.replace("http://", "https://"))
@@ -250,7 +250,7 @@ def test_the_very_address_that_was_given_is_proven(end: str, capsys: pytest.Capt
         received.append(scope.get("path"))
         await app(scope, receive, send)
 
-    with served(listen) as url:
+    with serve(listen) as url:
         airflow("send-test-callout", "--conn-id", "zuora", "--url", f"{url}/callouts/zuora{end}")
 
     assert [path for path in received if path] == [f"/mediation/callouts/zuora{end.replace('%20', ' ')}"] * 2

@@ -26,7 +26,7 @@ from airflow_mediation_provider.operators.reconcile import ReadCalloutHistoryOpe
 from airflow_mediation_provider.simulator import CalloutConfig, Simulator
 from airflow_mediation_provider.tasks import maintenance as reconciliation
 from airflow_mediation_provider.tasks import state
-from tests.unit.served import served
+from airflow_mediation_provider.testing.journal import serve
 
 from .conftest import BEGIN, asked
 
@@ -58,7 +58,7 @@ def mediation(sqlite_database: str, airflow_on: Callable[[str], str], monkeypatc
     forget_address()
     monkeypatch.setattr(module, "_PAUSES", (0.0, 0.0))
     connection = MediationConnection("mediation_default", None, SECRET, CALLOUTS)
-    with served(create_app(Connections({"mediation_default": connection}.get))) as url:
+    with serve(create_app(Connections({"mediation_default": connection}.get))) as url:
         monkeypatch.setenv("AIRFLOW__MEDIATION__FEED_URL", url)
         yield url
     forget_address()

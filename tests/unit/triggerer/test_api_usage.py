@@ -19,7 +19,7 @@ from airflow_mediation_provider.hooks.api_usage import forget_all
 from airflow_mediation_provider.journal.task_reports import budget, record_calls
 from airflow_mediation_provider.protocol.zuora.api_usage import UsageLevel, standing
 from airflow_mediation_provider.simulator import Simulator, running_simulator
-from tests.unit.served import served
+from airflow_mediation_provider.testing.journal import serve
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -52,7 +52,7 @@ def written(sqlite_database: str, airflow_on: Callable[[str], str], monkeypatch:
     # As in a new process, which has sent nothing to Zuora.
     monkeypatch.setattr("airflow_mediation_provider.api_server.internal.reported", lambda _: nullcontext(()))
     connection = MediationConnection("zuora", None, SECRET, {"callout_token": "token"})
-    with served(create_app(Connections({"zuora": connection}.get))) as url:
+    with serve(create_app(Connections({"zuora": connection}.get))) as url:
         monkeypatch.setenv("AIRFLOW__MEDIATION__FEED_URL", url)
         yield done
 
