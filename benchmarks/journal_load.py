@@ -124,7 +124,9 @@ def load(connection: Connection, table: Any, rows: Sequence[dict[str, Any]]) -> 
     )
     lines.seek(0)
     columns = ", ".join(f'"{name}"' for name in rows[0])
-    copy = f"COPY {table.name} ({columns}) FROM STDIN WITH CSV"
+    # An empty text is none, and no NULL.
+    texts = ", ".join(f'"{name}"' for name in rows[0] if not table.columns[name].nullable)
+    copy = f"COPY {table.name} ({columns}) FROM STDIN WITH (FORMAT csv, FORCE_NOT_NULL ({texts}))"
     connection.connection.cursor().copy_expert(copy, lines)  # type: ignore[attr-defined]
 
 

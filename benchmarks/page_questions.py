@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 from airflow_mediation_provider.api_server.pages.sessions import PAGE
-from airflow_mediation_provider.journal.session_list import Keyset
+from airflow_mediation_provider.journal.session_search import Keyset
 from airflow_mediation_provider.protocol.urls import address, session_page, task_page
 from benchmarks.busy_journal import BUSY, EU, POLLED, PROD, SANDBOX, SILENT, WAITED, session_of
 from benchmarks.journal_starts import dag_of, is_missed, run_of

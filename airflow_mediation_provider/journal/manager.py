@@ -24,7 +24,7 @@ class MediationDBManager(BaseDBManager):
     # `airflow db reset` deletes the asset events that are stored as sent, so it must delete the journal too.
     supports_table_dropping = True
     # The last revision of each version that added one, as `airflow db-manager ... --to-version` takes it.
-    revision_heads_map = {"0.1.0": "0008"}  # noqa: RUF012  # as Airflow declares it
+    revision_heads_map = {"0.1.0": "0009"}  # noqa: RUF012  # as Airflow declares it
 
     def create_db_from_orm(self) -> None:
         """Create the first tables by the migrations too: that is the only way, and the one that is tested."""

@@ -13,7 +13,7 @@ from functools import cache
 from itertools import chain, count
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
-from sqlalchemy import Integer, Text, and_, bindparam, cast, select, union_all
+from sqlalchemy import Integer, Text, and_, bindparam, cast, func, select, union_all
 
 from airflow_mediation_provider.journal.rows import (
     CHANGE_COLUMNS,
@@ -23,7 +23,6 @@ from airflow_mediation_provider.journal.rows import (
     transition_of,
     why_unfit,
 )
-from airflow_mediation_provider.journal.session_list import without_index
 from airflow_mediation_provider.journal.tables import Base, SessionRow, TransitionRow
 from airflow_mediation_provider.journal.transaction import JournalUnavailable, read
 from airflow_mediation_provider.protocol.maintenance import missing
@@ -242,6 +241,14 @@ def passed_windows(
         for window in sorted(question.windows)
         if window.before <= now
     ]
+
+
+def without_index(column: Any) -> ColumnElement[Any]:
+    """Return a column such that no index applies, where another condition leads to the rows.
+
+    SQLite has no statistics about how often a value occurs, and uses any index that fits.
+    """
+    return func.coalesce(column, column)
 
 
 def _last_before(session: Session, conn_id: str, since: datetime, source: Source) -> datetime | None:

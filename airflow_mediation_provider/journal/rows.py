@@ -17,7 +17,7 @@ from airflow_mediation_provider.protocol.callouts.fields import UnparsedCalloutE
 from airflow_mediation_provider.protocol.callouts.parse import bounded_id, storable
 from airflow_mediation_provider.protocol.sessions.journal_entry import EntryKind, JournalEntry
 from airflow_mediation_provider.protocol.sessions.lifecycle import SessionState
-from airflow_mediation_provider.protocol.sessions.verdict import TaskVerdict
+from airflow_mediation_provider.protocol.sessions.verdict import TaskVerdict, marks_of
 from airflow_mediation_provider.protocol.status import run_type_of_report
 from airflow_mediation_provider.protocol.transition import SessionTransition, Source
 from airflow_mediation_provider.protocol.wire import to_plain
@@ -164,7 +164,7 @@ def session_values(state: SessionState, best: BestKnown) -> dict[str, Any]:
         "source": str(state.source),
         "transition": state.transition.to_dict(),
         "reported": True,
-        **best_values(best),
+        **best_values(best, state),
     }
 
 
@@ -203,8 +203,12 @@ def unreported_values(verdicts: Collection[TaskVerdict]) -> dict[str, Any]:
     }
 
 
-def best_values(best: BestKnown) -> dict[str, Any]:
-    """Return the columns that the best known status of a session determines."""
+def best_values(best: BestKnown, state: SessionState | None) -> dict[str, Any]:
+    """Return the columns that the best known status of a session determines.
+
+    :param best: the best known status
+    :param state: the fold of Zuora's reports, if there are any
+    """
     return {
         "best_status": best.status,
         "best_evidence": best.evidence,
@@ -212,6 +216,7 @@ def best_values(best: BestKnown) -> dict[str, Any]:
         "best_ended": best.ended,
         "best_ended_at": best.ended_at,
         "best_differs": bool(best.differing),
+        "best_marks": " ".join(sorted(marks_of(state, best))),
     }
 
 

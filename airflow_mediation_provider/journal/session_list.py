@@ -1,23 +1,29 @@
-"""Sessions as the pages show them: the list, newest first, filtered, with keyset pagination; counts; and one timeline.
+"""Sessions as the pages show them: the list, filtered and sorted, with keyset pagination; counts; and one timeline.
 
-A page is found by its keyset, not by its number, so the last page of a million sessions costs as much as the first. One
-filter is served by an index. There is no index for each combination of filters, as every callout would pay for them
-all. With several filters, a limited number of rows of the rarest one is scanned, and the next search continues there.
+A page is found by its keyset, not by its number, so the last page of a million sessions costs as much as the first.
 """
 
 from __future__ import annotations
 
-import math
-import re
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from airflow.models.asset import AssetActive
-from sqlalchemy import and_, bindparam, func, literal, or_, select, true, union, union_all
+from sqlalchemy import and_, bindparam, func, literal, or_, select, union, union_all
 
 from airflow_mediation_provider.journal.meters import meter_names
+from airflow_mediation_provider.journal.queries import without_index
+from airflow_mediation_provider.journal.session_search import (
+    COUNTED,
+    Filters,
+    Keyset,
+    Sort,
+    few,
+    newest,
+    search,
+)
 from airflow_mediation_provider.journal.tables import CallsRow, HistoryRow, ListedRow, TransitionRow, WaitRow
 from airflow_mediation_provider.protocol.sessions.asset_uri import SCHEME, connection_of_uri
 from airflow_mediation_provider.protocol.sessions.journal_entry import EntryKind
@@ -26,21 +32,12 @@ from airflow_mediation_provider.protocol.transition import Source
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
+    from datetime import datetime
 
     from sqlalchemy import ColumnElement, Row, Select
     from sqlalchemy.orm import InstrumentedAttribute, Session
 
 
-SCANNED: Final = 2_000
-"""With several filters, so many sessions of the rarest one are scanned at once."""
-_EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
-# Within the calendar, and within the numbers that databases have.
-_PLACE: Final = re.compile(r"[0-9]{1,17}-[0-9]{1,18}")
-_METER: Final = ("conn_id", "meter_id")
-_NAMES: Final = (*_METER, "status", "run_type")
-
-COUNTED: Final = 20_000
-"""A chart counts so many sessions at most, the newest ones: SQLite reads the row of each for its status."""
 # SQLite limits the depth of an expression to a thousand.
 _BATCH: Final = 100
 # Of a session in an endless loop, only the newest changes are drawn.
@@ -78,134 +75,6 @@ _MOST: Final = 500
 _AFTER_END: Final = timedelta(minutes=10)
 # A process that polls reports a poll later if the API server cannot be reached.
 _KEPT_LATE: Final = timedelta(hours=1)
-
-
-class Keyset(NamedTuple):
-    """The position of a session in the list; the sessions after it began earlier."""
-
-    begun_at: datetime
-    id: int
-
-    def __str__(self) -> str:
-        """Return the position as it is written in an address."""
-        return f"{(self.begun_at - _EPOCH) // timedelta(microseconds=1)}-{self.id}"
-
-    @classmethod
-    def parse(cls, text: str) -> Keyset:
-        """Parse a position.
-
-        :raises ValueError: the text is not a position
-        """
-        if not _PLACE.fullmatch(text):
-            raise ValueError(f"{text!r} is not a place in the list")
-        at, _, number = text.partition("-")
-        return cls(_EPOCH + timedelta(microseconds=int(at)), int(number))
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Filters:
-    """Which sessions to list; ``None`` does not filter.
-
-    :param since: those that began at or after this time
-    :param until: and before this time
-    """
-
-    conn_id: str | None = None
-    meter_id: str | None = None
-    status: str | None = None
-    run_type: str | None = None
-    since: datetime | None = None
-    until: datetime | None = None
-
-    def where(self) -> ColumnElement[bool]:
-        """Return the condition."""
-        return and_(true(), *self.same(), *self.times())
-
-    def values(self) -> dict[str, str]:
-        """Return the values that columns must have."""
-        return {name: value for name in _NAMES if (value := getattr(self, name)) is not None}
-
-    def same(self) -> list[ColumnElement[bool]]:
-        """Return the conditions on these columns."""
-        return [_column(name) == value for name, value in self.values().items()]
-
-    def times(self) -> list[ColumnElement[bool]]:
-        """Return the conditions on when a session began."""
-        bounds = ((self.since, ListedRow.begun_at.__ge__), (self.until, ListedRow.begun_at.__lt__))
-        return [compare(bound) for bound, compare in bounds if bound is not None]
-
-    def leads(self) -> list[tuple[str, ...]]:
-        """Return the columns by which an index has sessions in the order of the list."""
-        names = list(self.values())
-        if names[:2] == list(_METER):
-            return [_METER, *((name,) for name in names[2:])]
-        return [(name,) for name in names]
-
-
-def scan_range(
-    session: Session, filters: Filters, place: Keyset | None, *, back: bool
-) -> tuple[Keyset | None, ColumnElement[bool]]:
-    """Return where a search ends, ``None`` if it covers all sessions, and the condition of the sessions that it finds.
-
-    :param place: where it starts; ``None``: at the first session
-    :param back: whether it goes to older sessions
-    """
-    begun = ListedRow.begun_at
-    times, beyond = filters.times(), []
-    if place is not None:
-        # SQLite reads an index between the first bound of each side, so the nearest bounds come first.
-        times.insert(0, begun <= place.begun_at if back else begun >= place.begun_at)
-        later = begun < place.begun_at if back else begun > place.begun_at
-        beyond.append(or_(later, ListedRow.id < place.id if back else ListedRow.id > place.id))
-    if len(filters.leads()) < 2:
-        return None, and_(true(), *filters.same(), *times, *beyond)
-    end, which = few(session, filters, SCANNED, times, back=back)
-    if end is None:
-        return None, and_(which, *times, *beyond)
-    within = begun >= end if back else begun <= end
-    # The next search starts after all sessions that began at the same instant.
-    return Keyset(end if back else end + timedelta(microseconds=1), 0), and_(which, within, *times, *beyond)
-
-
-def few(
-    session: Session, filters: Filters, most: int, times: list[ColumnElement[bool]], *, back: bool = True
-) -> tuple[datetime | None, ColumnElement[bool]]:
-    """Return the instant up to which the rarest filter has so many sessions, and the condition of matches among them.
-
-    The instant is ``None`` if there are no more of them. The rarest filter is the one whose sessions reach back
-    furthest. The condition does not restrict when the sessions began.
-
-    :param most: how many
-    :param times: the conditions on when they began
-    :param back: whether to take the newest of them, or the oldest
-    """
-    begun, values, ends = ListedRow.begun_at, filters.values(), {}
-    for lead in filters.leads() or [()]:
-        of_lead = select(begun).where(true(), *(_column(name) == values[name] for name in lead), *times)
-        ordered = of_lead.order_by(begun.desc() if back else begun)
-        ends[lead] = session.scalar(ordered.offset(most).limit(1))
-
-    def distance(lead: tuple[str, ...]) -> float:
-        end = ends[lead]
-        return math.inf if end is None else (-1 if back else 1) * end.timestamp()
-
-    rarest = max(ends, key=distance)
-    same = (
-        (_column(name) if name in rarest else without_index(_column(name))) == value for name, value in values.items()
-    )
-    return ends[rarest], and_(true(), *same)
-
-
-def without_index(column: Any) -> ColumnElement[str]:
-    """Return a column such that no index applies, where another condition leads to the rows.
-
-    SQLite has no statistics about how often a value occurs, and uses any index that fits.
-    """
-    return func.coalesce(column, "")
-
-
-def _column(name: str) -> Any:
-    return ListedRow.best_status if name == "status" else getattr(ListedRow, name)
 
 
 class SessionKey(NamedTuple):
@@ -289,40 +158,90 @@ class ListedSession:
 class Listing:
     """One page of the list.
 
-    :param sessions: the newest first
-    :param newer: the position from which newer ones are found, ``None`` if there are none
-    :param older: the position from which older ones are found, ``None`` if there are none
+    :param sessions: in its order
+    :param newer: the position from which those before them are found, ``None`` if there are none
+    :param older: the position from which those after them are found, ``None`` if there are none
     :param cut: whether the search ended at that position before the page was full: there may be none beyond
+    :param sorted_since: since when sessions began of which these are the first by their end or duration; ``None``: all
     """
 
     sessions: tuple[ListedSession, ...]
     newer: Keyset | None
     older: Keyset | None
     cut: bool = False
+    sorted_since: datetime | None = None
 
 
 def list_sessions(
-    session: Session, filters: Filters, *, limit: int, before: Keyset | None = None, after: Keyset | None = None
+    session: Session,
+    filters: Filters,
+    *,
+    limit: int,
+    before: Keyset | None = None,
+    after: Keyset | None = None,
 ) -> Listing:
-    """Return the newest sessions, or those next to a position.
+    """Return the first sessions, or those next to a position; by end or duration of the newest ``COUNTED`` ones.
 
     :param limit: how many at most
     :param before: those right after this position in the list: older ones
     :param after: those right before it: newer ones
     """
-    back = after is None
-    reach, where = scan_range(session, filters, before or after, back=back)
-    order = (ListedRow.begun_at, ListedRow.id)
-    query = select(*_COLUMNS).where(where).order_by(*(each.desc() if back else each for each in order))
-    rows = session.execute(query.limit(limit + 1)).all()
+    back, place = after is None, before or after
+    reach, since = None, None
+    if filters.sort == Sort.START:
+        reach, where = search(session, filters, place, back=back)
+        rows = _first(session, where, limit + 1, back=back)
+    else:
+        since, which = few(session, filters, COUNTED, filters.times())
+        times = filters.times() if since is None else [*filters.times(), ListedRow.begun_at >= since]
+        within = or_(*(and_(each, *times) for each in which))
+        rows = _first_sorted(session, within, limit + 1, place, filters.sort_value(), back=back)
     more, rows = len(rows) > limit, rows[:limit]
     listed = _all_listed(session, rows)
     cut = reach is not None and not more
     onward = listed[-1].place if more else reach
     if after is not None:
-        return Listing(tuple(reversed(listed)), newer=onward, older=listed[0].place if listed else after, cut=cut)
+        newer = listed[0].place if listed else after
+        return Listing(tuple(reversed(listed)), newer=onward, older=newer, cut=cut, sorted_since=since)
     backward = before and (listed[0].place if listed else before)
-    return Listing(tuple(listed), newer=backward, older=onward, cut=cut)
+    return Listing(tuple(listed), newer=backward, older=onward, cut=cut, sorted_since=since)
+
+
+def _first(session: Session, where: list[ColumnElement[bool]], most: int, *, back: bool) -> list[Row[Any]]:
+    """Return the first sessions of those that fit one of some conditions, each of which an index serves."""
+    if len(where) == 1:
+        order = (ListedRow.begun_at, ListedRow.id)
+        query = select(*_COLUMNS).where(where[0]).order_by(*(each.desc() if back else each for each in order))
+        return [*session.execute(query.limit(most))]
+    keys = union(*(newest(select(ListedRow.begun_at, ListedRow.id).where(each), most, back=back) for each in where))
+    found = keys.subquery().c
+    in_order = (each.desc() if back else each for each in (found.begun_at, found.id))
+    ids = select(found.id).order_by(*in_order).limit(most)
+    return _rows(session, session.scalars(ids).all())
+
+
+def _first_sorted(
+    session: Session,
+    where: ColumnElement[bool],
+    most: int,
+    place: Keyset | None,
+    value: ColumnElement[Any],
+    *,
+    back: bool,
+) -> list[Row[Any]]:
+    """Return the first sessions by a value, the highest first, after a session of the list."""
+    order = (value, ListedRow.id)
+    query = select(ListedRow.id).where(where).order_by(*(each.desc() if back else each for each in order)).limit(most)
+    if place is not None:
+        its = select(value).where(ListedRow.id == place.id).correlate(None).scalar_subquery()
+        beyond = (value < its, ListedRow.id < place.id) if back else (value > its, ListedRow.id > place.id)
+        query = query.where(or_(beyond[0], and_(value == its, beyond[1])))
+    return _rows(session, session.scalars(query).all())
+
+
+def _rows(session: Session, ids: Sequence[int]) -> list[Row[Any]]:
+    by_id = {row.id: row for row in session.execute(select(*_COLUMNS).where(ListedRow.id.in_(ids)))}
+    return [by_id[each] for each in ids if each in by_id]
 
 
 def find_session(session: Session, key: SessionKey) -> ListedSession | None:
@@ -354,7 +273,7 @@ class Counts(NamedTuple):
 
 
 def count_by_status(session: Session, filters: Filters, *, since: datetime, until: datetime, bars: int) -> Counts:
-    """Count sessions, the newest ``COUNTED`` of the rarest filter.
+    """Count sessions, the newest ``COUNTED`` of the rarest condition.
 
     :param filters: its own times are ignored
     :param since: where the first span begins
@@ -369,7 +288,9 @@ def count_by_status(session: Session, filters: Filters, *, since: datetime, unti
     edges = [*(since + step * number for number in range(bars)), until]
     # Each span is a range of an index, which costs less than computing the span of each session.
     spans = (
-        select(literal(number), status, func.count()).where(which, begun >= first, begun < last).group_by(status)
+        select(literal(number), status, func.count())
+        .where(or_(*(and_(each, begun >= first, begun < last) for each in which)))
+        .group_by(status)
         for number, (first, last) in enumerate(pairwise(edges))
     )
     counts: list[dict[str, int]] = [{} for _ in range(bars)]

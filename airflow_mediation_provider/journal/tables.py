@@ -98,8 +98,8 @@ class ListedRow(Base):
     ``meter_name``: the one that the last report has, if any; pages show that of ``MeterRow``.
 
     ``reported``: whether Zuora reported the session. The ``best_`` columns are the result of ``best_known``;
-    ``best_differs`` is whether a task concluded another end. Their defaults are for rows that an API server of an older
-    version inserts during an upgrade.
+    ``best_differs`` is whether a task concluded another end, and ``best_marks`` are names of a ``Mark`` in alphabetical
+    order. Their defaults are for rows that an API server of an older version inserts during an upgrade.
     """
 
     __tablename__ = "mediation_session"
@@ -132,6 +132,7 @@ class ListedRow(Base):
     best_ended: Mapped[bool] = mapped_column(Boolean, server_default=false())
     best_ended_at: Mapped[datetime | None]
     best_differs: Mapped[bool] = mapped_column(Boolean, server_default=false())
+    best_marks: Mapped[str] = mapped_column(String(64), server_default="")
 
     __mapper_args__ = {"polymorphic_on": "reported", "polymorphic_identity": False}  # noqa: RUF012  # SQLAlchemy reads it so
     __table_args__ = (
@@ -153,6 +154,8 @@ class ListedRow(Base):
         Index("ix_mediation_session_conn_id_begun_at", "conn_id", "begun_at"),
         Index("ix_mediation_session_meter_id_begun_at", "meter_id", "begun_at"),
         Index("ix_mediation_session_best_status_begun_at", "best_status", "begun_at"),
+        Index("ix_mediation_session_best_ended_begun_at", "best_ended", "begun_at"),
+        Index("ix_mediation_session_best_marks_begun_at", "best_marks", "begun_at"),
         Index("ix_mediation_session_run_type_begun_at", "run_type", "begun_at"),
     )
 

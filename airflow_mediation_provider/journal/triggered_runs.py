@@ -27,7 +27,8 @@ from sqlalchemy import Integer, and_, bindparam, func, or_, select
 from sqlalchemy.orm import aliased
 
 from airflow_mediation_provider.journal.asset_events import Arrival
-from airflow_mediation_provider.journal.session_list import SessionKey, of_rows, without_index
+from airflow_mediation_provider.journal.queries import without_index
+from airflow_mediation_provider.journal.session_list import SessionKey, of_rows
 from airflow_mediation_provider.journal.tables import ReporterRow, WaitRow
 from airflow_mediation_provider.journal.task_reports import REPORTER_OF_WAIT, SEEN_AT, TASK_OF_WAIT, goes_on
 from airflow_mediation_provider.protocol.sessions.asset_uri import (

@@ -498,7 +498,8 @@ class _Writer:
             verdicts = verdicts_of(self._session, self._conn_id, meter_id, session_id)
             if not (changes or verdicts):
                 return
-            values = best_values(best_known(fold(changes) if changes else None, verdicts, changes))
+            state = fold(changes) if changes else None
+            values = best_values(best_known(state, verdicts, changes), state)
             if row is None:
                 values |= unreported_values(verdicts)
             if self._put(row, meter_id, session_id, values):

@@ -24,9 +24,14 @@ def address(base: str, path: str, **parameters: object) -> str:
 
     :param base: the address or the path of Airflow, without a trailing slash
     :param path: path of the page
-    :param parameters: query parameters; those that are ``None`` or empty are left out
+    :param parameters: query parameters; those that are ``None`` or empty are left out, and a list is one for each item
     """
-    given = {name: value for name, value in parameters.items() if value not in (None, "")}
+    given = [
+        (name, each)
+        for name, value in parameters.items()
+        for each in (value if isinstance(value, list) else [value])
+        if each not in (None, "")
+    ]
     return f"{base}{MOUNT}{path}{'?' if given else ''}{urlencode(given)}"
 
 

@@ -33,7 +33,7 @@ from airflow_mediation_provider.journal.receipts import (
     acknowledge_unparsed,
     refusals,
 )
-from airflow_mediation_provider.journal.session_list import Keyset
+from airflow_mediation_provider.journal.session_search import Keyset
 from airflow_mediation_provider.journal.transaction import read
 from airflow_mediation_provider.journal.writer import reparse
 from airflow_mediation_provider.protocol.callouts.receipt import LONGEST_BODY, NO_CONNECTION

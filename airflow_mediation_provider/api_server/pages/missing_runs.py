@@ -21,12 +21,12 @@ from airflow_mediation_provider.journal import triggered_runs
 from airflow_mediation_provider.journal.asset_events import UnknownAirflowError
 from airflow_mediation_provider.journal.replay import refusals, replay
 from airflow_mediation_provider.journal.session_list import (
-    Keyset,
     SessionKey,
     find_sessions,
     known_connections,
     list_sessions,
 )
+from airflow_mediation_provider.journal.session_search import Keyset
 from airflow_mediation_provider.journal.transaction import read
 
 if TYPE_CHECKING:
@@ -34,7 +34,8 @@ if TYPE_CHECKING:
 
     from sqlalchemy.orm import Session
 
-    from airflow_mediation_provider.journal.session_list import Filters, ListedSession
+    from airflow_mediation_provider.journal.session_list import ListedSession
+    from airflow_mediation_provider.journal.session_search import Filters
 
 router = APIRouter(route_class=PageRoute)
 

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Final, NamedTuple, get_origin
 from urllib.parse import parse_qsl, quote
 
-from fastapi import Depends, Request
+from fastapi import Depends, Query, Request
 from fastapi.dependencies.utils import get_flat_dependant
 from fastapi.exceptions import RequestValidationError
 from fastapi.routing import APIRoute
@@ -117,6 +117,8 @@ _TITLES: Final = {
 }
 Text = Annotated[str, StringConstraints(pattern="^[^\x00]*$")]
 """A part of an address: databases store no text with a NUL in it."""
+Texts = Annotated[list[Text], Query(default_factory=list)]
+"""A part of an address that may be there several times."""
 _LONGEST_NAME: Final = 80
 _FORM_LIMIT: Final = 64 * 1024
 _FORM_SECONDS: Final = 10.0
@@ -386,7 +388,7 @@ class PageRoute(APIRoute):
                 status = 401 if error.detail == "Invalid JWT token" else error.status_code
                 response = error_page(request, status, str(error.detail))
             except RequestValidationError as error:
-                wrong = ", ".join(str(each["loc"][-1]) for each in error.errors())
+                wrong = ", ".join(str(each["loc"][1]) for each in error.errors())
                 response = error_page(request, 400, f"Missing or invalid parameters: {wrong}.")
             except JournalUnavailable as error:
                 log = request.app.state.page_log

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+import re
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
-from typing import TYPE_CHECKING, Annotated, Final
+from enum import StrEnum
+from typing import TYPE_CHECKING, Annotated, Any, Final, TypeVar
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 from fastapi import APIRouter, Depends, Request, Response
@@ -12,19 +14,16 @@ from starlette.exceptions import HTTPException
 from starlette.responses import RedirectResponse
 
 from airflow_mediation_provider.api_server.auth import ReaderDep  # noqa: TC001  # FastAPI reads it
-from airflow_mediation_provider.api_server.pages.rendering import PageRoute, Text, Urls, page, tone
+from airflow_mediation_provider.api_server.pages.rendering import PageRoute, Text, Texts, Urls, page, tone
 from airflow_mediation_provider.journal import triggered_runs
 from airflow_mediation_provider.journal.health import SILENT
 from airflow_mediation_provider.journal.session_list import (
-    COUNTED,
-    SCANNED,
-    Filters,
-    Keyset,
     ListedSession,
     count_by_status,
     known_connections,
     list_sessions,
 )
+from airflow_mediation_provider.journal.session_search import COUNTED, SCANNED, Filters, Group, Keyset, Only, Sort
 from airflow_mediation_provider.journal.transaction import read
 from airflow_mediation_provider.protocol.status import RunType, SessionStatus, names_nothing, parse_status
 
@@ -38,13 +37,32 @@ if TYPE_CHECKING:
     from airflow_mediation_provider.journal.triggered_runs import Consumer, Scheduled, Started, StartedRun, Wait
 
 
+_Name = TypeVar("_Name", bound=StrEnum)
 HEIGHT: Final = 60.0
 _ORDER: Final = ("failed", "canceled", "paused", "none", "queued", "running", "pushing", "success")
 
 router = APIRouter(route_class=PageRoute)
 PAGE: Final = 50
+MISSED_SCANNED: Final = 300
+"""So many sessions are compared with Airflow's runs at once."""
+GROUPS: Final = {
+    Group.FAILED: "Failed",
+    Group.ENDED: "Ended",
+    Group.LIVE: "Live",
+    Group.ATTENTION: "Needs attention",
+}
+PROPERTIES: Final = {
+    Only.UNCERTAIN: "uncertain",
+    Only.CONFLICT: "conflict",
+    Only.AMBIGUOUS: "ambiguous",
+    Only.UNKNOWN: "unknown status",
+    Only.SILENT: "silent",
+    Only.NO_RUN: "no run started",
+}
+ORDERS: Final = {Sort.START: "Start Date", Sort.END: "End Date", Sort.DURATION: "Duration"}
 SPANS: Final = {"1h": "last hour", "24h": "last 24 hours", "7d": "last 7 days", "30d": "last 30 days"}
-_UNITS: Final = {"h": "hours", "d": "days"}
+_UNITS: Final = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days"}
+_DURATION: Final = re.compile(r"([0-9]{1,4})([smhd])")
 _BARS: Final = 24
 # Other years are typos, and some of them cannot be stored by any database.
 _YEARS: Final = range(1970, 9999)
@@ -122,17 +140,26 @@ def _grave(status: str) -> tuple[int, str]:
 class Search:
     """The search that an address contains.
 
+    :param status: names of statuses, any of them
+    :param group: names of a ``Group``, any of them, or of the statuses
+    :param only: names of an ``Only``, all of them
+    :param longer: a duration such as ``45m``
     :param since: ISO 8601, in the zone ``tz`` if it has none; or one of ``SPANS``
     :param tz: the user's time zone
+    :param sort: the name of a ``Sort``
     """
 
     conn: str = ""
     meter: str = ""
-    status: str = ""
+    status: list[str] = field(default_factory=list)
+    group: list[str] = field(default_factory=list)
+    only: list[str] = field(default_factory=list)
     run_type: str = ""
+    longer: str = ""
     since: str = ""
     until: str = ""
     tz: str = ""
+    sort: str = ""
 
     def filters(self, now: datetime) -> Filters:
         """Return the filters.
@@ -142,20 +169,37 @@ class Search:
         return Filters(
             conn_id=self.conn.strip() or None,
             meter_id=self.meter.strip() or None,
-            status=None if names_nothing(self.status) else parse_status(self.status),
+            statuses=tuple(dict.fromkeys(parse_status(each) for each in self.status if not names_nothing(each))),
+            groups=tuple(_named(Group, "group", each) for each in self.group if each),
+            only=tuple(_named(Only, "only", each) for each in self.only if each),
             run_type=self.run_type.strip().upper() or None,
+            longer=self._duration(),
             since=instant("since", self.since, self.tz, now),
             until=instant("until", self.until, self.tz, now),
+            sort=_named(Sort, "sort", self.sort or Sort.START),
+            now=now,
         )
 
-    def parameters(self) -> dict[str, str]:
-        """Return the parameters of the same address."""
-        return {name: getattr(self, name) for name in self.__slots__}
+    def parameters(self, **other: Any) -> dict[str, Any]:
+        """Return the parameters of the same address.
+
+        :param other: those that differ
+        """
+        return {name: getattr(self, name) for name in self.__slots__} | other
 
     @property
     def filtered(self) -> bool:
         """Whether it leaves out any session."""
-        return any(value for name, value in self.parameters().items() if name != "tz")
+        return any(value for name, value in self.parameters().items() if name not in ("tz", "sort"))
+
+    def _duration(self) -> timedelta | None:
+        text = "".join(self.longer.split()).lower()
+        if not text:
+            return None
+        parts = _DURATION.findall(text)
+        if "".join(map("".join, parts)) != text:
+            raise HTTPException(400, f"longer={self.longer} is not a duration: write 90s, 45m, 2h, 1h 30m or 1d.")
+        return sum((timedelta(**{_UNITS[unit]: int(number)}) for number, unit in parts), timedelta())
 
 
 def instant(name: str, text: str, tz: str, now: datetime) -> datetime | None:
@@ -183,16 +227,27 @@ def instant(name: str, text: str, tz: str, now: datetime) -> datetime | None:
         ) from None
 
 
+def _named(names: type[_Name], parameter: str, value: str) -> _Name:
+    try:
+        return names(value.strip().lower())
+    except ValueError:
+        raise HTTPException(400, f"{parameter}={value} is not one of {', '.join(names)}.") from None
+
+
 def _search(
+    status: Texts,
+    group: Texts,
+    only: Texts,
     conn: Text = "",
     meter: Text = "",
-    status: Text = "",
     run_type: Text = "",
+    longer: Text = "",
     since: Text = "",
     until: Text = "",
     tz: Text = "",
+    sort: Text = "",
 ) -> Search:
-    return Search(conn=conn, meter=meter, status=status, run_type=run_type, since=since, until=until, tz=tz)
+    return Search(**locals())
 
 
 SearchDep = Annotated[Search, Depends(_search)]
@@ -252,27 +307,48 @@ def sessions(request: Request, reader: ReaderDep, search: SearchDep, before: Tex
     except ValueError as error:
         raise HTTPException(400, f"{error}: go back to the newest sessions.") from None
 
+    missed = Only.NO_RUN in filters.only
+
     def work(session: Session) -> tuple[Listing, Around, list[str]]:
-        listing = list_sessions(session, filters, limit=PAGE, **places)
+        listing = list_sessions(session, filters, limit=MISSED_SCANNED if missed else PAGE, **places)
         return listing, around(session, listing.sessions), known_connections(session)
 
     listing, found, connections = read(work)
+    rows = rows_of(found, reader, now)
+    if missed:
+        listing, rows = _missed(listing, rows, back=not after)
     return page(
         request,
         "sessions.html",
         search=search,
         filters=filters,
-        rows=rows_of(found, reader, now),
+        rows=rows,
         connections=connections,
+        groups=GROUPS,
+        properties=PROPERTIES,
+        orders=ORDERS,
+        sorted_since=listing.sorted_since,
+        counted=COUNTED,
         statuses=[str(each) for each in SessionStatus if each is not SessionStatus.NEVER_RUN],
         run_types=[str(each) for each in RunType],
         spans=SPANS,
         newer=listing.newer,
         older=listing.older,
         further=_further(listing, after=bool(after)),
-        scanned=SCANNED,
+        scanned=MISSED_SCANNED if missed else SCANNED,
         paged=bool(before or after),
     )
+
+
+def _missed(listing: Listing, rows: list[Row], *, back: bool) -> tuple[Listing, list[Row]]:
+    """Return a page of those sessions that some Dag missed, and where the search for more continues."""
+    missed = [each for each in rows if each.missed]
+    if len(missed) <= PAGE:
+        onward = listing.older if back else listing.newer
+        return replace(listing, cut=onward is not None), missed
+    if back:
+        return replace(listing, older=missed[PAGE - 1].session.place), missed[:PAGE]
+    return replace(listing, newer=missed[-PAGE].session.place), missed[-PAGE:]
 
 
 def _further(listing: Listing, *, after: bool) -> dict[str, Keyset | None]:

@@ -17,7 +17,6 @@ from airflow_mediation_provider.api_server.pages.sessions import Row, bare_row
 from airflow_mediation_provider.journal import triggered_runs
 from airflow_mediation_provider.journal.health import UNSEEN
 from airflow_mediation_provider.journal.session_list import (
-    Filters,
     ListedSession,
     SessionKey,
     find_session,
@@ -25,6 +24,7 @@ from airflow_mediation_provider.journal.session_list import (
     list_sessions,
     timeline,
 )
+from airflow_mediation_provider.journal.session_search import Filters
 from airflow_mediation_provider.journal.task_reports import LEFT
 from airflow_mediation_provider.journal.transaction import read
 from airflow_mediation_provider.protocol.maintenance import SHORTEST_DAYS

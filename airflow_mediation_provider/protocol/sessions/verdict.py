@@ -9,6 +9,7 @@ verdicts matter, never the order in which they were stored.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from enum import StrEnum
 from typing import TYPE_CHECKING, Annotated, Final
 
 from msgspec import Meta
@@ -126,6 +127,19 @@ class TaskNote:
             raise ValueError(f"the kind of a task's note must be one of {', '.join(KINDS)}, not {self.kind!r:.80}")
 
 
+class Mark(StrEnum):
+    """What is marked where a session is listed, because its status may not be the right one."""
+
+    AMBIGUOUS = "ambiguous"
+    """The reports do not determine the status."""
+    CONFLICT = "conflict"
+    """Different ends were reported or concluded."""
+    UNCERTAIN = "uncertain"
+    """A task concluded it from polls that do not prove it."""
+    UNKNOWN = "unknown"
+    """Zuora does not document such a status."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BestKnown:
     """The best known status of a session.
@@ -183,6 +197,22 @@ def best_known(
         ended_at=chosen.at,
         differing=_differing(standing, chosen.status),
     )
+
+
+def marks_of(zuora: SessionState | None, best: BestKnown) -> frozenset[Mark]:
+    """Return the marks of a session.
+
+    :param zuora: the fold of Zuora's reports; ``None`` where there is none
+    :param best: its best known status
+    """
+    concluded = best.evidence == Source.POLL
+    marks = {
+        Mark.AMBIGUOUS: zuora is not None and zuora.ambiguous and not concluded,
+        Mark.CONFLICT: bool(best.differing) or (zuora is not None and zuora.conflict),
+        Mark.UNCERTAIN: concluded and not best.certain,
+        Mark.UNKNOWN: best.status not in set(SessionStatus),
+    }
+    return frozenset(mark for mark, holds in marks.items() if holds)
 
 
 def _rank(verdict: TaskVerdict) -> tuple[bool, int, datetime, str]:

@@ -9,7 +9,8 @@ from airflow.models.asset import AssetEvent, AssetModel, DagScheduleAssetReferen
 from airflow.models.dagrun import DagRun
 from sqlalchemy import delete, func, select
 
-from airflow_mediation_provider.journal.session_list import Filters, list_sessions
+from airflow_mediation_provider.journal.session_list import list_sessions
+from airflow_mediation_provider.journal.session_search import Filters
 from airflow_mediation_provider.journal.tables import SessionRow, TransitionRow, WaitRow
 from airflow_mediation_provider.journal.triggered_runs import Assets, sessions_of_run, started
 from airflow_mediation_provider.journal.writer import record

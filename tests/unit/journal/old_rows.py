@@ -20,6 +20,7 @@ from airflow_mediation_provider.journal.tables import (
     VerdictRow,
     WaitRow,
 )
+from airflow_mediation_provider.protocol.status import SessionStatus
 
 NOW = datetime(2026, 6, 1, tzinfo=UTC)
 BEFORE = NOW - timedelta(days=90)
@@ -42,11 +43,18 @@ def session_of(session_id: str, at: datetime = OLD, **values: Any) -> SessionRow
     row.best_status, row.best_evidence, row.best_ended = row.status, row.source, row.terminal
     row.best_certain = not (row.conflict or row.ambiguous)
     row.best_ended_at = (row.ended_at or row.last_observed_at) if row.terminal else None
+    row.best_marks = _marks(
+        ambiguous=row.ambiguous, conflict=row.conflict, unknown=row.status not in set(SessionStatus)
+    )
     return row
 
 
 def meter_of(meter_id: str, name: str, at: datetime = OLD, *, conn_id: str = "zuora") -> MeterRow:
     return MeterRow(conn_id=conn_id, meter_id=meter_id, name=name, received_at=at)
+
+
+def _marks(**marks: bool) -> str:
+    return " ".join(name for name, holds in marks.items() if holds)
 
 
 def concluded(
@@ -69,6 +77,7 @@ def concluded(
         row = ListedRow(**{name: getattr(row, name) for name in names})
     row.best_status, row.best_evidence, row.best_certain, row.best_ended = best, "poll", certain, True
     row.best_ended_at, row.best_differs = at + timedelta(minutes=11), differs
+    row.best_marks = _marks(conflict=differs or row.conflict, uncertain=not certain)
     return row
 
 

@@ -16,7 +16,7 @@ from airflow_mediation_provider.journal.callout_list import (
     list_callouts,
 )
 from airflow_mediation_provider.journal.receipts import Seen, acknowledge_unparsed, record_receipts
-from airflow_mediation_provider.journal.session_list import Keyset
+from airflow_mediation_provider.journal.session_search import Keyset
 from airflow_mediation_provider.journal.transaction import read
 from airflow_mediation_provider.protocol.callouts.receipt import NO_CONNECTION, Receipt
 from tests.unit.journal.old_rows import NEW, NOW, OLD, keep, session_of, told

@@ -405,6 +405,37 @@ def test_the_eighth_revision_leaves_callouts_unacknowledged_and_a_downgrade_drop
 
 
 @pytest.mark.usefixtures("empty")
+def test_the_ninth_revision_marks_the_stored_sessions_and_a_downgrade_removes_the_marks() -> None:
+    manager().upgradedb(to_revision="0008")
+    by_poll = {"best_evidence": "poll"}
+    sessions: dict[str, tuple[str, dict[str, Any]]] = {
+        "plain": ("", {}),
+        "ambiguous": ("ambiguous", {"ambiguous": True}),
+        "concluded": ("uncertain", {"ambiguous": True, **by_poll}),
+        "proven": ("", {"best_certain": True, **by_poll}),
+        "both": ("conflict unknown", {"conflict": True, "best_status": "99"}),
+        "differs": ("conflict uncertain", {"best_differs": True, **by_poll}),
+    }
+    best = {"best_status": "COMPLETED", "best_evidence": "callout", "best_ended": True, "best_certain": False}
+    put(
+        *(
+            (SessionRow.__table__, session_values(session_id=key, **{**best, "best_differs": False, **values}))
+            for key, (_, values) in sessions.items()
+        )
+    )
+
+    manager().upgradedb()
+    with Session(settings.get_engine()) as session:
+        marks = dict(session.execute(select(SessionRow.session_id, SessionRow.best_marks)).all())
+    assert marks == {key: expected for key, (expected, _) in sessions.items()}
+
+    manager().downgrade("0008")
+    assert "best_marks" not in {
+        each["name"] for each in inspect(settings.get_engine()).get_columns("mediation_session")
+    }
+
+
+@pytest.mark.usefixtures("empty")
 def test_a_migration_that_breaks_off_leaves_nothing_behind(monkeypatch: pytest.MonkeyPatch) -> None:
     if settings.get_engine().dialect.name == "mysql":
         pytest.skip("MySQL commits each change of a table by itself")

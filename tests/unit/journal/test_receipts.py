@@ -27,7 +27,7 @@ from airflow_mediation_provider.journal.receipts import (
     refusals,
     thin,
 )
-from airflow_mediation_provider.journal.session_list import Keyset
+from airflow_mediation_provider.journal.session_search import Keyset
 from airflow_mediation_provider.journal.tables import AnswersRow, ReceiptRow
 from airflow_mediation_provider.journal.transaction import JournalMissing, read
 from airflow_mediation_provider.journal.writer import record

@@ -11,8 +11,6 @@ import pytest
 from airflow_mediation_provider.journal import session_list as module
 from airflow_mediation_provider.journal.session_list import (
     Counts,
-    Filters,
-    Keyset,
     Listing,
     SessionKey,
     count_by_status,
@@ -20,6 +18,7 @@ from airflow_mediation_provider.journal.session_list import (
     known_connections,
     list_sessions,
 )
+from airflow_mediation_provider.journal.session_search import Filters, Keyset
 from airflow_mediation_provider.journal.tables import CallsRow
 from airflow_mediation_provider.journal.transaction import read
 from tests.unit.journal.old_rows import NOW, keep, session_of, told, wait_of
@@ -102,7 +101,7 @@ class TestPaging:
 
     def test_filters_hold_on_each_page(self) -> None:
         keep(*(began(f"R-{number}", number, status=("COMPLETED", "FAILED")[number % 2]) for number in range(10)))
-        failed = Filters(status="FAILED")
+        failed = Filters(statuses=("FAILED",))
         first = listed(failed, limit=3)
         second = listed(failed, limit=3, before=first.sessions[-1].place)
         assert (names(first), names(second), second.older) == (["R-9", "R-7", "R-5"], ["R-3", "R-1"], None)
@@ -126,13 +125,13 @@ def test_each_filter_and_several_of_them() -> None:
         (Filters(conn_id="other"), "R-1"),
         (Filters(conn_id="Zuora"), ""),
         (Filters(meter_id="7"), "R-3"),
-        (Filters(status="FAILED"), "R-4"),
+        (Filters(statuses=("FAILED",)), "R-4"),
         (Filters(run_type="DEBUG"), "R-2"),
         (Filters(since=at(2)), "R-4 R-3 R-2"),
         (Filters(until=at(2)), "R-1"),
         (Filters(since=at(2), until=at(4)), "R-3 R-2"),
         (Filters(since=at(4), until=at(2)), ""),
-        (Filters(conn_id="zuora", status="COMPLETED", since=at(3)), "R-3"),
+        (Filters(conn_id="zuora", statuses=("COMPLETED",), since=at(3)), "R-3"),
     ]:
         assert names(listed(filters)) == found.split(), filters
 
@@ -229,7 +228,7 @@ class TestCounts:
         )
         assert counted(at(0), at(20), 2) == [{"COMPLETED": 1, "FAILED": 2}, {"MYSTERY": 1}]
         assert counted(at(0), at(20), 2, meter_id="7") == [{"FAILED": 1}, {}]
-        assert counted(at(0), at(20), 2, status="FAILED", conn_id="other") == [{}, {}]
+        assert counted(at(0), at(20), 2, statuses=("FAILED",), conn_id="other") == [{}, {}]
 
     def test_times_of_the_filters_are_ignored(self) -> None:
         keep(began("R-1", 1))
@@ -244,8 +243,8 @@ class TestCounts:
             ({}, 7, [{"COMPLETED": 3}, {"COMPLETED": 2}]),
             ({"conn_id": "c1"}, 0, [{"COMPLETED": 2}, {"COMPLETED": 2}]),
             # The connection has no more than four: all of them are scanned, regardless of how many have the status.
-            ({"conn_id": "c1", "status": "COMPLETED"}, 0, [{"COMPLETED": 2}, {"COMPLETED": 2}]),
-            ({"status": "COMPLETED", "run_type": "NORMAL"}, 7, [{"COMPLETED": 3}, {"COMPLETED": 2}]),
+            ({"conn_id": "c1", "statuses": ("COMPLETED",)}, 0, [{"COMPLETED": 2}, {"COMPLETED": 2}]),
+            ({"statuses": ("COMPLETED",), "run_type": "NORMAL"}, 7, [{"COMPLETED": 3}, {"COMPLETED": 2}]),
         ]:
             counting = partial(count_by_status, filters=Filters(**filters), since=at(0), until=at(12), bars=2)
             counts = read(counting)
@@ -281,12 +280,12 @@ FILTERS = [
     Filters(),
     Filters(conn_id="zuora"),
     Filters(meter_id="1001"),
-    Filters(status="FAILED"),
+    Filters(statuses=("FAILED",)),
     Filters(run_type="DEBUG"),
     Filters(since=NOW),
     Filters(until=NOW),
     Filters(since=NOW, until=NOW + MINUTE),
-    Filters(conn_id="zuora", meter_id="1001", status="FAILED", run_type="NORMAL", since=NOW),
+    Filters(conn_id="zuora", meter_id="1001", statuses=("FAILED",), run_type="NORMAL", since=NOW),
 ]
 
 
@@ -323,9 +322,9 @@ def test_the_queries_of_the_pages_use_indexes(airflow_on: Callable[[str], str], 
     assert {step.partition("USING INDEX ")[2].split()[0] for step in searched} == {"ix_mediation_transition_session"}
 
 
-@pytest.mark.parametrize("filters", [{}, {"run_type": "NORMAL"}, {"run_type": "NORMAL", "status": "COMPLETED"}])
+@pytest.mark.parametrize("filters", [{}, {"run_type": "NORMAL"}, {"run_type": "NORMAL", "statuses": ("COMPLETED",)}])
 def test_a_chart_of_all_time_costs_only_the_counted_sessions(
-    airflow_on: Callable[[str], str], sqlite_database: str, monkeypatch: pytest.MonkeyPatch, filters: dict[str, str]
+    airflow_on: Callable[[str], str], sqlite_database: str, monkeypatch: pytest.MonkeyPatch, filters: dict[str, Any]
 ) -> None:
     airflow_on(sqlite_database)
     monkeypatch.setattr(module, "COUNTED", 20)
@@ -333,9 +332,7 @@ def test_a_chart_of_all_time_costs_only_the_counted_sessions(
 
     def cost(since: datetime) -> int:
         with worked() as steps:
-            counts = read(
-                partial(count_by_status, filters=Filters(**filters), since=since, until=at(1000), bars=24)  # type: ignore[arg-type]
-            )
+            counts = read(partial(count_by_status, filters=Filters(**filters), since=since, until=at(1000), bars=24))
         assert sum(each.get("COMPLETED", 0) for each in counts.spans) in (20, 21)
         return steps[0]
 

@@ -18,12 +18,12 @@ from airflow_mediation_provider.assets import on_meter_session
 from airflow_mediation_provider.journal import triggered_runs as consequences
 from airflow_mediation_provider.journal.replay import replay
 from airflow_mediation_provider.journal.session_list import (
-    Filters,
     ListedSession,
     SessionKey,
     find_session,
     list_sessions,
 )
+from airflow_mediation_provider.journal.session_search import Filters
 from airflow_mediation_provider.journal.tables import SessionRow
 from airflow_mediation_provider.journal.transaction import read
 from airflow_mediation_provider.journal.triggered_runs import Assets, Consumer, Scheduled, Started, StartedRun, Wait

@@ -22,13 +22,13 @@ from airflow_mediation_provider.journal.prune import old_sessions, prune
 from airflow_mediation_provider.journal.replay import replay
 from airflow_mediation_provider.journal.rows import state_of
 from airflow_mediation_provider.journal.session_list import (
-    Filters,
     ListedSession,
     SessionKey,
     count_by_status,
     find_session,
     list_sessions,
 )
+from airflow_mediation_provider.journal.session_search import Filters
 from airflow_mediation_provider.journal.tables import ListedRow, SessionRow, VerdictRow
 from airflow_mediation_provider.journal.transaction import read
 from airflow_mediation_provider.journal.writer import Recorded, record
@@ -181,7 +181,7 @@ class TestAnUnknownSession:
         concluded = verdict(at=0)
         conclude(concluded)
         assert (listed().reported, best()) == (False, ("FAILED", "poll", False, True))
-        [shown] = read(lambda session: list_sessions(session, Filters(status="FAILED"), limit=9)).sessions
+        [shown] = read(lambda session: list_sessions(session, Filters(statuses=("FAILED",)), limit=9)).sessions
         assert (shown.key, shown.run_type, shown.begun_at) == (KEY, "NORMAL", concluded.at)
 
         def seen(session: Any) -> list[Any]:
@@ -255,7 +255,7 @@ def test_lists_filters_and_counts_go_by_the_best_known_status() -> None:
     conclude(verdict())
 
     def found(session: Any) -> list[str]:
-        return [each.session_id for each in list_sessions(session, Filters(status="FAILED"), limit=9).sessions]
+        return [each.session_id for each in list_sessions(session, Filters(statuses=("FAILED",)), limit=9).sessions]
 
     assert read(found) == ["R-1"]
     hour = timedelta(hours=1)

@@ -9,8 +9,8 @@ import pytest
 
 from airflow_mediation_provider.api_server.pages import sessions as module
 from airflow_mediation_provider.assets import on_meter_session
-from airflow_mediation_provider.journal import session_list as journal_filters
 from airflow_mediation_provider.journal import session_list as journal_listing
+from airflow_mediation_provider.journal import session_search as journal_search
 from tests.unit.api_server.pages.conftest import now
 from tests.unit.api_server.pages.html import asked, parsed
 from tests.unit.journal.old_rows import NOW, concluded, keep, meter_of, session_of, told, wait_of
@@ -180,11 +180,70 @@ class TestFilters:
         ]:
             assert await listed(alice, **filters) == found.split(), filters  # type: ignore[arg-type]
 
+    async def test_several_statuses_and_groups_are_any_of_them_and_properties_are_all_of_them(
+        self, alice: Browser
+    ) -> None:
+        live: dict[str, Any] = {"terminal": False, "ended_at": None}
+        keep(
+            began("R-1", 1, status="FAILED", conflict=True),
+            began("R-2", 2, status="CANCELED"),
+            began("R-3", 3, status="PAUSED", **live),
+            began("R-4", 4, status="99", **live, last_observed_at=now()),
+            began("R-5", 5, ambiguous=True, **live, last_observed_at=now()),
+            concluded("R-6", at(6), best="COMPLETED"),
+            concluded("R-7", at(7), best="TESTING_FAILED", certain=True, differs=True),
+            began("R-8", 8, ended_at=at(100)),
+        )
+        for filters, found in [
+            ({"status": ["FAILED", "CANCELED"]}, "R-2 R-1"),
+            ({"status": ["FAILED", ""], "group": ["live"]}, "R-5 R-4 R-3 R-1"),
+            ({"group": ["failed"]}, "R-7 R-1"),
+            ({"group": ["ended", "failed"]}, "R-8 R-7 R-6 R-2 R-1"),
+            ({"group": ["attention"]}, "R-7 R-5 R-4 R-3 R-1"),
+            ({"group": ["attention", "ended"], "status": ["CANCELED"]}, "R-8 R-7 R-6 R-5 R-4 R-3 R-2 R-1"),
+            ({"only": ["uncertain"]}, "R-6"),
+            ({"only": ["conflict"]}, "R-7 R-1"),
+            ({"only": ["ambiguous"]}, "R-5"),
+            ({"only": ["unknown"]}, "R-4"),
+            ({"only": ["silent"]}, "R-3"),
+            ({"only": ["conflict"], "status": ["FAILED", "PAUSED"]}, "R-1"),
+            ({"only": ["conflict", "uncertain"]}, ""),
+            ({"only": ["silent", "unknown"]}, ""),
+            ({"longer": ["1h 30m"]}, "R-8 R-5 R-4 R-3"),
+            ({"longer": ["92m"]}, "R-5 R-4 R-3"),
+            ({"longer": ["92M"], "status": ["PAUSED", "FAILED"]}, "R-3"),
+            ({"sort": ["end"], "group": ["ended"]}, "R-8 R-7 R-6 R-2 R-1"),
+            ({"sort": ["duration"], "group": ["ended"]}, "R-8 R-7 R-6 R-2 R-1"),
+            ({"sort": ["duration"], "group": ["live"]}, "R-3 R-4 R-5"),
+            ({"sort": ["end"], "group": ["live", "failed"]}, "R-7 R-1 R-5 R-4 R-3"),
+        ]:
+            reply = await alice.client.get("/mediation/sessions", params=filters)
+            assert names(parsed(reply.text)) == found.split(), filters
+
+    async def test_of_too_many_sessions_the_newest_are_sorted_with_a_notice(
+        self, alice: Browser, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        keep(*(began(f"R-{number}", number, ended_at=at(10 * (number % 3))) for number in range(6)))
+        monkeypatch.setattr(module, "PAGE", 2)
+        page = await alice.sees("/sessions", sort="end")
+        assert (names(page), page.all("p", class_="notice")) == (["R-5", "R-2"], [])
+        path, where = asked(page.one("a", id="older").attributes["href"])
+        page = await alice.sees(path.removeprefix("/mediation"), **where)
+        assert names(page) == ["R-4", "R-1"]
+        back, where = asked(page.one("a", id="newer").attributes["href"])
+        assert names(await alice.sees(back.removeprefix("/mediation"), **where)) == ["R-5", "R-2"]
+        for each in (module, journal_listing):
+            monkeypatch.setattr(each, "COUNTED", 2)
+        page = await alice.sees("/sessions", sort="end")
+        assert names(page) == ["R-5", "R-4"]
+        assert page.one("p", class_="notice").text.startswith("Only the newest 2 sessions that match a filter are")
+
     async def test_filters_are_shown_in_the_form(self, alice: Browser) -> None:
         keep(began("R-1", 0), began("R-2", 0, conn_id="other"))
         filters = {
-            "conn": "other", "meter": "7", "status": "FAILED", "run_type": "CANARY",
-            "since": "2026-06-01T02:04", "until": "2026-06-01T02:05", "tz": "Europe/Berlin",
+            "conn": "other", "meter": "7", "status": "FAILED", "group": "live", "only": "silent", "run_type": "CANARY",
+            "longer": "45m", "since": "2026-06-01T02:04", "until": "2026-06-01T02:05", "tz": "Europe/Berlin",
+            "sort": "end",
         }  # fmt: skip
         page = await alice.sees("/sessions", **filters)
         form = page.one("form", role="search")
@@ -196,14 +255,15 @@ class TestFilters:
         written = {
             each.attributes["name"]: [each.attributes["value"]]
             for each in form.all("input")
-            if "name" in each.attributes
+            if "name" in each.attributes and (each.attributes.get("type") != "checkbox" or "checked" in each.attributes)
         }
         assert {**chosen, **written} == {name: [value] for name, value in filters.items()}
         assert form.links() == {"Clear": "/mediation/sessions"}
 
     async def test_a_value_outside_the_choices_is_selected_too(self, alice: Browser) -> None:
         page = await alice.sees("/sessions", conn="gone", status="mystery")
-        assert [each.text for each in page.all("option", selected="")] == ["gone", "mystery"]
+        assert [each.text for each in page.all("option", selected="")] == ["gone"]
+        assert [each.attributes["value"] for each in page.all("input", checked="")] == ["MYSTERY"]
 
     async def test_without_filters_there_is_no_clear_link(self, alice: Browser) -> None:
         page = await alice.sees("/sessions", tz="Europe/Berlin")
@@ -247,7 +307,7 @@ class TestPaging:
     async def test_a_search_for_a_rare_value_stops_with_a_notice_and_continues(
         self, alice: Browser, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        for each in (module, journal_filters):
+        for each in (module, journal_search):
             monkeypatch.setattr(each, "SCANNED", 3)
         keep(*(began(f"R-{number}", number, status="FAILED" if number == 1 else "COMPLETED") for number in range(7)))
         keep(*(began(f"R-F{number}", -number, meter_id="7", status="FAILED") for number in range(1, 5)))
