@@ -126,6 +126,11 @@ def _connection_type() -> dict[str, Any]:
                 "Address of a session's page in your tenant, for links in Airflow. Fields: {meter_id}, "
                 "{session_id}, {run_id}, {ui_base}. Copy it from your browser: Zuora documents no address.",
             ),
+            "meter_names": {
+                "label": "Meter names",
+                "description": 'Names that the pages show in place of those that are received: {"1001": "Storage"}.',
+                "schema": {"type": ["object", "null"]},
+            },
             **_callouts(),
         },
     }

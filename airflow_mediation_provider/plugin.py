@@ -13,7 +13,7 @@ from airflow_mediation_provider.protocol.urls import MOUNT, NAV_ROUTE
 
 
 def _views() -> list[dict[str, str]]:
-    """Return the pages that Airflow's UI shows in frames: the list in its navigation, and a tab of tasks and runs.
+    """Return the pages that Airflow's UI shows in frames: the list in its navigation, tabs of tasks, runs and Dags.
 
     A frame's address starts with the path of Airflow behind a proxy; Airflow does not add it.
     """
@@ -44,6 +44,14 @@ def _views() -> list[dict[str, str]]:
             "href": f"{mount}/run?{run}",
             "destination": "dag_run",
             "url_route": "meter-sessions",
+            "icon": icon,
+            "icon_dark_mode": dark,
+        },
+        {
+            "name": "Meters",
+            "href": f"{mount}/dag?dag_id={{DAG_ID}}",
+            "destination": "dag",
+            "url_route": "meters",
             "icon": icon,
             "icon_dark_mode": dark,
         },

@@ -131,11 +131,19 @@ def _pages(plan: Plan) -> Iterator[Question]:
         return Question(f"session: {what}", session_page("", *plan.meter(number), session_of(number)), shows)
 
     yield session("one that started a run", _started(plan), dag_of(BUSY))
+    yield _meter("the busiest", PROD, BUSY, dag_of(BUSY))
+    yield _meter("any", PROD, plan.meter(plan.newest(PROD, None, "CANCELED"))[1], "Usual duration")
+    yield _meter("silent for a year", SILENT, plan.meter(plan.newest(SILENT))[1], "Last success")
+    yield _meter("unknown", PROD, "none", "No session of this meter")
     polled = plan.newest(PROD, POLLED, "COMPLETED")
     yield session("a meter with many polls", polled, session_of(polled))
     yield session("silent for years", plan.first, "airflow mediation reconcile")
     yield Question("health", address("", "/health"), PROD)
     yield Question("unreadable callouts", address("", "/unread"), "it names no meter")
+
+
+def _meter(what: str, conn_id: str, meter_id: str, shows: str) -> Question:
+    return Question(f"meter: {what}", address("", "/meter", conn=conn_id, meter=meter_id), shows)
 
 
 def _tabs(plan: Plan) -> Iterator[Question]:
@@ -146,6 +154,7 @@ def _tabs(plan: Plan) -> Iterator[Question]:
     started = session_of(_started(plan))
     path = address("", "/run", dag_id=dag_of(BUSY), run_id=run_of(started))
     yield Question("run tab", path, started)
+    yield Question("Dag tab: the busiest meter", address("", "/dag", dag_id=dag_of(BUSY)), "Usual duration")
 
 
 def _started(plan: Plan) -> int:

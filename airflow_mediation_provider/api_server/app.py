@@ -16,7 +16,7 @@ from starlette.exceptions import HTTPException
 from airflow_mediation_provider import __version__, metrics
 from airflow_mediation_provider.api_server import callouts, feed, internal
 from airflow_mediation_provider.api_server.connections import Connections, ids_in_use
-from airflow_mediation_provider.api_server.http import UNAVAILABLE, ThrottledLog, error_docs, refused
+from airflow_mediation_provider.api_server.http import UNAVAILABLE, ThrottledLog, TtlMap, error_docs, refused
 from airflow_mediation_provider.api_server.internal import ApiUsageBuffer
 from airflow_mediation_provider.api_server.journal import ReceiptBuffer, Recorder
 from airflow_mediation_provider.api_server.pages import add_pages
@@ -33,6 +33,10 @@ if TYPE_CHECKING:
 
 # Connections that are looked up at the start; further ones at their first request.
 _MOST_WARM: Final = 100
+
+# For so long the health line shows what is not usual of a connection's meters, of so many connections.
+_UNUSUAL_SECONDS: Final = 60.0
+_MOST_UNUSUAL: Final = 1000
 
 # Once, and not for each application: FastAPI analyses every route again when it is included.
 _routes: Final = APIRouter()
@@ -75,6 +79,7 @@ def create_app(
     app.state.page_log = ThrottledLog()
     app.state.receipts = receipts or ReceiptBuffer()
     app.state.calls = ApiUsageBuffer()
+    app.state.unusual = TtlMap(_UNUSUAL_SECONDS, _MOST_UNUSUAL)
     app.add_middleware(_SingleSlashes)
     app.add_exception_handler(HTTPException, _http_error)
     app.add_exception_handler(Exception, _server_error)

@@ -36,6 +36,7 @@ KNOWN_EXTRA: Final = frozenset(
         "entity_id",
         "org_ids",
         "ui_link_template",
+        "meter_names",
         "proxies",
         "proxy",
         "verify",
@@ -49,6 +50,7 @@ KNOWN_EXTRA: Final = frozenset(
     }
 )
 CONNECTION_TYPE: Final = "mediation"
+_LONGEST_NAME: Final = 250
 LINK_FIELDS: Final = ("meter_id", "session_id", "run_id", "ui_base")
 
 
@@ -76,6 +78,7 @@ class HttpOptions:
 class Settings:
     """A checked connection.
 
+    :param meter_names: meter id -> the name that pages show
     :param extra: its extra as it is; the callouts' fields in it are not checked here
     """
 
@@ -87,6 +90,7 @@ class Settings:
     org_ids: str | None = None
     ui_base: str | None = None
     ui_link_template: str | None = None
+    meter_names: Mapping[str, str] = field(default_factory=dict)
     http: HttpOptions = field(default_factory=HttpOptions)
     extra: Mapping[str, Any] = field(default_factory=dict, repr=False)
 
@@ -170,6 +174,7 @@ def settings_of(conn_id: str, connection: Connection) -> Settings:
         org_ids=_header(conn_id, "org_ids", extra.get("org_ids")),
         ui_base=center.ui_url if center else None,
         ui_link_template=_link_template(conn_id, extra.get("ui_link_template"), center),
+        meter_names=_meter_names(conn_id, extra.get("meter_names")),
         http=_http_options(conn_id, extra, urlsplit(base_url).scheme),
         extra=extra,
     )
@@ -274,6 +279,29 @@ def _link_template(conn_id: str, value: object, center: DataCenter | None) -> st
     if not re.match(r"https?://[^/?#\s]", sample):
         raise _wrong(conn_id, f"ui_link_template {template!r} is no address: begin it with https:// or {{ui_base}}")
     return template
+
+
+def _meter_names(conn_id: str, value: object) -> dict[str, str]:
+    """Return the names by the ids of the meters; a connection that is given as a URI has them as text."""
+    names = value
+    if isinstance(value, str):
+        try:
+            names = json.loads(value) if value.strip() else None
+        except ValueError:
+            names = value
+    if names is None:
+        return {}
+    if not isinstance(names, dict) or not all(key.strip() and _is_name(name) for key, name in names.items()):
+        raise _wrong(
+            conn_id,
+            'meter_names must be an object like {"1001": "Storage"}, with names of one line and at most '
+            f"{_LONGEST_NAME} characters",
+        )
+    return {meter_id.strip(): name.strip() for meter_id, name in names.items()}
+
+
+def _is_name(name: object) -> bool:
+    return isinstance(name, str) and bool(name.strip()) and len(name) <= _LONGEST_NAME and name.isprintable()
 
 
 def _http_options(conn_id: str, extra: Mapping[str, Any], scheme: str) -> HttpOptions:

@@ -19,13 +19,15 @@ from sqlalchemy import bindparam, exists, func, select
 from sqlalchemy.orm import aliased, lazyload
 
 from airflow_mediation_provider.journal.history import history_row
+from airflow_mediation_provider.journal.meters import RunsOfMeter, meters_of, tempos
 from airflow_mediation_provider.journal.queries import last_callout_at
 from airflow_mediation_provider.journal.tables import ReporterRow, SessionRow, TransitionRow, WaitRow
 from airflow_mediation_provider.journal.task_reports import REPORTER_OF_WAIT, SEEN_AT, TASK_OF_WAIT, goes_on
 from airflow_mediation_provider.protocol.callouts.cursor import HistoryCursor, is_read
 from airflow_mediation_provider.protocol.callouts.setup import ReceivedCallout
 from airflow_mediation_provider.protocol.sessions.journal_entry import EntryKind
-from airflow_mediation_provider.protocol.status import ANY_TERMINAL
+from airflow_mediation_provider.protocol.sessions.usual import Punctuality
+from airflow_mediation_provider.protocol.status import ANY_TERMINAL, RunType
 from airflow_mediation_provider.protocol.transition import Source
 from airflow_mediation_provider.protocol.wire import from_plain
 
@@ -34,6 +36,8 @@ if TYPE_CHECKING:
 
     from sqlalchemy import ColumnElement, ScalarSelect, Select
     from sqlalchemy.orm import Session
+
+    from airflow_mediation_provider.protocol.sessions.usual import Tempo
 
 log = logging.getLogger(__name__)
 
@@ -48,6 +52,8 @@ UNSEEN: Final = timedelta(minutes=3)
 """A triggerer reports its waits once a minute; one without a report for this long has lost the wait, or the feed."""
 MOST: Final = 100
 """Counts end here."""
+METERS: Final = 200
+"""So many meters of a connection are compared with what is usual."""
 _POLLS: Final = 1000
 _NEWEST: Final = 60
 """The newest status changes that are searched for faults of the set-up; a body may have 256 KiB."""
@@ -82,6 +88,42 @@ class ConnectionHealth:
     waiting: int
     unseen: int
     history: HistoryHealth | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Unusual:
+    """What is not usual of a connection's meters now.
+
+    :param late: the meters of which the next session is late
+    :param long: the meters with a session that goes on for longer than usual
+    """
+
+    late: tuple[str, ...]
+    long: tuple[str, ...]
+
+
+def unusual(session: Session, conn_id: str, now: datetime) -> Unusual:
+    """Return what is not usual of the first ``METERS`` meters of a connection.
+
+    A session without an update for hours is left out: what ended may be only its reports, and that is counted already.
+
+    :param now: the time now
+    """
+    runs = [RunsOfMeter(conn_id, meter_id, RunType.NORMAL) for meter_id in meters_of(session, conn_id, METERS)]
+    found = tempos(session, runs)
+    silent = select(SessionRow.meter_id, SessionRow.session_id).where(
+        SessionRow.conn_id == conn_id, SessionRow.terminal.is_(False), SessionRow.last_observed_at < now - SILENT
+    )
+    left_out = {tuple(row) for row in session.execute(silent.order_by(SessionRow.last_observed_at.desc()).limit(MOST))}
+
+    def is_long(meter_id: str, tempo: Tempo) -> bool:
+        going = (each for each in tempo.live if (meter_id, each.session_id) not in left_out)
+        return any(tempo.takes_long(each.begun_at, now) for each in going)
+
+    return Unusual(
+        late=tuple(of.meter_id for of, tempo in found.items() if tempo.punctuality(now) is Punctuality.LATE),
+        long=tuple(of.meter_id for of, tempo in found.items() if is_long(of.meter_id, tempo)),
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,25 +1,41 @@
-"""The names of meters: of each the last one that a report had, of whichever kind that was.
+"""Meters: the last name that a report of each had, its newest sessions, and what is usual of them.
 
 A report without a name erases none, and an older one replaces none. A name that is known already is not written again.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final, NamedTuple
+from collections import defaultdict
+from functools import cache
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
-from sqlalchemy import select, tuple_, update
+from sqlalchemy import Integer, bindparam, func, select, tuple_, union_all, update
 
 from airflow_mediation_provider.journal.tables import ListedRow, MeterRow, TransitionRow
 from airflow_mediation_provider.journal.transaction import add
+from airflow_mediation_provider.protocol.sessions.usual import NEWEST, PastSession, Tempo
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping
     from datetime import datetime
 
+    from sqlalchemy import Executable, Select
     from sqlalchemy.orm import Session
 
 # Reports of a meter that arrive out of order are about its newest sessions.
 _NEWEST: Final = 20
+# So many meters share a statement, which is built once for each number: building takes longer than running.
+_OF_STATEMENT: Final = (1, 5, 20)
+# SQLite runs each part of a statement for no meter in no time.
+_NO_METER: Final = ("", "", "")
+
+
+class RunsOfMeter(NamedTuple):
+    """The sessions of one run type of a meter."""
+
+    conn_id: str
+    meter_id: str
+    run_type: str
 
 
 class ReportedName(NamedTuple):
@@ -63,6 +79,56 @@ def meter_names(session: Session, meters: Collection[tuple[str, str]]) -> dict[t
     key = (MeterRow.conn_id, MeterRow.meter_id)
     rows = session.execute(select(*key, MeterRow.name).where(tuple_(*key).in_(meters)))
     return {(conn_id, meter_id): name for conn_id, meter_id, name in rows}
+
+
+def tempos(session: Session, runs: Collection[RunsOfMeter], *, newest: int = NEWEST) -> dict[RunsOfMeter, Tempo]:
+    """Return what is usual of the sessions of some meters.
+
+    :param newest: so many of the newest sessions are read of each
+    """
+    past: dict[RunsOfMeter, list[PastSession]] = defaultdict(list)
+    wanted = list(dict.fromkeys(runs))
+    for start in range(0, len(wanted), _OF_STATEMENT[-1]):
+        chunk = wanted[start : start + _OF_STATEMENT[-1]]
+        size = next(size for size in _OF_STATEMENT if size >= len(chunk))
+        values: dict[str, Any] = {"newest": newest}
+        for number, of in enumerate([*chunk, *[_NO_METER] * (size - len(chunk))]):
+            values |= {f"{name}{number}": value for name, value in zip(RunsOfMeter._fields, of, strict=True)}
+        for row in session.execute(_newest(size), values):
+            ended_at = row.best_ended_at if row.best_ended else None
+            one = PastSession(row.session_id, row.begun_at, ended_at, row.best_status, row.best_certain)
+            past[RunsOfMeter(row.conn_id, row.meter_id, row.run_type)].append(one)
+    for each in past.values():
+        # The rows of the parts of a statement may come in any order.
+        each.sort(key=lambda one: (one.begun_at, one.session_id), reverse=True)
+    return {of: Tempo.of(past[of]) for of in wanted}
+
+
+def meters_of(session: Session, conn_id: str, most: int) -> list[str]:
+    """Return the first meters of a connection, by their ids: step by step through an index."""
+    row = ListedRow
+    steps = select(func.min(row.meter_id).label("meter_id")).where(row.conn_id == conn_id).cte(recursive=True)
+    following = select(func.min(row.meter_id)).where(row.conn_id == conn_id, row.meter_id > steps.c.meter_id)
+    further = select(following.correlate(steps).scalar_subquery()).where(steps.c.meter_id.is_not(None))
+    steps = steps.union_all(further)
+    found = select(steps.c.meter_id).where(steps.c.meter_id.is_not(None)).limit(most)
+    return list(session.scalars(found))
+
+
+@cache
+def _newest(size: int) -> Executable:
+    """Return one statement for the newest sessions of so many meters."""
+    return union_all(*(select(_newest_of(number).subquery()) for number in range(size)))
+
+
+def _newest_of(number: int) -> Select[Any]:
+    row = ListedRow
+    columns: tuple[Any, ...] = (row.conn_id, row.meter_id, row.run_type, row.session_id, row.begun_at)
+    columns += (row.best_status, row.best_certain, row.best_ended, row.best_ended_at)
+    newest = select(*columns).where(
+        *(getattr(row, name) == bindparam(f"{name}{number}") for name in RunsOfMeter._fields)
+    )
+    return newest.order_by(row.begun_at.desc(), row.session_id.desc()).limit(bindparam("newest", type_=Integer))
 
 
 def _was_named_later(session: Session, conn_id: str, meter_id: str, at: datetime) -> bool:

@@ -52,6 +52,8 @@ if TYPE_CHECKING:
 
 # For each session and each run: the first runs that it triggered, the last tasks that waited.
 _MOST: Final = 500
+_NEWEST_RUNS: Final = 50
+"""What a Dag is about shows in so many of its newest runs."""
 _CLOCKS: Final = timedelta(minutes=5)
 # One query for the events of such a span costs less than one for each session, and a span has only so many events.
 _TOGETHER: Final = timedelta(hours=1)
@@ -199,6 +201,44 @@ def wait_of_task(session: Session, dag_id: str, run_id: str, task_id: str, map_i
     return next(iter(_waits(session, _OF_TASK, **task)), None)
 
 
+def waiting_for(session: Session, conn_id: str, meter_id: str) -> list[Wait]:
+    """Return the tasks that wait for a session of a meter now, the latest first."""
+    return _waits(session, _WAITING, conn_id=conn_id, meter_id=meter_id)
+
+
+def meters_of_dag(session: Session, dag_id: str, *, tasks: bool) -> tuple[list[tuple[str, str]], set[str]]:
+    """Return the meters that a Dag is about, and the connections of which it is about any meter.
+
+    Those that it is scheduled on come first, then those that tasks of its newest runs ran or waited for.
+
+    :param tasks: whether to include what its tasks did
+    """
+    meters: dict[tuple[str, str], None] = {}
+    any_of: set[str] = set()
+    reference = DagScheduleAssetReference
+    uris = (
+        select(AssetModel.uri)
+        .join(reference, reference.asset_id == AssetModel.id)
+        .where(reference.dag_id == dag_id)
+        .order_by(AssetModel.id)
+        .limit(_MOST)
+    )
+    for uri in session.scalars(uris):
+        with suppress(ValueError):  # an asset of another provider
+            asset = read_asset_uri(uri)
+            if asset.meter_id == ANY_METER:
+                any_of.add(asset.conn_id)
+            else:
+                meters[asset.conn_id, asset.meter_id] = None
+    if not tasks:
+        return list(meters), any_of
+    newest = select(DagRun.run_id).where(DagRun.dag_id == dag_id).order_by(DagRun.id.desc()).limit(_NEWEST_RUNS)
+    of_runs = WaitRow.dag_id == dag_id, WaitRow.run_id.in_(session.scalars(newest).all())
+    rows = session.execute(select(WaitRow.conn_id, WaitRow.meter_id).where(*of_runs).distinct())
+    meters |= dict.fromkeys(sorted((conn_id, meter_id) for conn_id, meter_id in rows))
+    return list(meters), any_of
+
+
 class SilentTask(NamedTuple):
     """A task instance of which the journal has nothing.
 
@@ -256,6 +296,13 @@ def _of(*names: str) -> ColumnElement[bool]:
 _OF_SESSIONS: Final = _asked(of_rows(WaitRow), limited=False)
 _OF_RUN: Final = _asked(_of("dag_id", "run_id"))
 _OF_TASK: Final = _asked(_of("dag_id", "run_id", "task_id", "map_index"))
+# By the index of waits without an end: a meter may have had very many that ended.
+_WAITING: Final = _asked(
+    and_(
+        goes_on(),
+        *(without_index(getattr(WaitRow, name)) == bindparam(name) for name in ("conn_id", "meter_id")),
+    )
+)
 
 
 class Assets:

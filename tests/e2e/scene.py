@@ -50,8 +50,9 @@ class Scene:
         task = {"dag_id": WAITS[0], "run_id": self.waiting, "task_id": WAITS[1]}
         run = {"dag_id": people.ONE_DAG, "run_id": self.started}
         queries: dict[str, Any] = {"/session": self.key, "/task": task, "/run": run, "/callout": [self.callout]}
+        queries |= {"/meter": {"conn": CONN_ID, "meter": METER}, "/dag": {"dag_id": people.ONE_DAG}}
         paths = ("/", "/sessions", "/sessions/chart", "/session", "/task", "/run", "/unread", "/health")
-        paths += ("/callouts", "/callout", "/missing-runs")
+        paths += ("/callouts", "/callout", "/missing-runs", "/meter", "/dag")
         return {path: f"{path}?{urlencode(queries[path])}" if path in queries else path for path in paths}
 
 

@@ -39,6 +39,7 @@ def addresses(tab: Screen, scene: Scene) -> dict[str, str]:
         **places,
         "/task": f"{run.format(WAITS[0], quote(scene.waiting))}/tasks/{WAITS[1]}/plugin/meter-session",
         "/run": f"{run.format(people.ONE_DAG, quote(scene.started))}/plugin/meter-sessions",
+        "/dag": f"{tab.url}/dags/{people.ONE_DAG}/plugin/meters",
     }
 
 

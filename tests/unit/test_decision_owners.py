@@ -72,6 +72,11 @@ TABLE = (
         ("protocol.callouts.parse", "protocol.callouts.history", "protocol.callouts.setup"),
     ),
     Decision("whether a text stands for no value", "protocol.status:names_nothing", ("protocol.callouts.fields",)),
+    Decision(
+        "what is longer or later than usual of a meter",
+        "protocol.sessions.usual:Tempo",
+        ("journal.meters",),
+    ),
     Decision("which id a connection has", "protocol.ids:id_in_use", ("api_server.connections",)),
     Decision("which schedules an arrival fits", "protocol.sessions.asset_uri:arrival_uris", ("journal.asset_events",)),
     Decision("which run type a report names", "protocol.status:run_type_of_report", ("protocol.callouts.parse",)),

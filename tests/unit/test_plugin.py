@@ -73,6 +73,7 @@ def test_the_addresses_of_the_pages_start_with_the_path_of_airflow(monkeypatch, 
         f"{path}/mediation/sessions",
         f"{path}/mediation/task?dag_id={{DAG_ID}}&run_id={{RUN_ID}}&task_id={{TASK_ID}}&map_index={{MAP_INDEX}}",
         f"{path}/mediation/run?dag_id={{DAG_ID}}&run_id={{RUN_ID}}",
+        f"{path}/mediation/dag?dag_id={{DAG_ID}}",
     ]
     assert {view[icon] for view in views for icon in ("icon", "icon_dark_mode")} == {
         f"{path}/mediation/static/icon.svg",
@@ -89,6 +90,7 @@ def test_airflows_api_accepts_the_views():
         ("nav", "browse"),
         ("task_instance", None),
         ("dag_run", None),
+        ("dag", None),
     ]
     known = ExternalViewResponse.model_fields
     assert [name for view in MediationPlugin.external_views for name in view if name not in known] == []

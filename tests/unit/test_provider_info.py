@@ -63,8 +63,9 @@ def test_the_connection_form_has_its_labels_and_choices(manager):
         for name, widget in manager.connection_form_widgets.items()
         if name.startswith("extra__mediation__")
     }
-    assert list(fields)[:4] == ["data_center", "entity_id", "org_ids", "ui_link_template"]
-    assert set(fields) - {"data_center", "entity_id", "org_ids", "ui_link_template"} == CALLOUT_EXTRA
+    own = ["data_center", "entity_id", "org_ids", "ui_link_template", "meter_names"]
+    assert list(fields)[: len(own)] == own
+    assert set(fields) - set(own) == CALLOUT_EXTRA
     assert {name for name, widget in fields.items() if widget.is_sensitive} == SECRET_FIELDS
     choice = fields["data_center"].field["schema"]
     assert choice["enum"] == list(DataCenter.__members__)

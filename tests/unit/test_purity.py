@@ -30,6 +30,7 @@ PURE = {
     "functools",
     "hashlib",
     "hmac",
+    "itertools",
     "json",
     "math",
     "msgspec",

@@ -19,7 +19,14 @@ from airflow_mediation_provider.api_server.connections import (
 )
 from airflow_mediation_provider.api_server.pages.callouts import UNACKNOWLEDGED
 from airflow_mediation_provider.api_server.pages.rendering import PageRoute, page
-from airflow_mediation_provider.journal.health import SILENT, UNSEEN, connection_health, newest_callouts, unreported
+from airflow_mediation_provider.journal.health import (
+    SILENT,
+    UNSEEN,
+    connection_health,
+    newest_callouts,
+    unreported,
+    unusual,
+)
 from airflow_mediation_provider.journal.receipts import refusals
 from airflow_mediation_provider.journal.session_list import known_connections
 from airflow_mediation_provider.journal.task_reports import budget
@@ -39,13 +46,14 @@ if TYPE_CHECKING:
 
     from airflow_mediation_provider.api_server.auth import Reader
     from airflow_mediation_provider.api_server.connections import MediationConnection
-    from airflow_mediation_provider.journal.health import ConnectionHealth, HistoryHealth
+    from airflow_mediation_provider.api_server.http import TtlMap
+    from airflow_mediation_provider.journal.health import ConnectionHealth, HistoryHealth, Unusual
     from airflow_mediation_provider.journal.receipts import Refusals
     from airflow_mediation_provider.journal.triggered_runs import NeverStarted
     from airflow_mediation_provider.protocol.callouts.setup import ReceivedCallout
     from airflow_mediation_provider.protocol.zuora.api_usage import ApiUsage
 
-    _OfConnection = tuple[ConnectionHealth, ApiUsage, int, list[ReceivedCallout]]
+    _OfConnection = tuple[ConnectionHealth, ApiUsage, int, list[ReceivedCallout], Unusual]
 
 router = APIRouter(route_class=PageRoute)
 
@@ -76,6 +84,7 @@ _REFUSALS: Final = {
     404: "the connection has no callout authentication",
     405: "choose the method POST in Zuora's callout template",
 }
+_NAMED: Final = 5
 _MISADDRESSED: Final = (404, 405)
 # The answer where several teams have the id and the address names none.
 _WITHOUT_TEAM: Final = 503
@@ -110,6 +119,7 @@ def health(request: Request, reader: ReaderDep) -> Response:
             budget(session, conn_ids, now),
             (silent.tasks[each] for each in conn_ids),
             (newest_callouts(session, each) for each in conn_ids),
+            (_unusual(request, session, each, now) for each in conn_ids),
             strict=True,
         )
         return list(of_connections), idle, refused, silent.more
@@ -117,7 +127,7 @@ def health(request: Request, reader: ReaderDep) -> Response:
     of_connections, idle, refused, more_silent = read(work)
     visible = reader.sees_runs({each.dag_id for each in idle})
     lines = list(_unknown(refused))
-    for seen, calls, silent, callouts in of_connections:
+    for seen, calls, silent, callouts, of_meters in of_connections:
         connection, items = _connection(request, reader, seen.conn_id, refused)
         takes_callouts = connection is not None and _NO_CALLOUTS not in items
         if seen.history is not None and _NO_CALLOUTS in items:
@@ -128,6 +138,7 @@ def health(request: Request, reader: ReaderDep) -> Response:
             *_refused(refused, seen.conn_id),
             *(_history(seen.history, connection, now) if seen.history is not None else ()),
             *_received(seen, silent if takes_callouts or seen.history is not None else 0, more=more_silent),
+            *_of_meters(seen.conn_id, of_meters),
             *_idle([each for each in idle if each.conn_id == seen.conn_id], visible),
             _budget(calls, connection, now),
         ]
@@ -235,6 +246,32 @@ def _missed(each: ConnectionHealth) -> Iterator[HealthItem]:
         yield HealthItem(BAD, f"polls showed an end without a callout: meter {meters}")
     if each.silent:
         yield HealthItem(WARN, f"{_number(each.silent, 'session')} without an update for more than {humanize(SILENT)}")
+
+
+def _unusual(request: Request, session: Session, conn_id: str, now: datetime) -> Unusual:
+    """Return what is not usual of a connection's meters, as it was within the last minute.
+
+    It changes with hours, and is the question with the most rows.
+    """
+    kept: TtlMap[Unusual] = request.app.state.unusual
+    if (known := kept.get(conn_id)) is not None:
+        return known
+    found = unusual(session, conn_id, now)
+    kept.add(conn_id, found)
+    return found
+
+
+def _of_meters(conn_id: str, found: Unusual) -> Iterator[HealthItem]:
+    """Return which meters are late or have a session that takes long."""
+    for meters, one, several in (
+        (found.late, "is late to start", "are late to start"),
+        (found.long, "has a session that takes longer than usual", "have sessions that take longer than usual"),
+    ):
+        if meters:
+            path, which = ("/meter", {"meter": meters[0]}) if len(meters) == 1 else ("/sessions", {})
+            names = ", ".join(meters[:_NAMED]) + (", ..." if len(meters) > _NAMED else "")
+            text = f"{_number(len(meters), 'meter')} {one if len(meters) == 1 else several}: {names}"
+            yield HealthItem(WARN, text, path, {"conn": conn_id, **which})
 
 
 def _idle(never_started: list[NeverStarted], visible: set[str]) -> Iterator[HealthItem]:

@@ -14,9 +14,10 @@ from datetime import UTC, datetime, timedelta
 from functools import cache
 from itertools import pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Final, NamedTuple, get_origin
+from typing import TYPE_CHECKING, Annotated, Any, Final, NamedTuple, Protocol, get_origin
 from urllib.parse import parse_qsl, quote
 
+from anyio import from_thread
 from fastapi import Depends, Query, Request
 from fastapi.dependencies.utils import get_flat_dependant
 from fastapi.exceptions import RequestValidationError
@@ -29,6 +30,7 @@ from starlette.requests import ClientDisconnect
 from starlette.responses import HTMLResponse
 
 from airflow_mediation_provider import __version__
+from airflow_mediation_provider.api_server.connections import LookupFailedError, UnknownConnectionError
 from airflow_mediation_provider.api_server.http import BodyTooLargeError, BodyTooSlowError, read_body
 from airflow_mediation_provider.journal.task_reports import LEFT, TASK
 from airflow_mediation_provider.journal.transaction import JournalMissing, JournalUnavailable
@@ -43,6 +45,7 @@ if TYPE_CHECKING:
 
     from fastapi import Response
 
+    from airflow_mediation_provider.api_server.connections import MediationConnection
     from airflow_mediation_provider.journal.session_list import SessionKey
     from airflow_mediation_provider.journal.triggered_runs import StartedRun, Wait
     from airflow_mediation_provider.protocol.sessions.lifecycle import Phase
@@ -171,8 +174,32 @@ def whole_seconds(phases: Sequence[Phase], now: datetime) -> list[timedelta]:
     return [_SECOND * (end - start) for start, end in pairwise(edges)]
 
 
+class OfMeter(Protocol):
+    """What has a meter, and the last name of it that was received: a session, for example."""
+
+    @property
+    def conn_id(self) -> str:
+        """Its connection."""
+
+    @property
+    def meter_id(self) -> str:
+        """The meter's id."""
+
+    @property
+    def meter_name(self) -> str | None:
+        """The name, ``None`` if none was received."""
+
+
+def _given_names(request: Request, conn_id: str) -> Mapping[str, str]:
+    try:
+        connection: MediationConnection = from_thread.run(request.app.state.connections.get, conn_id)
+    except (UnknownConnectionError, LookupFailedError):
+        return {}
+    return connection.settings.meter_names if connection.settings else {}
+
+
 class Urls:
-    """Addresses as a browser sees them: under the base path that Airflow has.
+    """Addresses as a browser sees them, under the base path that Airflow has, and the names of meters.
 
     :param request: of the page
     """
@@ -180,6 +207,8 @@ class Urls:
     def __init__(self, request: Request) -> None:
         self.mount = str(request.scope.get("root_path") or "").rstrip("/")
         self.airflow = self.mount.removesuffix(MOUNT)
+        self._request = request
+        self._given: dict[str, Mapping[str, str]] = {}
 
     def page(self, path: str, **parameters: object) -> str:
         """Return the address of a page of ours; parameters that are ``None`` or empty are left out."""
@@ -188,6 +217,16 @@ class Urls:
     def session(self, key: SessionKey) -> str:
         """Return the address of a session's page."""
         return session_page(self.airflow, *key)
+
+    def meter_name(self, of: OfMeter) -> str | None:
+        """Return the name of a meter: the one that its connection gives it, else the last one that was received."""
+        if of.conn_id not in self._given:
+            self._given[of.conn_id] = _given_names(self._request, of.conn_id)
+        return self._given[of.conn_id].get(of.meter_id) or of.meter_name
+
+    def meter(self, conn_id: str, meter_id: str) -> str:
+        """Return the address of a meter's page."""
+        return self.page("/meter", conn=conn_id, meter=meter_id)
 
     def framed(self, page: str) -> str:
         """Return the address that shows one of our pages inside Airflow, if it can."""

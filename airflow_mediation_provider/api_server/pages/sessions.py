@@ -17,6 +17,7 @@ from airflow_mediation_provider.api_server.auth import ReaderDep  # noqa: TC001 
 from airflow_mediation_provider.api_server.pages.rendering import PageRoute, Text, Texts, Urls, page, tone
 from airflow_mediation_provider.journal import triggered_runs
 from airflow_mediation_provider.journal.health import SILENT
+from airflow_mediation_provider.journal.meters import RunsOfMeter, tempos
 from airflow_mediation_provider.journal.session_list import (
     ListedSession,
     count_by_status,
@@ -25,6 +26,7 @@ from airflow_mediation_provider.journal.session_list import (
 )
 from airflow_mediation_provider.journal.session_search import COUNTED, SCANNED, Filters, Group, Keyset, Only, Sort
 from airflow_mediation_provider.journal.transaction import read
+from airflow_mediation_provider.protocol.sessions.usual import Punctuality
 from airflow_mediation_provider.protocol.status import RunType, SessionStatus, names_nothing, parse_status
 
 if TYPE_CHECKING:
@@ -35,6 +37,7 @@ if TYPE_CHECKING:
     from airflow_mediation_provider.api_server.auth import Reader
     from airflow_mediation_provider.journal.session_list import Listing, SessionKey
     from airflow_mediation_provider.journal.triggered_runs import Consumer, Scheduled, Started, StartedRun, Wait
+    from airflow_mediation_provider.protocol.sessions.usual import Rhythm, Tempo
 
 
 _Name = TypeVar("_Name", bound=StrEnum)
@@ -264,6 +267,8 @@ class Row:
     :param announced: whether Airflow still has an asset event of it; without one, it is unknown what it triggered
     :param consumers: Dags that are scheduled on it and that the user may see
     :param silent: whether it has no end, and no report for hours
+    :param long: whether it goes on for longer than usual
+    :param late: the rhythm of its meter, if it is the meter's newest session and the next one is late
     """
 
     session: ListedSession
@@ -274,6 +279,8 @@ class Row:
     announced: bool = False
     consumers: tuple[Consumer, ...] = ()
     silent: bool
+    long: bool = False
+    late: Rhythm | None = None
 
     @property
     def missed(self) -> tuple[str, ...]:
@@ -289,6 +296,7 @@ class Around:
     tasks: Mapping[SessionKey, Sequence[Wait]]
     started: Mapping[SessionKey, Started]
     scheduled: Mapping[tuple[str, str], Sequence[Scheduled]]
+    tempos: Mapping[RunsOfMeter, Tempo]
 
 
 @router.get("/")
@@ -375,13 +383,16 @@ def sessions_chart(request: Request, search: SearchDep) -> Response:
 
 
 def around(session: Session, listed: tuple[ListedSession, ...]) -> Around:
-    """Return sessions with their tasks and the Dag runs that they triggered."""
+    """Return sessions with their tasks, the Dag runs that they triggered, and what is usual of their meters."""
+    # A test is due at no time.
+    compared = (each for each in listed if each.run_type == RunType.NORMAL or not each.best_ended)
     assets = triggered_runs.Assets(session, {each.meter for each in listed})
     return Around(
         sessions=listed,
         tasks=triggered_runs.waits_of(session, listed),
         started=triggered_runs.started(session, listed, assets),
         scheduled=triggered_runs.scheduled(session, assets),
+        tempos=tempos(session, [RunsOfMeter(*each.meter, each.run_type) for each in compared]),
     )
 
 
@@ -400,6 +411,7 @@ def rows_of(found: Around, reader: Reader, now: datetime) -> list[Row]:
     def row(each: ListedSession) -> Row:
         its_tasks, its_start = found.tasks.get(each.key, ()), found.started.get(each.key)
         its_runs = its_start.runs if its_start else ()
+        tempo = found.tempos.get(RunsOfMeter(*each.meter, each.run_type))
         seen = (
             task if task.dag_id in seen_runs else replace(task, run_state=None)
             for task in its_tasks
@@ -418,6 +430,8 @@ def rows_of(found: Around, reader: Reader, now: datetime) -> list[Row]:
                 if consumer.dag_id in seen_runs
             ),
             silent=_is_silent(each, now),
+            long=bool(tempo and not each.best_ended and tempo.takes_long(each.begun_at, now)),
+            late=tempo.rhythm if tempo and _is_late_after(tempo, each, now) else None,
         )
 
     return [row(each) for each in found.sessions]
@@ -426,6 +440,12 @@ def rows_of(found: Around, reader: Reader, now: datetime) -> list[Row]:
 def bare_row(listed: ListedSession, now: datetime) -> Row:
     """Return a session without its tasks and the Dag runs that it triggered."""
     return Row(session=listed, silent=_is_silent(listed, now))
+
+
+def _is_late_after(tempo: Tempo, listed: ListedSession, now: datetime) -> bool:
+    newest = next((each.session_id for each in tempo.past), None)
+    is_newest = listed.run_type == RunType.NORMAL and newest == listed.session_id
+    return is_newest and tempo.punctuality(now) is Punctuality.LATE
 
 
 def _is_silent(listed: ListedSession, now: datetime) -> bool:

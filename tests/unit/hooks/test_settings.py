@@ -35,6 +35,20 @@ def test_an_unknown_name_in_the_extra_is_logged_without_its_value(caplog):
     assert "e-secret" not in record.getMessage()
 
 
+@pytest.mark.parametrize(
+    ("given", "names"),
+    [
+        (None, {}),
+        ("", {}),
+        ({}, {}),
+        ({" 1001 ": " Storage ", "1002": "Ü"}, {"1001": "Storage", "1002": "Ü"}),
+        ('{"1001": "Storage"}', {"1001": "Storage"}),
+    ],
+)
+def test_meters_may_have_names(given, names):
+    assert settings({"data_center": "SBX", "meter_names": given}).meter_names == names
+
+
 def test_the_addresses_are_those_that_zuora_documents():
     assert DataCenter.PROD.rest_url == "https://rest.zuora.com"
     assert DataCenter.SBX_NA.rest_url == "https://rest.sandbox.na.zuora.com"
@@ -104,6 +118,14 @@ def test_the_name_of_a_data_center_may_be_in_any_case():
         ({"data_center": "SBX", "ui_link_template": "zuora.example/{meter_id}"}, {}, "no address: begin it with https"),
         ({"data_center": "SBX", "ui_link_template": "javascript:{meter_id}"}, {}, "is no address"),
         ({"data_center": "SBX", "ui_link_template": "https:///{meter_id}"}, {}, "is no address"),
+        ({"data_center": "SBX", "meter_names": ["Storage"]}, {}, 'meter_names must be an object like {"1001"'),
+        ({"data_center": "SBX", "meter_names": "Storage"}, {}, "meter_names must be an object"),
+        ({"data_center": "SBX", "meter_names": '["Storage"]'}, {}, "meter_names must be an object"),
+        ({"data_center": "SBX", "meter_names": {"1001": 7}}, {}, "meter_names must be an object"),
+        ({"data_center": "SBX", "meter_names": {"1001": " "}}, {}, "meter_names must be an object"),
+        ({"data_center": "SBX", "meter_names": {" ": "Storage"}}, {}, "meter_names must be an object"),
+        ({"data_center": "SBX", "meter_names": {"1001": "two\nlines"}}, {}, "meter_names must be an object"),
+        ({"data_center": "SBX", "meter_names": {"1001": "x" * 251}}, {}, "at most 250 characters"),
     ],
 )
 def test_an_error_in_the_connection_is_one_sentence(extra, fields, says):

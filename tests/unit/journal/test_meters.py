@@ -1,25 +1,33 @@
-"""The last known name of each meter, on SQLite and PostgreSQL."""
+"""The last known name of each meter, and what is usual of its sessions, on SQLite and PostgreSQL."""
 
 from __future__ import annotations
 
 from dataclasses import replace
 from datetime import timedelta
 from functools import partial
+from typing import TYPE_CHECKING
 
 import pytest
 from airflow import settings
 from sqlalchemy import event
 
-from airflow_mediation_provider.journal.meters import meter_names
+from airflow_mediation_provider.journal.meters import RunsOfMeter, meter_names, meters_of, tempos
 from airflow_mediation_provider.journal.prune import prune
 from airflow_mediation_provider.journal.session_list import SessionKey, find_session
 from airflow_mediation_provider.journal.tables import MeterRow
 from airflow_mediation_provider.journal.transaction import read
+from airflow_mediation_provider.journal.triggered_runs import waiting_for
 from airflow_mediation_provider.journal.writer import record, rewrite
 from airflow_mediation_provider.protocol.sessions.journal_entry import EntryKind, JournalEntry
 from airflow_mediation_provider.protocol.transition import Source
-from tests.unit.journal.old_rows import NEW, OLD, keep, meter_of, session_of
+from tests.unit.journal.old_rows import NEW, OLD, concluded, keep, meter_of, session_of
+from tests.unit.journal.plans import explained, uses_an_index
 from tests.unit.journal.test_writer import CONN, NOW, all_of, change
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from airflow_mediation_provider.protocol.sessions.usual import Tempo
 
 pytestmark = pytest.mark.usefixtures("airflow_database")
 
@@ -122,3 +130,79 @@ def test_a_name_is_pruned_when_the_meter_has_no_session_any_more() -> None:
 def test_the_row_has_when_the_name_was_received() -> None:
     record([named("Storage", 0), named("Storage", 9)], conn_id=CONN)
     assert all_of(MeterRow.received_at) == [NOW + timedelta(seconds=9)]
+
+
+# ---- what is usual
+
+
+def past(*minutes: int, meter_id: str = "1001", conn_id: str = "zuora", run_type: str = "NORMAL") -> None:
+    """Sessions that took so long, the oldest first, one each hour."""
+    for number, lasted in enumerate(minutes):
+        begun = OLD + timedelta(hours=number)
+        ended = begun + timedelta(minutes=lasted)
+        row = session_of(f"R-{number}", begun, meter_id=meter_id, conn_id=conn_id, run_type=run_type)
+        row.best_ended_at = row.last_observed_at = ended
+        keep(row)
+
+
+def usual(*runs: RunsOfMeter, **more: int) -> dict[RunsOfMeter, Tempo]:
+    return read(lambda session: tempos(session, runs, **more))
+
+
+def test_what_is_usual_is_of_one_run_type_of_one_meter() -> None:
+    past(1, 2, 3, 4, 5, 6)
+    past(60, 60, 60, 60, 60, meter_id="other")
+    past(70, 70, 70, 70, 70, conn_id="other")
+    past(80, 80, 80, 80, 80, run_type="DEBUG", meter_id="1002")
+    runs = RunsOfMeter("zuora", "1001", "NORMAL")
+    (tempo,) = usual(runs).values()
+    assert [each.session_id for each in tempo.past] == ["R-5", "R-4", "R-3", "R-2", "R-1", "R-0"]
+    assert tempo.usual == (timedelta(minutes=1), timedelta(minutes=6), 6)
+    assert tempo.rhythm is not None
+    assert tempo.rhythm.every == timedelta(hours=1)
+    (few,) = usual(runs, newest=2).values()
+    assert [each.session_id for each in few.past] == ["R-5", "R-4"]
+
+
+@pytest.mark.parametrize("count", [0, 1, 2, 5, 6, 21, 45])
+def test_any_number_of_meters_is_read_at_once(count: int) -> None:
+    past(1, 2, 3)
+    runs = [RunsOfMeter("zuora", f"none-{number}", "NORMAL") for number in range(count - 1)]
+    runs += [RunsOfMeter("zuora", "1001", "NORMAL")] * min(count, 1)
+    found = usual(*runs, *runs)
+    assert list(found) == runs
+    assert [len(each.past) for each in found.values()] == [0] * (count - 1) + [3] * min(count, 1)
+
+
+def test_a_session_that_goes_on_has_no_end() -> None:
+    keep(session_of("R-1", terminal=False, status="RUNNING"), concluded("R-2", OLD + timedelta(hours=1)))
+    (tempo,) = usual(RunsOfMeter("zuora", "1001", "NORMAL")).values()
+    assert [(each.session_id, each.status, each.ended_at is None) for each in tempo.past] == [
+        ("R-2", "FAILED", False),
+        ("R-1", "RUNNING", True),
+    ]
+
+
+def test_the_meters_of_a_connection_are_found_in_order() -> None:
+    assert read(lambda session: meters_of(session, "zuora", 5)) == []
+    for meter_id in ("b", "a", "c"):
+        keep(session_of("R-1", meter_id=meter_id), session_of("R-2", meter_id=meter_id))
+    keep(session_of("R-1", meter_id="z", conn_id="other"))
+    assert read(lambda session: meters_of(session, "zuora", 5)) == ["a", "b", "c"]
+    assert read(lambda session: meters_of(session, "zuora", 2)) == ["a", "b"]
+
+
+def test_the_queries_use_indexes_and_sort_nothing(airflow_on: Callable[[str], str], sqlite_database: str) -> None:
+    airflow_on(sqlite_database)
+    past(1, 2, 3)
+    with explained() as plans:
+        usual(RunsOfMeter("zuora", "1001", "NORMAL"), RunsOfMeter("zuora", "1002", "NORMAL"))
+        read(lambda session: meters_of(session, "zuora", 5))
+        read(lambda session: meter_names(session, {("zuora", "1001")}))
+        read(lambda session: waiting_for(session, "zuora", "1001"))
+    assert len(plans) == 4
+    assert [each for each in plans if not uses_an_index(each[1])] == []
+    of_sessions, meters, _, waits = (plan for _, plan in plans)
+    assert not any("TEMP B-TREE" in step for step in (*of_sessions, *meters))
+    assert sum("ix_mediation_session_first" in step for step in of_sessions) == 5
+    assert any("ix_mediation_wait_ended_at" in step for step in waits)

@@ -12,13 +12,15 @@ import pytest
 from airflow import settings
 from airflow.sdk import Asset
 from sqlalchemy import update
+from sqlalchemy.orm import Session
 
+from airflow_mediation_provider.api_server import app
 from airflow_mediation_provider.api_server.connections import ConnectionsOfTeams, MediationConnection
 from airflow_mediation_provider.api_server.pages import health
 from airflow_mediation_provider.assets import on_meter_session
 from airflow_mediation_provider.journal.health import Unreported
 from airflow_mediation_provider.journal.receipts import Seen, record_receipts
-from airflow_mediation_provider.journal.tables import AnswersRow, CallsRow, HistoryRow
+from airflow_mediation_provider.journal.tables import AnswersRow, CallsRow, HistoryRow, SessionRow
 from airflow_mediation_provider.protocol.callouts.receipt import Receipt
 from tests.unit.api_server.pages.conftest import now
 from tests.unit.api_server.signed import BODY, signature
@@ -458,3 +460,72 @@ async def test_a_dag_that_sessions_never_start_is_named_to_users_who_may_see_it(
         ("warn", "sessions never start the Dag plain: write schedule=on_meter_session(...) instead of an asset"),
         ("warn", "sessions never start 1 Dag that you may not see"),
     ]
+
+
+# ---- what is not usual of meters
+
+
+@pytest.fixture
+def unkept(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is not usual is computed for each request."""
+    monkeypatch.setattr(app, "_UNUSUAL_SECONDS", 0.0)
+
+
+def each_hour(*, meter_id: str, count: int = 10, last: float) -> None:
+    """Sessions that took ten minutes, one each hour; the last one began so many hours ago."""
+    for number in range(count):
+        begun = ago(hours=last + number)
+        row = session_of(
+            f"R-{number}", begun, meter_id=meter_id, started_at=begun, ended_at=begun + timedelta(minutes=10)
+        )
+        row.last_observed_at = begun + timedelta(minutes=10)
+        keep(row)
+
+
+@pytest.mark.usefixtures("unkept")
+async def test_late_meters_are_counted_and_lead_to_what_is_late(alice: Browser) -> None:
+    each_hour(meter_id="1001", last=3)
+    each_hour(meter_id="1002", last=0.5)
+    page = await alice.sees("/health")
+    assert ("warn", "1 meter is late to start: 1001") in await words(alice)
+    assert page.links()["1 meter is late to start: 1001"] == "/mediation/meter?conn=zuora&meter=1001"
+
+    each_hour(meter_id="1003", last=3)
+    page = await alice.sees("/health")
+    assert page.links()["2 meters are late to start: 1001, 1003"] == "/mediation/sessions?conn=zuora"
+
+
+@pytest.mark.usefixtures("unkept")
+async def test_a_late_meter_is_late_no_more_once_a_session_starts(alice: Browser) -> None:
+    each_hour(meter_id="1001", last=3)
+    assert ("warn", "1 meter is late to start: 1001") in await words(alice)
+    keep(session_of("R-new", now(), status="RUNNING", terminal=False))
+    assert await words(alice) == []
+
+
+@pytest.mark.usefixtures("unkept")
+async def test_a_session_that_takes_long_is_named_by_its_meter_unless_it_is_silent(alice: Browser) -> None:
+    each_hour(meter_id="1001", last=1)
+    live = session_of("R-live", ago(minutes=40), status="RUNNING", terminal=False)
+    live.last_observed_at = now()
+    keep(live)
+    said = "1 meter has a session that takes longer than usual: 1001"
+    assert await words(alice) == [("warn", said)]
+    with Session(settings.get_engine()) as session:
+        session.execute(
+            update(SessionRow).where(SessionRow.session_id == "R-live").values(last_observed_at=ago(hours=7))
+        )
+        session.commit()
+    assert said not in [text for _, text in await words(alice)]
+
+
+async def test_what_is_not_usual_is_computed_once_a_minute(alice: Browser, monkeypatch: pytest.MonkeyPatch) -> None:
+    keep(told("R-1", ago(hours=1)))
+    asked: list[str] = []
+    real = health.unusual
+    monkeypatch.setattr(
+        health, "unusual", lambda session, conn_id, at: asked.append(conn_id) or real(session, conn_id, at)
+    )
+    await alice.sees("/health")
+    await alice.sees("/health")
+    assert asked == ["zuora"]

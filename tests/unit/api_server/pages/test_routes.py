@@ -60,6 +60,7 @@ def test_all_routes_are_pages_machine_routes_or_files() -> None:
         "/missing-runs", "/missing-runs/start",
         "/task", "/run", "/unread", "/unread/reparse", "/health",
         "/callouts", "/callout", "/callout/reparse", "/callout/acknowledge",
+        "/meter", "/dag",
     }  # fmt: skip
 
 

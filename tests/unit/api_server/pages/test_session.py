@@ -113,7 +113,7 @@ class TestReports:
         crumbs = page.one("p", class_="crumbs").links()
         assert crumbs == {
             "Meter sessions": "/mediation/sessions",
-            "meter 1001": "/mediation/sessions?conn=zuora&meter=1001",
+            "meter 1001": "/mediation/meter?conn=zuora&meter=1001",
         }
 
     async def test_times_that_zuora_did_not_report_are_marked(self, alice: Browser) -> None:

@@ -147,6 +147,8 @@ def tell_a_story(airflow: Airflow, directory: Directory, text: str, word: str) -
         "/callouts  ": {"session": short},
         "/callout": {"row": unparsed},
         "/callout ": {"receipt": receipt},
+        "/meter": {"conn": short, "meter": short},
+        "/dag": {"dag_id": text},
         "/health": {},
         "/missing-runs": {},
         "/missing-runs ": {"conn": text, "meter": text, "dag_id": text, "tz": text},
@@ -212,6 +214,8 @@ PLACES = {
     "/callouts ": 2,
     "/callout": 2,
     "/callout ": 4,
+    "/meter": 6,
+    "/dag": 6,
     "/session/summary": 3,
 }
 
