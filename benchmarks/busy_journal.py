@@ -10,15 +10,24 @@ from __future__ import annotations
 
 import argparse
 import time
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime, timedelta
 from functools import cache
 from typing import TYPE_CHECKING, Any, Final
 
 from sqlalchemy import create_engine, func, select
 
+from airflow_mediation_provider.journal.receipts import MOST_ACCEPTED, MOST_REFUSED
 from airflow_mediation_provider.journal.rows import transition_values
-from airflow_mediation_provider.journal.tables import CallsRow, SessionRow, TransitionRow, WaitRow
+from airflow_mediation_provider.journal.tables import (
+    AnswersRow,
+    CallsRow,
+    ReceiptRow,
+    SessionRow,
+    TransitionRow,
+    WaitRow,
+)
+from airflow_mediation_provider.protocol.callouts.receipt import ACCEPTED, Proof, Receipt
 from airflow_mediation_provider.protocol.sessions.journal_entry import EntryKind, JournalEntry
 from airflow_mediation_provider.protocol.status import ANY_TERMINAL, RunType
 from airflow_mediation_provider.protocol.transition import SessionTransition, Source
@@ -56,7 +65,10 @@ _WALK: Final = ("INITIALIZING", "RUNNING", "USAGE_PUSHING", "PUSH_COMPLETED")
 _LASTS: Final = timedelta(minutes=25)
 _CHUNK: Final = 5_000
 _64_BITS: Final = (1 << 64) - 1
-_TABLES: Final = (*(table.__table__ for table in (TransitionRow, SessionRow, WaitRow, CallsRow)), *TABLES)
+_ROWS: Final = (TransitionRow, SessionRow, WaitRow, CallsRow, ReceiptRow, AnswersRow)
+_TABLES: Final = (*(table.__table__ for table in _ROWS), *TABLES)
+_REPEATED: Final = 20
+"""One of so many callouts was sent twice."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -187,6 +199,7 @@ def seed(address: str, sessions: int = SESSIONS, last_day: int = LAST_DAY) -> Pl
         unread = [_unread(number, plan.now) for number in range(min(sessions // 100, 1000))]
         load(connection, TransitionRow.__table__, unread)
         load(connection, CallsRow.__table__, list(_calls(plan.now)))
+        _load_receipts(connection, plan)
     engine.dispose()
     vacuum(address, _TABLES)
     return plan
@@ -296,6 +309,50 @@ def _unread(number: int, now: datetime) -> dict[str, Any]:
     body = {"error": "it names no meter", "text": '{"session": "' + "x" * 300 + '"}'}
     entry = JournalEntry(kind=EntryKind.UNPARSED, observed_at=at, source=Source.CALLOUT, body=body)
     return transition_values(entry, conn_id=SANDBOX, at=at)
+
+
+def _load_receipts(connection: Connection, plan: Plan) -> None:
+    """Add as many receipts as the journal keeps, of the newest callouts, and their counts."""
+    row = TransitionRow
+    for conn_id in (PROD, EU, SANDBOX):
+        newest = select(row.id, row.notification_id, row.created_at).where(
+            row.conn_id == conn_id, row.kind == EntryKind.STATUS_CHANGE
+        )
+        added = connection.execute(newest.order_by(row.created_at.desc()).limit(MOST_ACCEPTED)).all()
+        rows = []
+        for number, (row_id, notification_id, at) in enumerate(added):
+            repeated = number % _REPEATED == 0
+            rows.append(_receipt(conn_id, at, 200, notification_id, None if repeated else row_id))
+        rows += [_receipt(conn_id, plan.now - timedelta(hours=1, minutes=n), 401) for n in range(MOST_REFUSED)]
+        for part in chunks(range(len(rows)), _CHUNK):
+            load(connection, ReceiptRow.__table__, rows[part[0] : part[-1] + 1])
+        hour = plan.now.replace(minute=0, second=0, microsecond=0)
+        counts = {"conn_id": conn_id, "since_accepted": 0, "without_receipt": 0}
+        answers = [
+            {**counts, "hour": at, "last_at": at, "status": status, "answers": number}
+            for at in (hour - timedelta(hours=number) for number in range(24 * 30))
+            for status, number in ((200, 60), (401, 5))
+        ]
+        load(connection, AnswersRow.__table__, answers)
+
+
+def _receipt(
+    conn_id: str, at: datetime, status: int, notification_id: str | None = None, row_id: int | None = None
+) -> dict[str, Any]:
+    values = Receipt(
+        conn_id=conn_id,
+        received_at=at,
+        status=status,
+        milliseconds=12,
+        proof=Proof.PROVEN if status == ACCEPTED else Proof.REFUSED,
+        reason="" if status == ACCEPTED else "the signature is wrong",
+        notification_id=notification_id,
+        transition_id=row_id,
+        headers={"content-type": "application/json", "x-mediation-signature": "*** (44 characters)"},
+        body_size=300,
+        body=None if status == ACCEPTED else "x" * 300,
+    )
+    return {**asdict(values), "proof": str(values.proof), "accepted": values.accepted}
 
 
 def _calls(now: datetime) -> Iterator[dict[str, Any]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import TYPE_CHECKING, Final
 
 from airflow_mediation_provider.api_server.pages.sessions import PAGE
@@ -139,7 +140,27 @@ def _pages(plan: Plan) -> Iterator[Question]:
     yield session("a meter with many polls", polled, session_of(polled))
     yield session("silent for years", plan.first, "airflow mediation reconcile")
     yield Question("health", address("", "/health"), PROD)
-    yield Question("unreadable callouts", address("", "/unread"), "it names no meter")
+    yield Question("a connection", address("", "/connection", conn=PROD), "Calls by hour")
+    yield from _callouts(plan)
+
+
+def _callouts(plan: Plan) -> Iterator[Question]:
+    def listed(what: str, shows: str, **parameters: object) -> Question:
+        return Question(f"callouts: {what}", address("", "/callouts", **parameters), shows)
+
+    newest = session_of(plan.newest(PROD, BUSY))
+    yield listed("all", session_of(plan.last))
+    yield listed("accepted, one connection", ">duplicate</span>", conn=PROD, kind="accepted")
+    yield listed("refused", "the signature is wrong", kind="refused")
+    never = {"kind": "refused", "answer": 404, "acknowledged": "no"}
+    yield listed("refused, not acknowledged, 404 (never)", "No matching callouts", **never)
+    yield listed("repeated", ">duplicate</span>", kind="duplicate")
+    yield listed("unreadable", "it names no meter", kind="unreadable")
+    yield listed("unreadable, of a connection that has none", "No matching callouts", kind="unreadable", conn=EU)
+    yield listed("a session", newest, session=newest)
+    yield listed("a day long ago", "No matching callouts", since="2020-01-01T00:00", until="2020-01-02T00:00")
+    yield listed("a deep page", ">200</span>", before=Keyset(plan.now - timedelta(days=2), 1), conn=PROD)
+    yield Question("a callout", address("", "/callout", receipt=1), "Headers")
 
 
 def _meter(what: str, conn_id: str, meter_id: str, shows: str) -> Question:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 from airflow.models.taskinstance import TaskInstance
 from airflow.models.trigger import Trigger
 from airflow.utils.state import TaskInstanceState
-from sqlalchemy import bindparam, exists, func, select
+from sqlalchemy import bindparam, exists, func, or_, select
 from sqlalchemy.orm import aliased, lazyload
 
 from airflow_mediation_provider.journal.history import history_row
@@ -55,6 +55,8 @@ MOST: Final = 100
 METERS: Final = 200
 """So many meters of a connection are compared with what is usual."""
 _POLLS: Final = 1000
+_UNENDED: Final = 1000
+"""The newest sessions without a reported end that are searched for silent ones."""
 _NEWEST: Final = 60
 """The newest status changes that are searched for faults of the set-up; a body may have 256 KiB."""
 _TRIGGERS: Final = "airflow_mediation_provider.triggers.meter_session."
@@ -72,8 +74,7 @@ class ConnectionHealth:
     :param without_callouts: sessions within a day that Airflow started and that had no callout, nor had a later session
         of the meter
     :param ends_without_callouts: meters at which a poll within a day showed an end that no session has
-    :param silent: sessions that still run by Zuora's reports, of which the last is hours old; without callouts, all
-        such
+    :param silent: sessions without an end, also by what tasks concluded, of which the last report is hours old
     :param waiting: tasks that wait
     :param unseen: of these, the ones that a triggerer should have reported, and has not for minutes
     :param history: how its callout history is read; ``None`` where it is not
@@ -165,7 +166,7 @@ def connection_health(session: Session, conn_id: str, now: datetime) -> Connecti
         conn_id=conn_id,
         last_callout_at=last,
         ends_without_callouts=_ends_without_callouts(session, conn_id, now),
-        history=_history(session, conn_id, now),
+        history=history_health(session, conn_id, now),
         **counts._mapping,
     )
 
@@ -183,7 +184,8 @@ def newest_callouts(session: Session, conn_id: str) -> list[ReceivedCallout]:
     return [ReceivedCallout(row.body, row.observed_at) for row in rows if row.source == Source.CALLOUT]
 
 
-def _history(session: Session, conn_id: str, now: datetime) -> HistoryHealth | None:
+def history_health(session: Session, conn_id: str, now: datetime) -> HistoryHealth | None:
+    """Return how a connection's callout history is read; ``None`` where it is not."""
     row = history_row(session, conn_id, now)
     if row is None:
         return None
@@ -253,9 +255,12 @@ def _counts() -> Select[Any]:
         change.created_at >= recently,
         change.acknowledged_at.is_(None),
     )
-    silent = select(known.id).where(
+    unended = select(known.best_ended).where(
         known.conn_id == conn_id, known.terminal.is_(False), known.last_observed_at < bindparam("silent")
     )
+    # Without callouts, all sessions of a connection are such, and tasks concluded the ends of most of them.
+    newest = unended.order_by(known.last_observed_at.desc()).limit(_UNENDED).subquery()
+    silent = select(newest.c.best_ended).where(newest.c.best_ended.is_(False))
     waiting = select(waits.id).join(TaskInstance, TASK_OF_WAIT).where(waits.conn_id == conn_id, goes_on())
     # A task on a worker reports with each poll, and Airflow itself detects when its process dies. A deferred task
     # belongs to a triggerer; if none has taken it over yet, its worker reported it last.
@@ -270,6 +275,26 @@ def _counts() -> Select[Any]:
         _count(waiting).label("waiting"),
         _count(unseen).label("unseen"),
     )
+
+
+class Uncalled(NamedTuple):
+    """A session that Airflow started and that had no callout."""
+
+    conn_id: str
+    meter_id: str
+    session_id: str
+    begun_at: datetime
+
+
+def sessions_without_callouts(session: Session, conn_id: str, now: datetime) -> list[Uncalled]:
+    """Return the sessions of ``ConnectionHealth.without_callouts``, the newest first.
+
+    :param now: the time now
+    """
+    columns = (getattr(SessionRow, name) for name in Uncalled._fields)
+    found = _without_callouts(bindparam("conn_id")).with_only_columns(*columns).order_by(SessionRow.begun_at.desc())
+    instants = {"overdue": now - OVERDUE, "since": _since(session, conn_id, now)}
+    return [Uncalled(*row) for row in session.execute(found.limit(MOST), {"conn_id": conn_id, **instants})]
 
 
 def _without_callouts(conn_id: ColumnElement[str]) -> Select[Any]:
@@ -307,7 +332,10 @@ def _since(session: Session, conn_id: str, now: datetime) -> datetime:
 
 
 def _ends_without_callouts(session: Session, conn_id: str, now: datetime) -> tuple[str, ...]:
-    """Return the meters at which a poll showed an end that no session has reached since the poll before."""
+    """Return the meters at which a poll showed an end that no session has reached since the poll before.
+
+    A meter no longer counts once a later session of it had a callout.
+    """
     change, known = TransitionRow, SessionRow
     of_meters: dict[str, list[Any]] = {}
     for poll in session.execute(
@@ -329,14 +357,16 @@ def _ends_without_callouts(session: Session, conn_id: str, now: datetime) -> tup
         # If the poll before was pruned, the same is true.
         if before is None:
             continue
+        of_meter = known.conn_id == conn_id, known.meter_id == meter_id
         reached = exists().where(
-            known.conn_id == conn_id,
-            known.meter_id == meter_id,
+            *of_meter,
             known.status == polls[at].status,
             known.terminal.is_(True),
             known.last_observed_at >= before - OVERDUE,
         )
-        if not session.scalar(select(reached)):
+        # Callouts arrive again.
+        later = exists().where(*of_meter, known.begun_at > polls[at].observed_at, known.source.in_(_REPORTED))
+        if not session.scalar(select(or_(reached, later))):
             without_callouts.append(meter_id)
     return tuple(without_callouts)
 

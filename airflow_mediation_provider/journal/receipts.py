@@ -226,13 +226,13 @@ class Refusals:
     :param conn_id: the connection; ``NO_CONNECTION`` for those that name none
     :param status: the answer
     :param count: their number
-    :param last_at: when the last one was received
+    :param since: when the last accepted one was received; if that is longer ago, since when refusals count
     """
 
     conn_id: str
     status: int
     count: int
-    last_at: datetime
+    since: datetime
 
 
 def refusals(session: Session, now: datetime) -> list[Refusals]:
@@ -258,14 +258,18 @@ def refusals(session: Session, now: datetime) -> list[Refusals]:
     )
     misaddressed = and_(row.conn_id == NO_CONNECTION, row.last_at > now - MISADDRESSED_FOR)
     found = session.execute(
-        select(row.conn_id, row.status, func.sum(row.since_accepted), func.max(row.last_at))
+        select(row.conn_id, row.status, func.sum(row.since_accepted), func.max(accepted.c.at))
         .outerjoin(accepted, accepted.c.conn_id == row.conn_id)
         .where(row.hour >= now - REFUSED_FOR - timedelta(hours=1), row.since_accepted > 0)
         .where(or_(unanswered, misaddressed))
         .group_by(row.conn_id, row.status)
         .order_by(row.conn_id, row.status)
     )
-    return [Refusals(conn_id, status, int(count), last_at) for conn_id, status, count, last_at in found]
+    oldest = now - REFUSED_FOR
+    return [
+        Refusals(conn_id, status, int(count), max(accepted_at or oldest, oldest))
+        for conn_id, status, count, accepted_at in found
+    ]
 
 
 # ---- acknowledging

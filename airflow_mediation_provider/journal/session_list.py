@@ -261,6 +261,28 @@ def find_sessions(session: Session, keys: Iterable[SessionKey]) -> dict[SessionK
     return found
 
 
+def newest_reported(session: Session, statuses: Iterable[str], since: datetime, limit: int) -> list[ListedSession]:
+    """Return the newest sessions that Zuora reported and that are in some statuses, without their phases.
+
+    :param statuses: their best known ones
+    :param since: only those that began since then
+    :param limit: how many at most
+    """
+    row = ListedRow
+    rows = [
+        each
+        for status in sorted(statuses)
+        for each in session.execute(
+            select(*_COLUMNS)
+            .where(row.best_status == status, row.begun_at >= since, row.reported)
+            .order_by(row.begun_at.desc(), row.id.desc())
+            .limit(limit)
+        )
+    ]
+    listed = (ListedSession(**dict(zip(_FIELDS, row, strict=True))) for row in rows)
+    return sorted(listed, key=lambda each: each.place, reverse=True)[:limit]
+
+
 class Counts(NamedTuple):
     """How many sessions began in each of some equal spans of time, by their best known status.
 

@@ -407,6 +407,16 @@ def budget(session: Session, conn_ids: Sequence[str], now: datetime) -> list[Api
     return [_budget(conn_id, rows[conn_id], now) for conn_id in conn_ids]
 
 
+def calls_by_hour(session: Session, conn_id: str, now: datetime) -> Sequence[CallsRow]:
+    """Return the calls of a connection in each hour of the last day, the latest first.
+
+    :param now: the time now
+    """
+    since = beginning_of_hour(now - _DAY)
+    query = select(CallsRow).where(CallsRow.conn_id == conn_id, CallsRow.hour >= since)
+    return session.scalars(query.order_by(CallsRow.hour.desc())).all()
+
+
 def _budget(conn_id: str, rows: list[CallsRow], now: datetime) -> ApiUsage:
     counted = ApiUsage(
         conn_id=conn_id,

@@ -28,7 +28,7 @@ from sqlalchemy.orm import aliased
 
 from airflow_mediation_provider.journal.asset_events import Arrival
 from airflow_mediation_provider.journal.queries import without_index
-from airflow_mediation_provider.journal.session_list import SessionKey, of_rows
+from airflow_mediation_provider.journal.session_list import SessionKey, newest_reported, of_rows
 from airflow_mediation_provider.journal.tables import ReporterRow, WaitRow
 from airflow_mediation_provider.journal.task_reports import REPORTER_OF_WAIT, SEEN_AT, TASK_OF_WAIT, goes_on
 from airflow_mediation_provider.protocol.sessions.asset_uri import (
@@ -239,6 +239,11 @@ def meters_of_dag(session: Session, dag_id: str, *, tasks: bool) -> tuple[list[t
     return list(meters), any_of
 
 
+def open_waits(session: Session, conn_id: str, limit: int) -> list[Wait]:
+    """Return tasks that wait over a connection, the one first whose row was written the longest ago."""
+    return [Wait(**row._mapping) for row in session.execute(_OPEN, {"conn_id": conn_id, "most": limit})]
+
+
 class SilentTask(NamedTuple):
     """A task instance of which the journal has nothing.
 
@@ -302,6 +307,17 @@ _WAITING: Final = _asked(
         goes_on(),
         *(without_index(getattr(WaitRow, name)) == bindparam(name) for name in ("conn_id", "meter_id")),
     )
+)
+
+
+_OPEN: Final = (
+    select(*_WAIT_COLUMNS, *(each.label(name) for name, each in _COMPUTED.items()))
+    .join(TaskInstance, TASK_OF_WAIT)
+    .outerjoin(ReporterRow, REPORTER_OF_WAIT)
+    .outerjoin(DagRun, and_(DagRun.dag_id == WaitRow.dag_id, DagRun.run_id == WaitRow.run_id))
+    .where(_of("conn_id"), goes_on())
+    .order_by(WaitRow.seen_at, WaitRow.id)
+    .limit(bindparam("most", type_=Integer))
 )
 
 
@@ -554,6 +570,50 @@ def consumers(
         )
 
     return [consumer(each) for each in scheduled]
+
+
+class Missed(NamedTuple):
+    """A session that some Dag should have been triggered by, and was not."""
+
+    key: SessionKey
+    consumers: tuple[Consumer, ...]
+
+
+def missed_since(session: Session, since: datetime, now: datetime, *, limit: int) -> tuple[list[Missed], bool]:
+    """Return the sessions that some Dag missed, and whether there are more sessions than were compared.
+
+    :param since: only sessions that began since then
+    :param now: the time now
+    :param limit: how many sessions are compared, the newest ones in a status that a Dag is scheduled on
+    """
+    newest = newest_reported(session, _scheduled_statuses(session), since, limit)
+    assets = Assets(session, {each.meter for each in newest})
+    of_meters = scheduled(session, assets)
+    due = [each for each in newest if any(each.status == it.status for it in of_meters.get(each.meter, ()))]
+    reached = started(session, due, assets)
+    found = []
+    for each in due:
+        of_session = consumers(each, of_meters[each.meter], reached.get(each.key), now)
+        if missed := tuple(consumer for consumer in of_session if consumer.missed):
+            found.append(Missed(each.key, missed))
+    return found, len(newest) == limit
+
+
+def _scheduled_statuses(session: Session) -> set[str]:
+    """Return the statuses of sessions that Dags are scheduled on."""
+    reference = DagScheduleAssetReference
+    uris = (
+        select(AssetModel.uri)
+        .join(reference, reference.asset_id == AssetModel.id)
+        .join(DagModel, DagModel.dag_id == reference.dag_id)
+        .where(AssetModel.uri.startswith(f"{SCHEME}://", autoescape=True), DagModel.is_stale.is_(False))
+        .distinct()
+    )
+    statuses = set()
+    for uri in session.scalars(uris):
+        with suppress(ValueError):  # written by hand where this package was missing
+            statuses.add(read_asset_uri(uri).status)
+    return statuses
 
 
 class NeverStarted(NamedTuple):

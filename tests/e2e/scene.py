@@ -52,7 +52,8 @@ class Scene:
         queries: dict[str, Any] = {"/session": self.key, "/task": task, "/run": run, "/callout": [self.callout]}
         queries |= {"/meter": {"conn": CONN_ID, "meter": METER}, "/dag": {"dag_id": people.ONE_DAG}}
         paths = ("/", "/sessions", "/sessions/chart", "/session", "/task", "/run", "/unread", "/health")
-        paths += ("/callouts", "/callout", "/missing-runs", "/meter", "/dag")
+        queries["/connection"] = {"conn": CONN_ID}
+        paths += ("/callouts", "/callout", "/missing-runs", "/meter", "/dag", "/connection")
         return {path: f"{path}?{urlencode(queries[path])}" if path in queries else path for path in paths}
 
 

@@ -11,13 +11,22 @@ from typing import TYPE_CHECKING, Final
 from starlette.staticfiles import StaticFiles
 
 from airflow_mediation_provider.api_server.auth import may_read_assets
-from airflow_mediation_provider.api_server.pages import callouts, health, meter, missing_runs, session, sessions, tasks
+from airflow_mediation_provider.api_server.pages import (
+    callouts,
+    connection,
+    health,
+    meter,
+    missing_runs,
+    session,
+    sessions,
+    tasks,
+)
 from airflow_mediation_provider.api_server.pages.rendering import checked_parameters
 
 if TYPE_CHECKING:
     from fastapi import APIRouter
 
-PARTS: Final = (sessions, session, meter, missing_runs, tasks, callouts, health)
+PARTS: Final = (sessions, session, meter, missing_runs, tasks, callouts, connection, health)
 
 
 def add_pages(router: APIRouter) -> None:

@@ -1,4 +1,7 @@
-"""One line for each connection: whether callouts arrive, whether triggerers read the feed, and the API usage."""
+"""One line for each connection: whether callouts arrive, whether triggerers read the feed, and the API usage.
+
+Each statement leads to the list of what it is about, and ends by itself when its cause ends.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +9,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Final
+from urllib.parse import quote
 
 from anyio import from_thread
 from fastapi import APIRouter, Request, Response
@@ -19,7 +23,9 @@ from airflow_mediation_provider.api_server.connections import (
 )
 from airflow_mediation_provider.api_server.pages.callouts import UNACKNOWLEDGED
 from airflow_mediation_provider.api_server.pages.rendering import PageRoute, page
+from airflow_mediation_provider.journal.callout_list import CalloutKind
 from airflow_mediation_provider.journal.health import (
+    RECENT,
     SILENT,
     UNSEEN,
     connection_health,
@@ -31,7 +37,7 @@ from airflow_mediation_provider.journal.receipts import refusals
 from airflow_mediation_provider.journal.session_list import known_connections
 from airflow_mediation_provider.journal.task_reports import budget
 from airflow_mediation_provider.journal.transaction import read
-from airflow_mediation_provider.journal.triggered_runs import never_started
+from airflow_mediation_provider.journal.triggered_runs import missed_since, never_started
 from airflow_mediation_provider.protocol.callouts.receipt import NO_CONNECTION
 from airflow_mediation_provider.protocol.callouts.setup import setup_faults
 from airflow_mediation_provider.protocol.times import humanize
@@ -49,17 +55,26 @@ if TYPE_CHECKING:
     from airflow_mediation_provider.api_server.http import TtlMap
     from airflow_mediation_provider.journal.health import ConnectionHealth, HistoryHealth, Unusual
     from airflow_mediation_provider.journal.receipts import Refusals
-    from airflow_mediation_provider.journal.triggered_runs import NeverStarted
+    from airflow_mediation_provider.journal.triggered_runs import Missed, NeverStarted
     from airflow_mediation_provider.protocol.callouts.setup import ReceivedCallout
     from airflow_mediation_provider.protocol.zuora.api_usage import ApiUsage
 
     _OfConnection = tuple[ConnectionHealth, ApiUsage, int, list[ReceivedCallout], Unusual]
+    _NoRuns = tuple[list[Missed], bool]
 
 router = APIRouter(route_class=PageRoute)
 
 GOOD: Final = "good"
 WARN: Final = "warn"
 BAD: Final = "bad"
+SESSIONS_PAGE: Final = "/sessions"
+METER_PAGE: Final = "/meter"
+CALLOUTS_PAGE: Final = "/callouts"
+CONNECTION_PAGE: Final = "/connection"
+MISSING_RUNS_PAGE: Final = "/missing-runs"
+_METERS: Final = 5
+_COMPARED: Final = 200
+"""So many of the newest sessions are compared with the runs that they should have started."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,16 +84,22 @@ class HealthItem:
     :param level: good, warn or bad
     :param path: of the page that lists what it is about
     :param parameters: of that page
+    :param of_airflow: whether it is a page of Airflow itself
     """
 
     level: str
     text: str
-    path: str = ""
+    path: str
     parameters: Mapping[str, str] = field(default_factory=dict)
+    of_airflow: bool = False
 
 
-_GONE: Final = HealthItem(WARN, "the connection was deleted")
-_NO_CALLOUTS: Final = HealthItem(WARN, "callouts are not set up: statuses come from polls alone")
+_CONNECTIONS: Final = "/connections"
+"""Airflow's page of connections."""
+_GONE: Final = HealthItem(WARN, "the connection was deleted", _CONNECTIONS, of_airflow=True)
+_NO_CALLOUTS: Final = HealthItem(
+    WARN, "callouts are not set up: statuses come from polls alone", _CONNECTIONS, of_airflow=True
+)
 _REFUSALS: Final = {
     401: "perhaps the secrets differ (see the server's log)",
     404: "the connection has no callout authentication",
@@ -109,7 +130,7 @@ def health(request: Request, reader: ReaderDep) -> Response:
     """Show the health of callouts, feed and API usage."""
     now = datetime.now(UTC)
 
-    def work(session: Session) -> tuple[list[_OfConnection], list[NeverStarted], list[Refusals], bool]:
+    def work(session: Session) -> tuple[list[_OfConnection], list[NeverStarted], list[Refusals], _NoRuns, bool]:
         silent, idle, refused = unreported(session, now), never_started(session), refusals(session, now)
         # A connection whose feed no process has ever reached, or whose callouts were never accepted, has no sessions.
         named = {*(each.conn_id for each in idle), *(each.conn_id for each in refused)}
@@ -122,10 +143,12 @@ def health(request: Request, reader: ReaderDep) -> Response:
             (_unusual(request, session, each, now) for each in conn_ids),
             strict=True,
         )
-        return list(of_connections), idle, refused, silent.more
+        no_runs = missed_since(session, now - RECENT, now, limit=_COMPARED)
+        return list(of_connections), idle, refused, no_runs, silent.more
 
-    of_connections, idle, refused, more_silent = read(work)
-    visible = reader.sees_runs({each.dag_id for each in idle})
+    of_connections, idle, refused, (missed, more_missed), more_silent = read(work)
+    of_missed = {consumer.dag_id for each in missed for consumer in each.consumers}
+    visible = reader.sees_runs({each.dag_id for each in idle} | of_missed)
     lines = list(_unknown(refused))
     for seen, calls, silent, callouts, of_meters in of_connections:
         connection, items = _connection(request, reader, seen.conn_id, refused)
@@ -134,9 +157,10 @@ def health(request: Request, reader: ReaderDep) -> Response:
             items.remove(_NO_CALLOUTS)
         items += [
             *(_missed(seen) if takes_callouts else ()),
+            *_no_runs([each for each in missed if each.key.conn_id == seen.conn_id], visible, more=more_missed),
             *_set_up_wrongly(connection, callouts),
             *_refused(refused, seen.conn_id),
-            *(_history(seen.history, connection, now) if seen.history is not None else ()),
+            *(_history(seen.conn_id, seen.history, connection, now) if seen.history is not None else ()),
             *_received(seen, silent if takes_callouts or seen.history is not None else 0, more=more_silent),
             *_of_meters(seen.conn_id, of_meters),
             *_idle([each for each in idle if each.conn_id == seen.conn_id], visible),
@@ -154,7 +178,8 @@ def _connection(
     try:
         connection: MediationConnection = from_thread.run(request.app.state.connections.get, conn_id)
     except OtherIdError as error:
-        return None, [HealthItem(WARN, f"not an id of a connection: {error}; prune deletes what came under this one")]
+        text = f"not an id of a connection: {error}; prune deletes what came under this one"
+        return None, [HealthItem(WARN, text, _CONNECTIONS, of_airflow=True)]
     except UnknownConnectionError:
         return None, [_GONE]
     except SeveralTeamsError as error:
@@ -163,9 +188,10 @@ def _connection(
             f"several teams have a connection of this id ({', '.join(error.teams)}), and tasks wait with polls alone: "
             "give each an id of its own, or end the Request URL in Zuora's callout template with ?team= and one's name"
         )
-        return None, [HealthItem(BAD if unnamed else WARN, text)]
+        return None, [HealthItem(BAD if unnamed else WARN, text, _CONNECTIONS, of_airflow=True)]
     except LookupFailedError:
-        return None, [HealthItem(BAD, "the connection cannot be looked up now: its callouts are answered 503")]
+        text = "the connection cannot be looked up now: its callouts are answered 503"
+        return None, [HealthItem(BAD, text, _CONNECTIONS, of_airflow=True)]
     try:
         if connection.callouts.enabled:
             return connection, []
@@ -173,7 +199,7 @@ def _connection(
     except MisconfigurationError as error:
         # The message quotes the settings, and a user may have put a secret into the wrong field.
         wrong = error if reader.reads_connection(conn_id) else "its settings are wrong"
-        return connection, [HealthItem(BAD, f"callouts cannot be received: {wrong}")]
+        return connection, [HealthItem(BAD, f"callouts cannot be received: {wrong}", _CONNECTIONS, of_airflow=True)]
 
 
 def _set_up_wrongly(
@@ -183,23 +209,25 @@ def _set_up_wrongly(
     with suppress(MisconfigurationError):
         if connection is not None and connection.callouts.enabled:
             for fault in setup_faults(connection.callouts, callouts):
-                yield HealthItem(WARN, fault)
+                accepted = {"conn": connection.conn_id, "kind": CalloutKind.ACCEPTED}
+                yield HealthItem(WARN, fault, CALLOUTS_PAGE, accepted)
 
 
 def _budget(calls: ApiUsage, connection: MediationConnection | None, now: datetime) -> HealthItem:
     center = DataCenter.named(connection.extra.get("data_center")) if connection else None
     stands = standing(calls, center, now)
-    return HealthItem(
-        {UsageLevel.GOOD: GOOD, UsageLevel.TIGHT: WARN, UsageLevel.SPENT: BAD}[stands.level], stands.words
-    )
+    level = {UsageLevel.GOOD: GOOD, UsageLevel.TIGHT: WARN, UsageLevel.SPENT: BAD}[stands.level]
+    return HealthItem(level, stands.words, CONNECTION_PAGE, {"conn": calls.conn_id})
 
 
 def _refused(refused: Sequence[Refusals], conn_id: str) -> Iterator[HealthItem]:
     """Return what was refused: no sure sign of a problem, as unauthenticated clients can cause it."""
     for each in refused:
         if each.conn_id == conn_id and each.status in _REFUSALS:
-            callouts = _number(each.count, "callout")
-            yield HealthItem(WARN, f"{callouts} refused since the last accepted one: {_REFUSALS[each.status]}")
+            text = f"{_number(each.count, 'callout')} refused since the last accepted one: {_REFUSALS[each.status]}"
+            which = {"kind": CalloutKind.REFUSED, "answer": str(each.status), "acknowledged": UNACKNOWLEDGED}
+            which |= {"conn": conn_id, "since": each.since.isoformat()}
+            yield HealthItem(WARN, text, CALLOUTS_PAGE, which)
 
 
 def _unknown(refused: Sequence[Refusals]) -> Iterator[HealthLine]:
@@ -211,7 +239,8 @@ def _unknown(refused: Sequence[Refusals]) -> Iterator[HealthLine]:
             f"{callouts} in the last 24 h to an address that names no connection: compare the Request URL in Zuora's "
             "callout template with that of `airflow mediation callout-template` (see the server's log)"
         )
-        yield HealthLine(conn_id=NO_CONNECTION, last_callout_at=None, items=(HealthItem(WARN, text),))
+        item = HealthItem(WARN, text, CALLOUTS_PAGE)
+        yield HealthLine(conn_id=NO_CONNECTION, last_callout_at=None, items=(item,))
 
 
 def _received(each: ConnectionHealth, unreported_tasks: int, *, more: bool) -> Iterator[HealthItem]:
@@ -222,17 +251,20 @@ def _received(each: ConnectionHealth, unreported_tasks: int, *, more: bool) -> I
     if each.unparsed:
         which = {"conn": each.conn_id, "kind": "unreadable", "acknowledged": UNACKNOWLEDGED, "since": "24h"}
         text = f"{_number(each.unparsed, 'callout')} in the last 24 h could not be parsed"
-        yield HealthItem(BAD, text, "/callouts", which)
+        yield HealthItem(BAD, text, CALLOUTS_PAGE, which)
     if silent := each.unseen + unreported_tasks:
         tasks = ("at least " if more and unreported_tasks else "") + _number(silent, "waiting task")
         yield HealthItem(
             BAD,
             f"no triggerer has reported {tasks} for {humanize(UNSEEN)}: check that a triggerer runs, and that its log "
             "shows no error for this API server",
+            CONNECTION_PAGE,
+            {"conn": each.conn_id},
         )
     if each.waiting:
         feed = "" if silent or more else ", feed connected"
-        yield HealthItem(GOOD, f"{_number(each.waiting, 'task')} waiting{feed}")
+        text = f"{_number(each.waiting, 'task')} waiting{feed}"
+        yield HealthItem(GOOD, text, CONNECTION_PAGE, {"conn": each.conn_id})
 
 
 def _missed(each: ConnectionHealth) -> Iterator[HealthItem]:
@@ -240,12 +272,27 @@ def _missed(each: ConnectionHealth) -> Iterator[HealthItem]:
     if each.without_callouts:
         have = "has" if each.without_callouts == 1 else "have"
         sessions = _number(each.without_callouts, "session")
-        yield HealthItem(BAD, f"{sessions} started by Airflow {have} had no callout")
-    if each.ends_without_callouts:
-        meters = ", ".join(each.ends_without_callouts[:5])
-        yield HealthItem(BAD, f"polls showed an end without a callout: meter {meters}")
+        text = f"{sessions} started by Airflow {have} had no callout"
+        yield HealthItem(BAD, text, CONNECTION_PAGE, {"conn": each.conn_id})
+    for meter in each.ends_without_callouts[:_METERS]:
+        text = f"polls showed an end without a callout: meter {meter}"
+        yield HealthItem(BAD, text, METER_PAGE, {"conn": each.conn_id, "meter": meter})
+    if more := len(each.ends_without_callouts[_METERS:]):
+        text = f"polls showed an end without a callout: {_number(more, 'more meter')}"
+        yield HealthItem(BAD, text, SESSIONS_PAGE, {"conn": each.conn_id})
     if each.silent:
-        yield HealthItem(WARN, f"{_number(each.silent, 'session')} without an update for more than {humanize(SILENT)}")
+        text = f"{_number(each.silent, 'session')} without an update for more than {humanize(SILENT)}"
+        yield HealthItem(WARN, text, SESSIONS_PAGE, {"conn": each.conn_id, "only": "silent"})
+
+
+def _no_runs(missed: Sequence[Missed], visible: set[str], *, more: bool) -> Iterator[HealthItem]:
+    """Return the sessions without a run of a Dag that the user may see; a paused one may be meant to start none."""
+    of_sessions = [[consumer for consumer in each.consumers if consumer.dag_id in visible] for each in missed]
+    if count := sum(map(bool, of_sessions)):
+        unpaused = any(not consumer.paused for consumers in of_sessions for consumer in consumers)
+        text = f"{'at least ' if more else ''}{_number(count, 'session')} in the last 24 h started no run"
+        which = {"conn": missed[0].key.conn_id, "since": "24h"}
+        yield HealthItem(BAD if unpaused else WARN, text, MISSING_RUNS_PAGE, which)
 
 
 def _unusual(request: Request, session: Session, conn_id: str, now: datetime) -> Unusual:
@@ -268,7 +315,7 @@ def _of_meters(conn_id: str, found: Unusual) -> Iterator[HealthItem]:
         (found.long, "has a session that takes longer than usual", "have sessions that take longer than usual"),
     ):
         if meters:
-            path, which = ("/meter", {"meter": meters[0]}) if len(meters) == 1 else ("/sessions", {})
+            path, which = (METER_PAGE, {"meter": meters[0]}) if len(meters) == 1 else (SESSIONS_PAGE, {})
             names = ", ".join(meters[:_NAMED]) + (", ..." if len(meters) > _NAMED else "")
             text = f"{_number(len(meters), 'meter')} {one if len(meters) == 1 else several}: {names}"
             yield HealthItem(WARN, text, path, {"conn": conn_id, **which})
@@ -278,22 +325,28 @@ def _idle(never_started: list[NeverStarted], visible: set[str]) -> Iterator[Heal
     """Return the Dags whose schedules start nothing: the names of those that the user may see."""
     for each in never_started:
         if each.dag_id in visible:
-            yield HealthItem(WARN, f"sessions never start the Dag {each.dag_id}: {each.because}")
+            text = f"sessions never start the Dag {each.dag_id}: {each.because}"
+            yield HealthItem(WARN, text, f"/dags/{quote(each.dag_id, safe='')}", of_airflow=True)
     if hidden := len({each.dag_id for each in never_started} - visible):
-        yield HealthItem(WARN, f"sessions never start {_number(hidden, 'Dag')} that you may not see")
+        text = f"sessions never start {_number(hidden, 'Dag')} that you may not see"
+        yield HealthItem(WARN, text, "/dags", of_airflow=True)
 
 
-def _history(each: HistoryHealth, connection: MediationConnection | None, now: datetime) -> Iterator[HealthItem]:
+def _history(
+    conn_id: str, each: HistoryHealth, connection: MediationConnection | None, now: datetime
+) -> Iterator[HealthItem]:
     """Return whether the callout history is read, and whether what is read counts."""
+    page = (CONNECTION_PAGE, {"conn": conn_id})
     since = "" if each.read_at is None else f" for {humanize(now - each.read_at)}"
     if not each.is_read:
         yield HealthItem(
             BAD,
             f"the callout history has not been read{since}: check that a Dag with callout_history in its schedule, or "
             "one whose task reads the history, is not paused, and that a triggerer without --queues runs",
+            *page,
         )
     if each.trouble:
-        yield HealthItem(BAD if each.lasting else WARN, f"callout history: {each.trouble}")
+        yield HealthItem(BAD if each.lasting else WARN, f"callout history: {each.trouble}", *page)
     if connection is not None and each.cursor.newest is not None:
         name = _timezone(connection)
         zone = each.cursor.zone(name, now)
@@ -307,13 +360,15 @@ def _history(each: HistoryHealth, connection: MediationConnection | None, now: d
                 WARN,
                 "the zone of the times in the callout history is not known yet, and nothing that is read counts until "
                 f"the next callouts show it: {setting}",
+                *page,
             )
         elif name not in (None, str(zone)):
-            yield HealthItem(WARN, f"callout_timezone is {name}, and the callout history is written in {zone}")
+            yield HealthItem(WARN, f"callout_timezone is {name}, and the callout history is written in {zone}", *page)
     if each.is_read and not each.trouble:
         last = f"read {humanize(now - each.read_at)} ago" if each.read_at else "is being read"
         records = "" if each.cursor.newest else ", no record yet"
-        yield HealthItem(GOOD, f"callout history {last}, every {humanize(timedelta(seconds=each.seconds))}{records}")
+        text = f"callout history {last}, every {humanize(timedelta(seconds=each.seconds))}{records}"
+        yield HealthItem(GOOD, text, *page)
 
 
 def _timezone(connection: MediationConnection) -> str | None:

@@ -12,6 +12,9 @@ default.
   quarter of an hour off its arrival, in each of the two newest sessions by the same, and in none of the three before
   by nothing, then it was written in another zone than it is read in. A zone that does not exist is a late callout.
 * **A field.** It has no value in any of the newest callouts that should have it: its merge field is a wrong one.
+* **The end time.** A session has ended, and the newest callouts do not even have the field: the template lacks it. Only
+  by its end time is a repeated report of an end known to be of the same end. Zuora documents it "if completed", so an
+  empty one is a fault only where sessions are COMPLETED.
 
 Sources: https://docs.zuora.com/en/zuora-platform/extensibility/mediation/events/notifications-in-mediation and
 https://docs.zuora.com/en/zuora-platform/extensibility/events-and-notifications/callout-templates/create-a-callout-template
@@ -282,6 +285,8 @@ def _success(body: str) -> bool | None:
 
 CALLOUTS: Final = 10
 """A field without a value in this many callouts is a fault."""
+_ENDS: Final = 3
+"""Sessions that are COMPLETED and have no end time."""
 _AGREEING: Final = 2
 _SESSIONS: Final = 5
 _FIRST: Final = frozenset({SessionStatus.INITIALIZING, SessionStatus.TESTING})
@@ -290,6 +295,7 @@ _BEFORE_START: Final = frozenset({None, SessionStatus.NEVER_RUN, SessionStatus.I
 _TAGS: Final = {
     "previous_status": next(field.tag for field in FIELDS if field.key == "previousStatus"),
     "started_at": next(field.tag for field in FIELDS if field.key == "startTime"),
+    "ended_at": next(field.tag for field in FIELDS if field.key == "endTime"),
     "meter_name": "Meter.Name",
 }
 # The offsets from UTC, in hours, that zones have today.
@@ -350,7 +356,7 @@ def setup_faults(settings: CalloutSettings, callouts: Iterable[ReceivedCallout])
     :param callouts: the newest ones of status changes, the newest first
     """
     read = [each for callout in callouts if (each := _read(callout)) is not None]
-    return [*_wrong_zone(settings, read), *_without_value(settings, read)]
+    return [*_wrong_zone(settings, read), *_without_value(settings, read), *_without_end(read)]
 
 
 def _read(callout: ReceivedCallout) -> _Read | None:
@@ -430,3 +436,20 @@ def _without_value(settings: CalloutSettings, callouts: Sequence[_Read]) -> Iter
                 f"the {label} time cannot be read in {unread} of the last {len(texts)} callouts that have one: set "
                 "callout_date_format to how the tenant writes times"
             )
+
+
+def _without_end(callouts: Sequence[_Read]) -> Iterator[str]:
+    """Return whether the template lacks the end time; the newest callout decides whether it was corrected."""
+    name, tag = "ended_at", f"{{{{{_TAGS['ended_at']}}}}}"
+    ends = [each for each in callouts if each.status in ANY_TERMINAL]
+    completed = [each for each in ends if each.status == SessionStatus.COMPLETED][:_ENDS]
+    if ends and name not in {*callouts[0].fields.known, *callouts[0].fields.empty, *ends[0].fields.known}:
+        yield (
+            f'the callout template has no end time: add "endTime": "{tag}" to its body. Without it, a callout of an '
+            "end that is sent again under another id may count as another end"
+        )
+    elif len(completed) == _ENDS and not any(name in each.fields.known for each in completed):
+        yield (
+            f"no end time in the last {_ENDS} callouts of COMPLETED: compare {tag} in the callout template with what "
+            "'+ Insert Merge Fields' inserts"
+        )

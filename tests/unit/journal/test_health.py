@@ -13,9 +13,10 @@ from sqlalchemy.orm import Session
 
 from airflow_mediation_provider.journal import health
 from airflow_mediation_provider.journal.health import ConnectionHealth, connection_health, newest_callouts, unreported
+from airflow_mediation_provider.journal.receipts import acknowledge_unparsed
 from airflow_mediation_provider.journal.tables import ReporterRow
 from airflow_mediation_provider.journal.transaction import read
-from tests.unit.journal.old_rows import NOW, is_in, keep, session_of, told, wait_of
+from tests.unit.journal.old_rows import NOW, concluded, is_in, keep, session_of, told, wait_of
 from tests.unit.journal.plans import explained, uses_an_index
 
 if TYPE_CHECKING:
@@ -196,6 +197,27 @@ def test_only_the_last_poll_of_an_end_of_each_meter_counts() -> None:
         poll(ago(minutes=7), "COMPLETED", meter_id="10"),
     )
     assert trouble() == {"ends_without_callouts": ("10", "2")}
+
+
+def test_a_lost_end_does_not_count_any_more_once_a_later_session_has_a_callout() -> None:
+    keep(poll(ago(hours=3), "RUNNING", None), poll(ago(hours=2), "COMPLETED"))
+    keep(session_of("R-1", ago(hours=4), status="RUNNING", terminal=False))
+    assert trouble() == {"ends_without_callouts": ("1001",)}
+    keep(session_of("R-2", ago(hours=1), status="RUNNING", terminal=False, source="run"))
+    assert "ends_without_callouts" in trouble()
+    keep(session_of("R-3", ago(minutes=9), status="RUNNING", terminal=False))
+    assert trouble() == {}
+
+
+def test_a_session_that_a_task_concluded_is_not_silent() -> None:
+    keep(session_of("R-1", ago(hours=7), status="RUNNING", terminal=False), concluded("R-2", ago(hours=8)))
+    assert trouble() == {"silent": 1}
+
+
+def test_an_acknowledged_unparsed_callout_is_no_problem_any_more() -> None:
+    keep(*(told(None, ago(hours=1), kind="unparsed", id=number) for number in (1, 2)))
+    assert acknowledge_unparsed("zuora", "alice", NOW, row_id=1) == 1
+    assert trouble() == {"unparsed": 1}
 
 
 def test_a_running_session_without_a_report_for_hours_is_silent() -> None:
@@ -392,13 +414,13 @@ def test_each_query_uses_an_index() -> None:
         read(partial(newest_callouts, conn_id="zuora"))
     assert len(plans) == 9
     assert [each for each in plans if not uses_an_index(each[1])] == []
-    [looked_up] = [
+    reached, later = [
         step
         for statement, plan in plans
-        if statement.startswith("SELECT EXISTS")
+        if statement.startswith("SELECT (EXISTS")
         for step in plan
         if "mediation_" in step
     ]
-    assert (
-        "(conn_id=? AND terminal=? AND last_observed_at>?)" in looked_up
-    )  # any other index leads to all sessions of years
+    # Any other index leads to all sessions of years.
+    assert "(conn_id=? AND terminal=? AND last_observed_at>?)" in reached
+    assert "(conn_id=? AND meter_id=? AND begun_at>?)" in later

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections import Counter
 from datetime import timedelta
@@ -23,7 +24,7 @@ from airflow_mediation_provider.journal.receipts import Seen, record_receipts
 from airflow_mediation_provider.journal.tables import AnswersRow, CallsRow, HistoryRow, SessionRow
 from airflow_mediation_provider.protocol.callouts.receipt import Receipt
 from tests.unit.api_server.pages.conftest import now
-from tests.unit.api_server.signed import BODY, signature
+from tests.unit.api_server.signed import BODY, CHANGE, signature
 from tests.unit.journal.old_rows import keep, session_of, told, wait_of
 
 if TYPE_CHECKING:
@@ -284,18 +285,19 @@ class TestTheCalloutHistory:
 
 
 async def test_callouts_refused_since_the_last_accepted_one_are_counted(alice: Browser, pages: LazyApp) -> None:
+    body = json.dumps({**CHANGE, "endTime": "2026-06-01T00:00:00Z"}).encode()
 
     async def call(headers: dict[str, str]) -> int:
         path = f"{alice.base}/mediation/callouts/zuora"
-        status = (await alice.client.post(path, content=BODY, headers=headers)).status_code
+        status = (await alice.client.post(path, content=body, headers=headers)).status_code
         await pages._built().state.receipts.flush()
         return status
 
-    refused = [await call(signature(BODY, "yesterdays-secret")) for _ in range(2)]
+    refused = [await call(signature(body, "yesterdays-secret")) for _ in range(2)]
     assert refused == [401, 401]
     [(level, text)] = await words(alice)
     assert (level, text.partition(":")[0]) == ("warn", "2 callouts refused since the last accepted one")
-    assert await call(signature(BODY)) == 200
+    assert await call(signature(body)) == 200
     assert await words(alice) == []
 
 

@@ -128,7 +128,7 @@ class TestUnderAPath:
         seen |= self.addresses(missing) | self.addresses(stranger)
         assert {each for each in seen if not each.startswith("/team/airflow/")} == {"data:,"}
         assert {each.removeprefix("/team/airflow").split("/")[1] for each in seen - {"data:,"}} == {
-            "", "dags", "mediation", "plugin", "api",
+            "", "dags", "mediation", "plugin", "api", "connections",
         }  # fmt: skip
         framed = [each for each in seen if "/plugin/" in each]
         frame = "/team/airflow/plugin/mediation-sessions/team/airflow/mediation/"

@@ -59,7 +59,7 @@ def test_all_routes_are_pages_machine_routes_or_files() -> None:
         "/", "/sessions", "/sessions/chart", "/session", "/session/summary", "/session/replay",
         "/missing-runs", "/missing-runs/start",
         "/task", "/run", "/unread", "/unread/reparse", "/health",
-        "/callouts", "/callout", "/callout/reparse", "/callout/acknowledge",
+        "/callouts", "/connection", "/callout", "/callout/reparse", "/callout/acknowledge",
         "/meter", "/dag",
     }  # fmt: skip
 

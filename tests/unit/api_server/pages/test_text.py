@@ -149,6 +149,7 @@ def tell_a_story(airflow: Airflow, directory: Directory, text: str, word: str) -
         "/callout ": {"receipt": receipt},
         "/meter": {"conn": short, "meter": short},
         "/dag": {"dag_id": text},
+        "/connection": {"conn": short},
         "/health": {},
         "/missing-runs": {},
         "/missing-runs ": {"conn": text, "meter": text, "dag_id": text, "tz": text},

@@ -114,7 +114,7 @@ def test_sessions_that_last_an_hour_are_no_evidence() -> None:
         )
         for day in range(5)
     ]  # fmt: skip
-    assert faults(UTC_SETTINGS, ends) == []
+    assert [fault for fault in faults(UTC_SETTINGS, ends) if "zone" in fault] == []
 
 
 def test_a_zone_in_the_text_is_not_mended_by_a_setting() -> None:
@@ -195,3 +195,34 @@ def test_the_right_session_is_bound_or_the_log_has_the_reason(zone: str, setting
     if tracker.session_id is None:
         assert any("callout_timezone is wrong" in line and "R-2" in line for line in lines)
         assert any("callout_timezone" in fault for fault in faults(settings, before, meant))
+
+
+def without_end(callouts: list[ReceivedCallout]) -> list[ReceivedCallout]:
+    """The callouts of a template that lacks the end time."""
+    bodies = [{name: text for name, text in each.body.items() if name != "endTime"} for each in callouts]
+    return [ReceivedCallout(body, each.received_at) for body, each in zip(bodies, callouts, strict=True)]
+
+
+class TestTheEndTime:
+    def test_one_session_that_ended_shows_that_the_template_lacks_it(self) -> None:
+        first, second = daily(2, "UTC")
+        [fault] = faults(UTC_SETTINGS, without_end(first))
+        assert fault.startswith('the callout template has no end time: add "endTime": "{{MeterSession.EndTime}}"')
+        assert faults(UTC_SETTINGS, first, without_end(second)) == [fault]
+
+    def test_it_ends_with_the_next_callout_of_a_corrected_template(self) -> None:
+        first, second = daily(2, "UTC")
+        assert (
+            faults(UTC_SETTINGS, without_end(first), [ReceivedCallout({**second[0].body, "endTime": ""}, SINCE)]) == []
+        )
+        assert faults(UTC_SETTINGS, without_end(first), second) == []
+
+    def test_a_session_that_still_runs_shows_nothing(self) -> None:
+        assert faults(UTC_SETTINGS, without_end(daily(1, "UTC")[0])[:2]) == []
+
+    def test_an_empty_one_is_a_fault_of_three_completed_sessions_and_not_of_failed_ones(self) -> None:
+        assert faults(UTC_SETTINGS, *daily(2, "UTC", endTime="")) == []
+        [fault] = faults(UTC_SETTINGS, *daily(3, "UTC", endTime=""))
+        assert fault.startswith("no end time in the last 3 callouts of COMPLETED: compare {{MeterSession.EndTime}}")
+        assert faults(UTC_SETTINGS, *daily(3, "UTC", endTime="", status="FAILED")) == []
+        assert faults(UTC_SETTINGS, *daily(2, "UTC", endTime=""), *daily(1, "UTC")) == []
