@@ -425,8 +425,9 @@ def test_a_wrong_argument_is_refused_when_the_dag_is_parsed(
 
 def test_a_span_that_ends_before_its_start_fails_at_once(ti: TaskInstance) -> None:
     task = MeterSummaryOperator(
-        task_id="task", meter_id="1002", query_from="2026-01-02T00:00:00Z", query_to="2026-01-01T00:00:00Z"
+        task_id="task", meter_id="1002", query_from="{{ params.from }}", query_to="2026-01-01T00:00:00Z"
     )
+    task.query_from = "2026-01-02T00:00:00Z"
     with pytest.raises(MediationMisconfigured, match=r"query_to .* must be after query_from"):
         task.execute(ti.context)
 
