@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from airflow.sdk import Context
     from airflow.timetables.base import Timetable
 
-    from airflow_mediation_provider.protocol.status import RunType, SessionStatus
+    from airflow_mediation_provider.tasks.arguments import OneRunType, Statuses
 
 __all__ = [
     "ANY_METER",
@@ -107,10 +107,10 @@ _StoredAsAirflows.__name__ = _StoredAsAirflows.__qualname__ = PartitionedAssetTi
 
 def on_meter_session(
     meter_id: str | int | Collection[str | int],
-    statuses: SessionStatus | str | Collection[SessionStatus | str],
+    statuses: Statuses,
     *,
-    previous_statuses: SessionStatus | str | Collection[SessionStatus | str] | None = None,
-    run_type: RunType | str | Collection[RunType | str] | None = None,
+    previous_statuses: Statuses | None = None,
+    run_type: OneRunType | Collection[OneRunType] | None = None,
     mediation_conn_id: str = "mediation_default",
     poll_interval: timedelta | float | None = None,
     callout_history: timedelta | float | None = None,

@@ -7,6 +7,7 @@ so a retry, a Clear or a repeated callout loads the same session into the same p
 from __future__ import annotations
 
 from datetime import timedelta
+from typing import Any, cast
 
 from airflow.providers.standard.operators.trigger_dagrun import TriggerDagRunOperator
 from airflow.sdk import dag, task
@@ -33,7 +34,7 @@ def on_completed() -> None:
         trigger_dag_id="usage_batch",
         trigger_run_id="session-{{ dag_run.partition_key }}",
         reset_dag_run=True,
-        conf=session(),
+        conf=cast("dict[str, Any]", session()),  # Airflow types it for the value alone
     )
 
 

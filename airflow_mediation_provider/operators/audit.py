@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from datetime import UTC, datetime, timedelta
 from itertools import islice
-from typing import TYPE_CHECKING, Any, ClassVar, Final, NoReturn
+from typing import TYPE_CHECKING, Any, ClassVar, Final, Literal, NoReturn, Unpack
 
 from airflow.sdk import BaseOperator, conf
 from airflow.sdk.exceptions import TaskDeferralError, TaskDeferralTimeout
@@ -46,6 +46,7 @@ if TYPE_CHECKING:
 
     from airflow_mediation_provider.feed.worker import WorkerFeedClient
     from airflow_mediation_provider.hooks.mediation import MediationHook
+    from airflow_mediation_provider.tasks.arguments import Id, Instant, OperatorArguments, Session, Statuses
 
 __all__ = ["AuditTrailExportOperator", "MeterSummaryOperator"]
 
@@ -78,14 +79,14 @@ class _AuditOperator(SessionArguments, BaseOperator):
     def __init__(
         self,
         *,
-        session: Any,
-        meter_id: Any,
-        session_id: Any,
+        session: Session | None,
+        meter_id: Id | None,
+        session_id: Id | None,
         run_type: RunType | str | None,
-        query_from: datetime | str | None,
-        query_to: datetime | str | None,
+        query_from: Instant | None,
+        query_to: Instant | None,
         mediation_conn_id: str | None,
-        **kwargs: Any,
+        **kwargs: Unpack[OperatorArguments],
     ) -> None:
         super().__init__(**kwargs)
         self.take_given(
@@ -200,17 +201,17 @@ class MeterSummaryOperator(_AuditOperator):
     def __init__(
         self,
         *,
-        session: Any = None,
-        meter_id: Any = None,
-        session_id: Any = None,
+        session: Session | None = None,
+        meter_id: Id | None = None,
+        session_id: Id | None = None,
         run_type: RunType | str | None = None,
-        query_from: datetime | str | None = None,
-        query_to: datetime | str | None = None,
+        query_from: Instant | None = None,
+        query_to: Instant | None = None,
         group_by: Sequence[str] = ("sessionId",),
         error_records: int = 0,
         include_payload: bool = False,
         mediation_conn_id: str | None = None,
-        **kwargs: Any,
+        **kwargs: Unpack[OperatorArguments],
     ) -> None:
         super().__init__(
             session=session,
@@ -329,16 +330,16 @@ class AuditTrailExportOperator(_AuditOperator):
     def __init__(
         self,
         *,
-        session: Any = None,
-        meter_id: Any = None,
-        session_id: Any = None,
+        session: Session | None = None,
+        meter_id: Id | None = None,
+        session_id: Id | None = None,
         run_type: RunType | str | None = None,
-        query_from: datetime | str | None = None,
-        query_to: datetime | str | None = None,
-        export_type: str = "ERROR",
-        run_statuses: Sequence[str] | str = (),
-        file_format: str = "csv",
-        compression: str = "none",
+        query_from: Instant | None = None,
+        query_to: Instant | None = None,
+        export_type: Literal["ERROR", "SAMPLE"] = "ERROR",
+        run_statuses: Statuses = (),
+        file_format: Literal["csv", "parquet", "avro"] = "csv",
+        compression: Literal["none", "gzip", "lz4", "zstd"] = "none",
         download_urls: bool = False,
         wait_for_completion: bool = True,
         deferrable: bool = conf.getboolean("operators", "default_deferrable", fallback=False),
@@ -346,7 +347,7 @@ class AuditTrailExportOperator(_AuditOperator):
         timeout: timedelta | float = timedelta(hours=2),
         max_unreachable: timedelta | float = timedelta(hours=1),
         mediation_conn_id: str | None = None,
-        **kwargs: Any,
+        **kwargs: Unpack[OperatorArguments],
     ) -> None:
         super().__init__(
             session=session,

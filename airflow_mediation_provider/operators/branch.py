@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 from datetime import datetime, timedelta
-from typing import TYPE_CHECKING, Any, Final, cast
+from typing import TYPE_CHECKING, Any, Final, Unpack, cast
 
 from airflow.sdk import conf
 from airflow.sdk.bases.branch import BaseBranchOperator
@@ -42,6 +42,7 @@ if TYPE_CHECKING:
     from airflow.sdk import Context
 
     from airflow_mediation_provider.protocol.waits.condition import Subject
+    from airflow_mediation_provider.tasks.arguments import Id, Instant, OperatorArguments, Session
 
 __all__ = ["MeterSessionBranchOperator"]
 
@@ -107,12 +108,12 @@ class MeterSessionBranchOperator(SessionArguments, SessionWaitMixin, BaseBranchO
     def __init__(
         self,
         *,
-        session: Any = None,
-        meter_id: Any = None,
+        session: Session | None = None,
+        meter_id: Id | None = None,
         version: str | None = None,
-        session_id: Any = None,
-        since: datetime | str | None = None,
-        before: datetime | timedelta | str | None = None,
+        session_id: Id | None = None,
+        since: Instant | None = None,
+        before: Instant | timedelta | None = None,
         run_type: RunType | str | Collection[RunType | str] | None = None,
         on_completed: Branch | None = None,
         on_failed: Branch | None = None,
@@ -128,7 +129,7 @@ class MeterSessionBranchOperator(SessionArguments, SessionWaitMixin, BaseBranchO
         exclusive: bool = False,
         settle: timedelta | float = 30,
         mediation_conn_id: str | None = None,
-        **kwargs: Any,
+        **kwargs: Unpack[OperatorArguments],
     ) -> None:
         super().__init__(**kwargs)
         self.take_given(

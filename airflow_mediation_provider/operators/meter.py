@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, ClassVar, Final
+from typing import TYPE_CHECKING, Any, ClassVar, Final, Unpack
 
 from airflow.sdk import BaseOperator, conf
 
@@ -56,6 +56,7 @@ if TYPE_CHECKING:
 
     from airflow_mediation_provider.feed.worker import WaitFeed
     from airflow_mediation_provider.protocol.sessions.session_result import SessionResult
+    from airflow_mediation_provider.tasks.arguments import Id, OneRunType, OperatorArguments, Sources, Statuses
 
 __all__ = ["RunMeterOperator", "StopMeterOperator"]
 
@@ -126,15 +127,15 @@ class RunMeterOperator(SessionWaitMixin, BaseOperator):
     def __init__(
         self,
         *,
-        meter_id: Any,
+        meter_id: Id,
         version: str = DEFAULT_VERSION,
-        run_type: RunType | str = RunType.NORMAL,
-        runtime_source_configs: Sequence[dict[str, Any]] | str | None = None,
-        source_options: Sequence[dict[str, Any]] | str | None = None,
-        event_store_source_options: Sequence[dict[str, Any]] | str | None = None,
+        run_type: OneRunType = RunType.NORMAL,
+        runtime_source_configs: Sources | None = None,
+        source_options: Sources | None = None,
+        event_store_source_options: Sources | None = None,
         wait_for_completion: bool = True,
-        statuses: Sequence[str] | str | None = None,
-        fail_on: Sequence[str] | str | None = None,
+        statuses: Statuses | None = None,
+        fail_on: Statuses | None = None,
         deferrable: bool = conf.getboolean("operators", "default_deferrable", fallback=False),
         poke_interval: timedelta | float = 60,
         timeout: timedelta | float = timedelta(days=1),
@@ -147,7 +148,7 @@ class RunMeterOperator(SessionWaitMixin, BaseOperator):
         stop_meter_on_kill: bool = False,
         stop_meter_on_timeout: bool = False,
         mediation_conn_id: str = "mediation_default",
-        **kwargs: Any,
+        **kwargs: Unpack[OperatorArguments],
     ) -> None:
         super().__init__(**kwargs)
         refuse_templates(run_type=run_type, statuses=statuses, fail_on=fail_on)
@@ -431,7 +432,7 @@ class RunMeterOperator(SessionWaitMixin, BaseOperator):
             until=until,
         )
 
-    def _statuses(self, statuses: Sequence[str] | str | None) -> tuple[str, ...]:
+    def _statuses(self, statuses: Statuses | None) -> tuple[str, ...]:
         names = status_names("statuses", statuses)
         if names is not None:
             return names

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict, replace
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final, Unpack
 
 from airflow.sdk import BaseOperator
 
@@ -15,12 +15,14 @@ from airflow_mediation_provider.protocol.maintenance import (
     check_days,
 )
 from airflow_mediation_provider.protocol.zuora.errors import TransientError
-from airflow_mediation_provider.tasks.arguments import check_connection
+from airflow_mediation_provider.tasks.arguments import StandsForValue, check_connection
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from airflow.sdk import Context
+
+    from airflow_mediation_provider.tasks.arguments import OperatorArguments
 
 __all__ = ["PruneJournalOperator"]
 
@@ -28,7 +30,7 @@ __all__ = ["PruneJournalOperator"]
 _CALL_SECONDS: Final = 60.0
 
 
-class PruneJournalOperator(BaseOperator):
+class PruneJournalOperator(StandsForValue, BaseOperator):
     """Delete old sessions of a connection from the journal, with all that was stored of them.
 
     Workers have no database: the API server deletes, in several requests of two seconds each. Sessions without an end
@@ -46,7 +48,11 @@ class PruneJournalOperator(BaseOperator):
     ui_color = "#e8e8e8"
 
     def __init__(
-        self, *, older_than_days: float = 90, mediation_conn_id: str = "mediation_default", **kwargs: Any
+        self,
+        *,
+        older_than_days: float = 90,
+        mediation_conn_id: str = "mediation_default",
+        **kwargs: Unpack[OperatorArguments],
     ) -> None:
         super().__init__(**kwargs)
         check_connection(mediation_conn_id)

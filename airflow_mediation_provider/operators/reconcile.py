@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from datetime import UTC, datetime, timedelta
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, Unpack
 
 from airflow.sdk import BaseOperator
 
@@ -13,6 +13,7 @@ from airflow_mediation_provider.protocol.maintenance import FURTHEST
 from airflow_mediation_provider.protocol.zuora.errors import MediationError, TransientError
 from airflow_mediation_provider.tasks.arguments import (
     LONGEST,
+    StandsForValue,
     check_connection,
     check_flags,
     check_instant,
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
 
     from airflow_mediation_provider.hooks.mediation import MediationHook
     from airflow_mediation_provider.protocol.maintenance import HistoryRequest, ReconcileReply, ReconcileRequest
+    from airflow_mediation_provider.tasks.arguments import OperatorArguments
     from airflow_mediation_provider.tasks.maintenance import HistoryReader
 
 __all__ = ["ReadCalloutHistoryOperator", "ReconcileCalloutsOperator"]
@@ -38,7 +40,7 @@ _CALL_SECONDS: Final = 60.0
 _PAUSES: Final = (2.0, 5.0, 15.0)
 
 
-class ReconcileCalloutsOperator(BaseOperator):
+class ReconcileCalloutsOperator(StandsForValue, BaseOperator):
     """Read Zuora's callout history, add what the journal lacks, and check sessions that never end.
 
     It takes one REST call for each 40 callouts of the tenant in the span and an hour around it; 15 hours where the
@@ -78,7 +80,7 @@ class ReconcileCalloutsOperator(BaseOperator):
         open_for: timedelta | float | None = timedelta(hours=6),
         dry_run: bool = False,
         mediation_conn_id: str = "mediation_default",
-        **kwargs: Any,
+        **kwargs: Unpack[OperatorArguments],
     ) -> None:
         super().__init__(**kwargs)
         self.since = since
@@ -121,7 +123,7 @@ class ReconcileCalloutsOperator(BaseOperator):
         return found.to_dict()
 
 
-class ReadCalloutHistoryOperator(BaseOperator):
+class ReadCalloutHistoryOperator(StandsForValue, BaseOperator):
     """Read Zuora's callout history from where the last read ended; for sensors, where Zuora cannot reach Airflow.
 
     Schedule it every ``interval``. All such tasks of a connection, and ``on_meter_session(callout_history=...)``, share
@@ -152,7 +154,7 @@ class ReadCalloutHistoryOperator(BaseOperator):
         *,
         interval: timedelta | float = timedelta(minutes=5),
         mediation_conn_id: str = "mediation_default",
-        **kwargs: Any,
+        **kwargs: Unpack[OperatorArguments],
     ) -> None:
         super().__init__(**kwargs)
         self.interval = seconds("interval", interval, least=1)

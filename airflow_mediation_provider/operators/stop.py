@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from datetime import UTC, datetime, timedelta
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, Unpack
 
 from airflow.sdk import BaseOperator, conf
 
@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from airflow.sdk import Context
+
+    from airflow_mediation_provider.tasks.arguments import Id, OperatorArguments
 
 __all__ = ["StopMeterOperator"]
 
@@ -60,7 +62,7 @@ class StopMeterOperator(SessionWaitMixin, BaseOperator):
     def __init__(
         self,
         *,
-        meter_id: Any,
+        meter_id: Id,
         version: str = DEFAULT_VERSION,
         force: bool = False,
         force_after: timedelta | float | None = None,
@@ -70,7 +72,7 @@ class StopMeterOperator(SessionWaitMixin, BaseOperator):
         timeout: timedelta | float = timedelta(hours=1),
         max_unreachable: timedelta | float = timedelta(hours=1),
         mediation_conn_id: str = "mediation_default",
-        **kwargs: Any,
+        **kwargs: Unpack[OperatorArguments],
     ) -> None:
         super().__init__(**kwargs)
         check_meter(meter_id, version)

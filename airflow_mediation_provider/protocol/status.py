@@ -11,7 +11,7 @@ import difflib
 import re
 import warnings
 from enum import StrEnum
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, Literal, TypeAlias
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -44,6 +44,25 @@ class RunType(StrEnum):
     NORMAL = "NORMAL"
     DEBUG = "DEBUG"
 
+
+StatusName: TypeAlias = Literal[
+    "NEVER_RUN",
+    "TESTING",
+    "TESTING_FAILED",
+    "TESTING_PASSED",
+    "RUNNING",
+    "PAUSED",
+    "COMPLETED",
+    "FAILED",
+    "CANCELED",
+    "INITIALIZING",
+    "USAGE_PUSHING",
+    "PUSH_COMPLETED",
+    "CONSUME_COMPLETED",
+    "STOPPING",
+]
+"""For type checkers. A status that Zuora does not document is accepted too, as ``cast("Any", ...)``."""
+RunTypeName: TypeAlias = Literal["NORMAL", "DEBUG"]
 
 # The codes are not in the order of progress: 3 is TESTING_FAILED, and 10 comes before 5 in time.
 STATUS_BY_CODE: Final[dict[int, SessionStatus]] = {

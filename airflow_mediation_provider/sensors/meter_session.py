@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from datetime import datetime, timedelta
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, Literal, Unpack
 
 from airflow.sdk import BaseSensorOperator, conf
 from airflow.sdk.exceptions import AirflowSkipException
@@ -44,6 +44,7 @@ if TYPE_CHECKING:
     from airflow_mediation_provider.protocol.sessions.session_result import SessionResult
     from airflow_mediation_provider.protocol.status import RunType
     from airflow_mediation_provider.protocol.waits.wait import SessionWait
+    from airflow_mediation_provider.tasks.arguments import Id, Instant, SensorArguments, Session
 
 __all__ = ["MeterSessionSensor"]
 
@@ -153,17 +154,17 @@ class MeterSessionSensor(SessionArguments, SessionWaitMixin, BaseSensorOperator)
     def __init__(
         self,
         *,
-        session: Any = None,
-        meter_id: Any = None,
+        session: Session | None = None,
+        meter_id: Id | None = None,
         version: str | None = None,
-        session_id: Any = None,
+        session_id: Id | None = None,
         run_type: RunType | str | Collection[RunType | str] | None = None,
         statuses: Sequence[str] | str | None = None,
         previous_statuses: Sequence[str] | str | None = None,
-        on_other_previous: str = "wait",
+        on_other_previous: Literal["wait", "fail", "skip"] = "wait",
         fail_on: Sequence[str] | str | None = None,
-        since: datetime | str | None = None,
-        before: datetime | timedelta | str | None = None,
+        since: Instant | None = None,
+        before: Instant | timedelta | None = None,
         mediation_conn_id: str | None = None,
         deferrable: bool = conf.getboolean("operators", "default_deferrable", fallback=False),
         start_from_trigger: bool = False,
@@ -171,7 +172,7 @@ class MeterSessionSensor(SessionArguments, SessionWaitMixin, BaseSensorOperator)
         require_certain: bool = False,
         exclusive: bool = False,
         settle: timedelta | float = 30,
-        **kwargs: Any,
+        **kwargs: Unpack[SensorArguments],
     ) -> None:
         super().__init__(**kwargs)
         self.take_given(
@@ -184,10 +185,10 @@ class MeterSessionSensor(SessionArguments, SessionWaitMixin, BaseSensorOperator)
         )
         self.statuses = statuses
         self.previous_statuses = previous_statuses
-        self.on_other_previous = on_other_previous
+        self.on_other_previous: str = on_other_previous
         self.fail_on = fail_on
         self.since = since
-        self.before = before
+        self.before: Any = before
         self.deferrable = deferrable or start_from_trigger
         self.max_unreachable = seconds("max_unreachable", max_unreachable)
         self.require_certain = require_certain

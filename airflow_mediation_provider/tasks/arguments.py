@@ -1,11 +1,14 @@
-"""Checks of arguments that the operators share; a template passes, and is checked again once it is rendered."""
+"""Arguments that the operators share: their types for type checkers, and their checks when the Dag is parsed.
+
+A template passes the checks, and is checked again once it is rendered.
+"""
 
 from __future__ import annotations
 
 import json
 from contextlib import suppress
 from datetime import datetime, timedelta
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, Literal, Required, TypeAlias, TypedDict
 
 from airflow_mediation_provider.protocol.ids import connection_id_of, id_of
 from airflow_mediation_provider.protocol.sessions.asset_uri import ANY_METER
@@ -20,7 +23,19 @@ from airflow_mediation_provider.protocol.waits.condition import (
 from airflow_mediation_provider.protocol.zuora.requests import DEFAULT_VERSION, instant_of
 
 if TYPE_CHECKING:
-    from collections.abc import Collection
+    from collections.abc import Collection, Mapping, Sequence
+
+    from airflow.sdk import DAG, TaskGroup, XComArg
+
+    from airflow_mediation_provider.protocol.status import RunTypeName, SessionStatus, StatusName
+
+    # In a template field another task's output may stand for the value that it will be.
+    Id: TypeAlias = str | int | XComArg
+    Session: TypeAlias = Mapping[str, Any] | str | XComArg
+    Instant: TypeAlias = datetime | str | XComArg
+    Sources: TypeAlias = Sequence[Mapping[str, Any]] | str | XComArg
+    OneRunType: TypeAlias = RunType | RunTypeName
+    Statuses: TypeAlias = SessionStatus | StatusName | Collection[SessionStatus | StatusName]
 
 LONGEST: Final = timedelta(days=3650)
 """The longest duration of an argument."""
@@ -220,7 +235,86 @@ def check_bounds(since: Any, before: Any, *, given: Collection[str]) -> None:
         check_window(instant("since", since) or latest, latest)
 
 
-class SessionArguments:
+class OperatorArguments(TypedDict, total=False):
+    """The arguments of each of Airflow's operators: a type checker refuses any other name."""
+
+    task_id: Required[str]
+    owner: str
+    email: str | Sequence[str] | None
+    email_on_retry: bool
+    email_on_failure: bool
+    retries: int | None
+    retry_delay: timedelta | float
+    retry_exponential_backoff: float
+    max_retry_delay: timedelta | float | None
+    retry_policy: Any
+    start_date: datetime | None
+    end_date: datetime | None
+    depends_on_past: bool
+    ignore_first_depends_on_past: bool
+    wait_for_past_depends_before_skipping: bool
+    wait_for_downstream: bool
+    dag: DAG | None
+    params: Any
+    default_args: dict[str, Any] | None
+    priority_weight: int
+    weight_rule: Any
+    queue: str
+    pool: str | None
+    pool_slots: int
+    sla: timedelta | None
+    execution_timeout: timedelta | None
+    on_execute_callback: Any
+    on_failure_callback: Any
+    on_success_callback: Any
+    on_retry_callback: Any
+    on_skipped_callback: Any
+    pre_execute: Any
+    post_execute: Any
+    trigger_rule: str
+    resources: dict[str, Any] | None
+    run_as_user: str | None
+    map_index_template: str | None
+    max_active_tis_per_dag: int | None
+    max_active_tis_per_dagrun: int | None
+    executor: str | None
+    executor_config: dict[str, Any] | None
+    do_xcom_push: bool
+    multiple_outputs: bool
+    inlets: Any
+    outlets: Any
+    task_group: TaskGroup | None
+    doc: str | None
+    doc_md: str | None
+    doc_json: str | None
+    doc_yaml: str | None
+    doc_rst: str | None
+    task_display_name: str | None
+    logger_name: str | None
+    allow_nested_operators: bool
+    render_template_as_native_obj: bool | None
+
+
+class SensorArguments(OperatorArguments, total=False):
+    """The arguments of Airflow's sensors that ours take."""
+
+    poke_interval: timedelta | float
+    timeout: timedelta | float | None
+    soft_fail: bool
+    mode: Literal["poke", "reschedule"]
+
+
+class StandsForValue:
+    """Base of the operators, for type checkers alone: other operators and functions are typed for a task's value."""
+
+    if TYPE_CHECKING:
+
+        @property
+        def output(self) -> Any:
+            """The task's output, which may be handed on as if it were the value."""
+
+
+class SessionArguments(StandsForValue):
     """The arguments of every operator that takes a session as an object, or a meter with or without a session id.
 
     A subclass calls ``take_given`` in its ``__init__``, and ``take_arguments`` in each process of the task.

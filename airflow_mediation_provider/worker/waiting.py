@@ -25,6 +25,7 @@ from airflow_mediation_provider.protocol.ids import connection_id_of, id_of
 from airflow_mediation_provider.protocol.waits.wait import PollReading, SessionWait, WaitEnd, WaitResult, WaitUpdate
 from airflow_mediation_provider.protocol.zuora.errors import MediationError
 from airflow_mediation_provider.protocol.zuora.requests import DEFAULT_VERSION
+from airflow_mediation_provider.tasks.arguments import StandsForValue
 from airflow_mediation_provider.tasks.build import may_end_without_worker, note_next_run
 from airflow_mediation_provider.tasks.memory import KeptWait
 from airflow_mediation_provider.tasks.state import Tries, deadline_of_try, utcnow
@@ -50,7 +51,7 @@ MAX_TRIGGER_CRASHES: Final = 3
 """After so many crashed triggers in one try the wait stays on the worker."""
 
 
-class SessionWaitMixin(_Operator):
+class SessionWaitMixin(StandsForValue, _Operator):
     """The parts that all operators which wait for a session share.
 
     In the bases of an operator it stands before ``BaseOperator``. The operator sets the attributes below in its
