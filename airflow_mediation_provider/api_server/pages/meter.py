@@ -76,12 +76,12 @@ def answer(tempo: Tempo, now: datetime) -> Answer:
 
 def _last_end(last: PastSession, streak: int, now: datetime) -> tuple[str, list[str]]:
     level = GOOD if last.succeeded else BAD if last.failed else WARN
-    clause = f"the last session that ended, {last.session_id}, is {last.status}"
+    clause = f"{last.session_id} ended {last.status} {humanize(now - (last.ended_at or now))} ago"
     if streak > 1:
-        clause += f" like the {streak - 1} before it" if streak > 2 else " like the one before it"
+        clause += f", like the {streak - 1} before it" if streak > 2 else ", like the one before it"
     if not last.certain:
         clause += ", which is not certain"
-    return level, [f"{clause}, since {humanize(now - (last.ended_at or now))}"]
+    return level, [clause]
 
 
 def _worse(level: str) -> str:

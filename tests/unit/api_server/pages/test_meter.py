@@ -46,15 +46,15 @@ class TestAnswer:
 
     def test_a_success(self) -> None:
         assert says(*past("COMPLETED")) == (
-            "good", "Yes: the last session that ended, R-0, is COMPLETED, since 50m.",
+            "good", "Yes: R-0 ended COMPLETED 50m ago.",
         )  # fmt: skip
         assert says(*past("COMPLETED", "COMPLETED", "FAILED"))[1].startswith(
-            "Yes: the last session that ended, R-0, is COMPLETED like the one before it"
+            "Yes: R-0 ended COMPLETED 50m ago, like the one before it"
         )
 
     def test_failures_in_a_row(self) -> None:
         assert says(*past("FAILED", "FAILED", "FAILED", "COMPLETED")) == (
-            "bad", "No: the last session that ended, R-0, is FAILED like the 2 before it, since 50m.",
+            "bad", "No: R-0 ended FAILED 50m ago, like the 2 before it.",
         )  # fmt: skip
 
     @pytest.mark.parametrize("status", ["CANCELED", "SOMETHING NEW"])
@@ -67,7 +67,7 @@ class TestAnswer:
 
     def test_an_end_that_is_not_certain_is_called_so(self) -> None:
         [last] = past("COMPLETED")
-        assert "is COMPLETED, which is not certain, since" in says(last._replace(certain=False))[1]
+        assert "ended COMPLETED 50m ago, which is not certain" in says(last._replace(certain=False))[1]
 
     def test_a_session_that_goes_on(self) -> None:
         live = PastSession("live", NOW - timedelta(minutes=3), None, "RUNNING")
@@ -80,7 +80,7 @@ class TestAnswer:
         level, text = says(live, *ended)
         assert (level, text) == (
             "warn",
-            "Perhaps not: the last session that ended, R-0, is COMPLETED like the 4 before it, since 50m; "
+            "Perhaps not: R-0 ended COMPLETED 50m ago, like the 4 before it; "
             "live has had no end for 30m, longer than usual.",
         )
         assert says(live, *past("FAILED"), *ended)[0] == "bad"
@@ -154,12 +154,12 @@ class TestPage:
         keep(ended(10, "FAILED", hours=2), ended(11, "FAILED", hours=1), ended(12, "FAILED", hours=1, meter_id="other"))
         page = await alice.sees("/meter", **KEY)
         assert page.one("h1").text == "Meter 1001 Storage"
-        assert sentence(page).startswith("No: the last session that ended, R-11, is FAILED like the one before it")
+        assert sentence(page).startswith("No: R-11 ended FAILED 50m ago, like the one before it")
         assert fact(page, "Last success").endswith("UTC R-9")
         assert fact(page, "Streak") == "2 FAILED in a row"
         assert fact(page, "Failure rate").startswith("2 of 12 ended sessions FAILED (17 %), since ")
         assert fact(page, "Usual duration") == "10m to 10m of 10 successes"
-        assert "The newest 12 NORMAL sessions" in page.one("figcaption").text
+        assert "The newest NORMAL sessions, 12 of them" in page.one("figcaption").text
         cells = page.one("table", class_="matrix").one("tbody").all("tr")[0].all("td")
         assert len(cells) == 12
         assert "R-11 FAILED" in cells[-1].text
@@ -280,7 +280,7 @@ class TestDag:
         tell(change("R-1", "FAILED", observed_at=ago(hours=2)))
         page = await alice.sees("/dag", dag_id="load")
         assert page.one("h1").text == "Meter 1"
-        assert sentence(page).startswith("No: the last session that ended, R-1, is FAILED")
+        assert sentence(page).startswith("No: R-1 ended FAILED 2h ago")
         assert len(page.all("svg")) == 1
         assert "data-top" in page.one("h1").one("a").attributes
 
