@@ -109,7 +109,7 @@ async def receive_callout(request: Request, conn_id: str) -> JSONResponse:
         refusal = _refusal(error)
         _count_refusal(error, 503 if refusal is None else refusal.status, seen.conn_id)
         if refusal is None:
-            await seen.keep(503, error, "an unexpected error (see the server's log)")
+            await seen.keep(503, error, "an unexpected error (see the API server's log)")
             raise
         what = f"A callout was answered {refusal.status}"
         request.app.state.throttled_log.log(refusal.level, what, seen.conn_id, refusal.reason)

@@ -64,7 +64,7 @@ def test_a_failing_meter_leads_to_its_raw_callout_and_what_is_seen_is_acknowledg
     expect(tab.inside.get_by_label("Body")).to_contain_text("the file is not there")
 
     tab.open_sessions()
-    tab.inside.get_by_role("listitem").filter(has_text=CONN_ID).get_by_role("link", name="could not be parsed").click()
+    tab.inside.get_by_role("listitem").filter(has_text=CONN_ID).get_by_role("link", name="unreadable callout").click()
     row = tab.inside.get_by_role("row").filter(has_text="the body is not JSON")
     row.get_by_role("button", name="Acknowledge").click()
     expect(tab.inside.get_by_role("alert")).to_have_text("1 acknowledged.")
@@ -74,7 +74,7 @@ def test_a_failing_meter_leads_to_its_raw_callout_and_what_is_seen_is_acknowledg
     tab.open(f"{MOUNT}/health")
     line = tab.page.get_by_role("listitem").filter(has_text=CONN_ID)
     expect(line).to_contain_text("1 callout refused")
-    expect(line).not_to_contain_text("could not be parsed")
+    expect(line).not_to_contain_text("unreadable callout")
 
 
 @pytest.mark.usefixtures("received")

@@ -96,7 +96,7 @@ def test_an_unparsed_callout_is_shown_as_it_was_received(
     callout(body.encode())
     tab = screen()
     tab.open_sessions(f"conn={CONN_ID}")
-    tab.inside.get_by_role("link", name="could not be parsed").click()
+    tab.inside.get_by_role("link", name="unreadable callout").click()
     expect(tab.inside.get_by_role("heading", name="Callouts")).to_be_visible()
     row = tab.inside.get_by_role("row").filter(has_text="the body is not JSON")
     unharmed(tab)
@@ -104,7 +104,7 @@ def test_an_unparsed_callout_is_shown_as_it_was_received(
     expect(tab.inside.get_by_label("Body")).to_have_text(body)
     unharmed(tab)
     tab.inside.get_by_role("button", name="Read again").click()
-    expect(tab.inside.get_by_role("alert")).to_have_text("0 parsed and counted; 1 still unparsed.")
+    expect(tab.inside.get_by_role("alert")).to_have_text("0 read; 1 still unreadable.")
     expect(tab.inside.get_by_label("Body")).to_have_text(body)
     unharmed(tab)
 

@@ -51,7 +51,7 @@ PAGE: Final = 50
 UNACKNOWLEDGED: Final = "no"
 ALL: Final = "all"
 _LONGEST_ID: Final = 18
-_MAY_NOT: Final = "You may not create asset events or not read the connection, and this needs both."
+_MAY_NOT: Final = "This needs the permissions to create asset events and to read the connection."
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -83,10 +83,10 @@ class CalloutSearch:
         :raises HTTPException: a part is invalid, or fits no other part; the message names it
         """
         if self.kind not in ("", *CalloutKind):
-            raise HTTPException(400, f"kind={self.kind} is none of {', '.join(CalloutKind)}.")
+            raise HTTPException(400, f"kind={self.kind} is not one of {', '.join(CalloutKind)}.")
         kind = CalloutKind(self.kind) if self.kind else None
         if self.answer and not (self.answer.isdecimal() and self.answer.isascii() and len(self.answer) == 3):
-            raise HTTPException(400, f"answer={self.answer} is no HTTP status.")
+            raise HTTPException(400, f"answer={self.answer} is not an HTTP status.")
         if self.answer and kind is not CalloutKind.REFUSED:
             raise HTTPException(400, "answer needs kind=refused.")
         if self.acknowledged not in ("", UNACKNOWLEDGED):
@@ -188,7 +188,7 @@ def callout_reparse(
     except (LookupFailedError, MisconfigurationError) as error:
         return _after(request, reader, form, f"The connection {conn} cannot be used: {error}", failed=True)
     parsed = sum(each.entry is not None for each in outcomes)
-    notice = f"{parsed} parsed and counted; {len(outcomes) - parsed} still unparsed."
+    notice = f"{parsed} read; {len(outcomes) - parsed} still unreadable."
     return _after(request, reader, form, notice, failed=parsed == 0)
 
 
@@ -201,7 +201,7 @@ def callout_acknowledge(
     """Note that the user has seen unreadable or refused callouts: one of them, or all of a connection."""
     conn, kind, number = form["conn"], form["kind"], form["number"]
     if kind not in (CalloutKind.REFUSED, CalloutKind.UNREADABLE):
-        raise HTTPException(400, f"kind={kind} is none of refused, unreadable.")
+        raise HTTPException(400, f"kind={kind} is neither refused nor unreadable.")
     one = None if number == ALL else _number("number", number)
     if not _may_act(reader, conn):
         raise HTTPException(403, _MAY_NOT)
@@ -260,7 +260,7 @@ def _list(
         paged=before is not None,
         connections=known,
         readable=readable,
-        # Of the only connection, too, what follows can be asked for at once.
+        # With a single readable connection, too, the buttons for all of its callouts are shown.
         conn=filters.conn_ids[0] if len(filters.conn_ids) == 1 else "",
         open_refused={each.conn_id for each in refused},
         counts=counts,
@@ -281,7 +281,7 @@ def _shown(
     :raises HTTPException: it is not there, or the user may not see it
     """
     if bool(receipt) == bool(row):
-        raise HTTPException(400, "Name a callout by one of receipt and row.")
+        raise HTTPException(400, "Give either receipt or row.")
     wanted: dict[str, Any] = {"receipt_id": _number("receipt", receipt)} if receipt else {"row_id": _number("row", row)}
     detail: CalloutDetail | None = read(lambda session: find_callout(session, **wanted))
     if detail is None:
@@ -302,5 +302,5 @@ def _shown(
 
 def _number(name: str, text: str) -> int:
     if not (text.isascii() and text.isdecimal() and len(text) <= _LONGEST_ID):
-        raise HTTPException(400, f"{name}={text} is no number.")
+        raise HTTPException(400, f"{name}={text} is not a number.")
     return int(text)

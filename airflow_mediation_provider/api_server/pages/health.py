@@ -101,7 +101,7 @@ _NO_CALLOUTS: Final = HealthItem(
     WARN, "callouts are not set up: statuses come from polls alone", _CONNECTIONS, of_airflow=True
 )
 _REFUSALS: Final = {
-    401: "perhaps the secrets differ (see the server's log)",
+    401: "perhaps the secrets differ",
     404: "the connection has no callout authentication",
     405: "choose the method POST in Zuora's callout template",
 }
@@ -178,7 +178,7 @@ def _connection(
     try:
         connection: MediationConnection = from_thread.run(request.app.state.connections.get, conn_id)
     except OtherIdError as error:
-        text = f"not an id of a connection: {error}; prune deletes what came under this one"
+        text = f"not an id of a connection: {error}; `airflow mediation prune` deletes what was received under this id"
         return None, [HealthItem(WARN, text, _CONNECTIONS, of_airflow=True)]
     except UnknownConnectionError:
         return None, [_GONE]
@@ -221,7 +221,7 @@ def _budget(calls: ApiUsage, connection: MediationConnection | None, now: dateti
 
 
 def _refused(refused: Sequence[Refusals], conn_id: str) -> Iterator[HealthItem]:
-    """Return what was refused: no sure sign of a problem, as unauthenticated clients can cause it."""
+    """Return what was refused: not always a problem, as unauthenticated clients can cause it."""
     for each in refused:
         if each.conn_id == conn_id and each.status in _REFUSALS:
             text = f"{_number(each.count, 'callout')} refused since the last accepted one: {_REFUSALS[each.status]}"
@@ -237,7 +237,7 @@ def _unknown(refused: Sequence[Refusals]) -> Iterator[HealthLine]:
         callouts = _number(misaddressed, "callout")
         text = (
             f"{callouts} in the last 24 h to an address that names no connection: compare the Request URL in Zuora's "
-            "callout template with that of `airflow mediation callout-template` (see the server's log)"
+            "callout template with that of `airflow mediation callout-template` (see the API server's log)"
         )
         item = HealthItem(WARN, text, CALLOUTS_PAGE)
         yield HealthLine(conn_id=NO_CONNECTION, last_callout_at=None, items=(item,))
@@ -250,7 +250,7 @@ def _received(each: ConnectionHealth, unreported_tasks: int, *, more: bool) -> I
     """
     if each.unparsed:
         which = {"conn": each.conn_id, "kind": "unreadable", "acknowledged": UNACKNOWLEDGED, "since": "24h"}
-        text = f"{_number(each.unparsed, 'callout')} in the last 24 h could not be parsed"
+        text = f"{_number(each.unparsed, 'unreadable callout')} in the last 24 h"
         yield HealthItem(BAD, text, CALLOUTS_PAGE, which)
     if silent := each.unseen + unreported_tasks:
         tasks = ("at least " if more and unreported_tasks else "") + _number(silent, "waiting task")
@@ -298,7 +298,7 @@ def _no_runs(missed: Sequence[Missed], visible: set[str], *, more: bool) -> Iter
 def _unusual(request: Request, session: Session, conn_id: str, now: datetime) -> Unusual:
     """Return what is not usual of a connection's meters, as it was within the last minute.
 
-    It changes with hours, and is the question with the most rows.
+    It changes slowly, and it is the query that reads the most rows.
     """
     kept: TtlMap[Unusual] = request.app.state.unusual
     if (known := kept.get(conn_id)) is not None:
@@ -309,9 +309,9 @@ def _unusual(request: Request, session: Session, conn_id: str, now: datetime) ->
 
 
 def _of_meters(conn_id: str, found: Unusual) -> Iterator[HealthItem]:
-    """Return which meters are late or have a session that takes long."""
+    """Return which meters are late, and which have a session that takes longer than usual."""
     for meters, one, several in (
-        (found.late, "is late to start", "are late to start"),
+        (found.late, "is late", "are late"),
         (found.long, "has a session that takes longer than usual", "have sessions that take longer than usual"),
     ):
         if meters:

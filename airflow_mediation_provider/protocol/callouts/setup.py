@@ -12,9 +12,9 @@ default.
   quarter of an hour off its arrival, in each of the two newest sessions by the same, and in none of the three before
   by nothing, then it was written in another zone than it is read in. A zone that does not exist is a late callout.
 * **A field.** It has no value in any of the newest callouts that should have it: its merge field is a wrong one.
-* **The end time.** A session has ended, and the newest callouts do not even have the field: the template lacks it. Only
-  by its end time is a repeated report of an end known to be of the same end. Zuora documents it "if completed", so an
-  empty one is a fault only where sessions are COMPLETED.
+* **The end time.** A session has ended, and the newest callouts do not even have the field: the template lacks it. Its
+  end time alone shows that a repeated report is about the same end. Zuora documents it "if completed", so an empty one
+  is a fault only where sessions are COMPLETED.
 
 Sources: https://docs.zuora.com/en/zuora-platform/extensibility/mediation/events/notifications-in-mediation and
 https://docs.zuora.com/en/zuora-platform/extensibility/events-and-notifications/callout-templates/create-a-callout-template

@@ -250,7 +250,7 @@ def standing(budget: ApiUsage, data_center: DataCenter | None, now: datetime) ->
     reported, reported_share = _reported_usage(budget, now)
     counted, counted_share = _counted(budget, data_center)
     share = max((each for each in (reported_share, counted_share) if each is not None), default=None)
-    refused = f"{budget.limited_last_day:,} refused as too many" if budget.limited_last_day else ""
+    refused = f"{budget.limited_last_day:,} refused by the limit" if budget.limited_last_day else ""
     if share is not None and share >= SPENT_FROM:
         level = UsageLevel.SPENT
     elif refused or (share is not None and share >= TIGHT_FROM):

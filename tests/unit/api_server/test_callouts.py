@@ -369,7 +369,7 @@ async def test_what_could_not_be_stored_has_a_receipt(client, journal, seen):
     assert (kept.status, kept.proof, kept.reason) == (503, "proven", "it could not be stored: locked")
     journal.trouble = RuntimeError("hush")
     assert (await post(client)).status_code == 503
-    assert receipts(seen)[1].reason == "an unexpected error (see the server's log)"
+    assert receipts(seen)[1].reason == "an unexpected error (see the API server's log)"
 
 
 # ---- invalid bodies ----

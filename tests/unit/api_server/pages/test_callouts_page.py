@@ -106,12 +106,12 @@ async def test_each_kind_is_listed_with_its_answer_and_what_was_read(alice: Brow
 
     newest, accepted, refused = await listed(alice)
     assert accepted["Content"] == "R-00005468 of meter 2470: RUNNING → COMPLETED"
-    assert (accepted["Answer"], accepted["Proof"], accepted["Attempt"]) == ("200", "proven", "2")
+    assert (accepted["Answer"], accepted["Authentication"], accepted["Attempt"]) == ("200", "proven", "2")
     assert accepted["Size"] == f"{len(BODY)} B"
     assert newest["Content"].startswith("duplicate of 20")
     assert newest["Content"].endswith(": R-00005468 of meter 2470: RUNNING → COMPLETED")
     assert refused["Content"] == "not read"
-    assert (refused["Answer"][:4], refused["Proof"]) == ("401 ", "refused")
+    assert (refused["Answer"][:4], refused["Authentication"]) == ("401 ", "refused")
 
     kinds = {kind: len(await listed(alice, kind=kind)) for kind in ("accepted", "refused", "duplicate", "unreadable")}
     assert kinds == {"accepted": 2, "refused": 1, "duplicate": 1, "unreadable": 1}
@@ -157,7 +157,7 @@ async def test_a_callout_whose_row_was_pruned_and_one_without_a_receipt_are_show
     [row] = await listed(alice, session="R-1")
     assert (row["Answer"], row["Content"]) == ("no receipt", "R-1 of meter 1001: RUNNING")
     page = await alice.sees("/callout", row=1)
-    assert "No receipt of it is kept" in page.text
+    assert "Its answer and headers are not kept." in page.text
 
 
 async def test_older_callouts_are_on_further_pages(alice: Browser) -> None:
@@ -177,9 +177,9 @@ async def test_older_callouts_are_on_further_pages(alice: Browser) -> None:
 @pytest.mark.parametrize(
     ("parameters", "sentence"),
     [
-        ({"kind": "lost"}, "kind=lost is none of accepted, refused, unreadable, duplicate."),
+        ({"kind": "lost"}, "kind=lost is not one of accepted, refused, unreadable, duplicate."),
         ({"answer": "401"}, "answer needs kind=refused."),
-        ({"answer": "4O1", "kind": "refused"}, "answer=4O1 is no HTTP status."),
+        ({"answer": "4O1", "kind": "refused"}, "answer=4O1 is not an HTTP status."),
         ({"acknowledged": "no"}, "acknowledged needs kind=refused or kind=unreadable."),
         ({"acknowledged": "yes", "kind": "refused"}, "acknowledged=yes is not no."),
         ({"session": "R-1", "kind": "accepted"}, "session and kind cannot be combined"),
@@ -250,7 +250,7 @@ class TestReadAgain:
             assert buttons(await alice.sees("/callouts", kind="unreadable", conn="zuora")) == {}
             reply = await alice.post(path, conn="zuora")
             assert reply.status_code == 403
-            assert "You may not create asset events or not read the connection, and this needs both." in reply.text
+            assert "This needs the permissions to create asset events and to read the connection." in reply.text
         assert sessions() == []
         assert logged() == []
 
@@ -262,12 +262,12 @@ class TestReadAgain:
         page = await alice.sees("/callouts", kind="unreadable", conn="zuora")
         page = await press(alice, page, "Read all of zuora again")
         notice = page.one("p", role="alert")
-        assert (notice.classes, notice.text) == ({"notice", "l-good"}, "1 parsed and counted; 1 still unparsed.")
+        assert (notice.classes, notice.text) == ({"notice", "l-good"}, "1 read; 1 still unreadable.")
         assert sessions() == ["R-00005468"]
         assert airflow.runs("load") == ["R-00005468"]
         assert [row["Content"] for row in page.cells() if "Content" in row] == ["unreadable no JSON"]
         page = await press(alice, page, "Read all of zuora again")
-        assert page.one("p", role="alert").text == "0 parsed and counted; 1 still unparsed."
+        assert page.one("p", role="alert").text == "0 read; 1 still unreadable."
         assert airflow.runs("load") == ["R-00005468"]
         details = {"conn_id": "zuora", "number": "all", "method": "POST"}
         assert logged() == [("reparse_callouts", "alice", details)] * 2
@@ -275,7 +275,7 @@ class TestReadAgain:
     async def test_one_is_parsed_alone_and_its_page_shows_the_session(self, alice: Browser) -> None:
         keep(unreadable(json.dumps(CHANGE)), unreadable(json.dumps({**CHANGE, "sessionId": "R-2"})))
         page = await press(alice, await alice.sees("/callout", row=1), "Read again")
-        assert page.one("p", role="alert").text == "1 parsed and counted; 0 still unparsed."
+        assert page.one("p", role="alert").text == "1 read; 0 still unreadable."
         assert "R-00005468 of meter 2470" in page.text
         assert sessions() == ["R-00005468"]
         assert buttons(page) == {}

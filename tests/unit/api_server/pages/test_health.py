@@ -67,7 +67,7 @@ async def words(browser: Browser, conn_id: str = "zuora") -> list[tuple[str, str
 
 async def test_without_connections_the_page_has_a_message(alice: Browser) -> None:
     page = await alice.sees("/health")
-    assert page.one("li").text == "No connection has reported anything yet."
+    assert page.one("li").text == "Nothing has been received over any connection yet."
 
 
 async def test_a_good_line_names_the_last_callout(alice: Browser) -> None:
@@ -88,7 +88,7 @@ async def test_each_sign_has_its_text_and_level(alice: Browser, directory: Direc
     poll: dict[str, Any] = {"kind": "poll", "source": "poll", "status": "COMPLETED", "previous_status": "RUNNING"}
     keep(told(None, ago(days=7), conn_id="unended", **{**poll, "status": "RUNNING", "previous_status": None}))
     for name, row, level, sentence in [
-        ("unread", told(None, ago(hours=1), kind="unparsed"), "bad", "1 callout in the last 24 h could not be parsed"),
+        ("unread", told(None, ago(hours=1), kind="unparsed"), "bad", "1 unreadable callout in the last 24 h"),
         (
             "without_callouts",
             session_of("R-1", ago(hours=1), **live, source="run"),
@@ -146,12 +146,12 @@ async def test_several_signs_are_counted_and_the_worst_comes_first(alice: Browse
         *(told(None, ago(hours=1), kind="unparsed", notification_id=f"n{number}") for number in range(101)),
     )
     assert await words(alice) == [
-        ("bad", "100 callouts in the last 24 h could not be parsed"),
+        ("bad", "100 unreadable callouts in the last 24 h"),
         ("warn", "2 sessions without an update for more than 6h"),
         ("good", "3 tasks waiting, feed connected"),
     ]
     assert (await alice.sees("/health")).links()[
-        "100 callouts in the last 24 h could not be parsed"
+        "100 unreadable callouts in the last 24 h"
     ] == "/mediation/callouts?conn=zuora&kind=unreadable&acknowledged=no&since=24h"
 
 
@@ -381,7 +381,7 @@ async def test_what_another_api_server_refused_is_shown_without_any_session(alic
         seen.add(Receipt(conn_id="zuora", received_at=ago(minutes=1), status=status))
     record_receipts(seen)
     assert await words(alice) == [
-        ("warn", "2 callouts refused since the last accepted one: perhaps the secrets differ (see the server's log)")
+        ("warn", "2 callouts refused since the last accepted one: perhaps the secrets differ")
     ]
 
 
@@ -432,7 +432,7 @@ async def test_the_budget_of_calls(alice: Browser, directory: Directory) -> None
         ("sandbox", 6_000, 0, "good", "6,000 calls in 24 h of the 10,000 that an API Sandbox has a day"),
         ("tight", 7_500, 0, "warn", "7,500 calls in 24 h of the 10,000 that"),
         ("spent", 9_500, 0, "bad", "9,500 calls in 24 h of the 10,000 that"),
-        ("refused", 10, 3, "warn", "3 refused as too many"),
+        ("refused", 10, 3, "warn", "3 refused by the limit"),
     ]:
         directory[conn_id] = directory["sandbox"]
         keep(CallsRow(conn_id=conn_id, hour=hour, calls=calls, limited=limited))
@@ -489,18 +489,18 @@ async def test_late_meters_are_counted_and_lead_to_what_is_late(alice: Browser) 
     each_hour(meter_id="1001", last=3)
     each_hour(meter_id="1002", last=0.5)
     page = await alice.sees("/health")
-    assert ("warn", "1 meter is late to start: 1001") in await words(alice)
-    assert page.links()["1 meter is late to start: 1001"] == "/mediation/meter?conn=zuora&meter=1001"
+    assert ("warn", "1 meter is late: 1001") in await words(alice)
+    assert page.links()["1 meter is late: 1001"] == "/mediation/meter?conn=zuora&meter=1001"
 
     each_hour(meter_id="1003", last=3)
     page = await alice.sees("/health")
-    assert page.links()["2 meters are late to start: 1001, 1003"] == "/mediation/sessions?conn=zuora"
+    assert page.links()["2 meters are late: 1001, 1003"] == "/mediation/sessions?conn=zuora"
 
 
 @pytest.mark.usefixtures("unkept")
 async def test_a_late_meter_is_late_no_more_once_a_session_starts(alice: Browser) -> None:
     each_hour(meter_id="1001", last=3)
-    assert ("warn", "1 meter is late to start: 1001") in await words(alice)
+    assert ("warn", "1 meter is late: 1001") in await words(alice)
     keep(session_of("R-new", now(), status="RUNNING", terminal=False))
     assert await words(alice) == []
 

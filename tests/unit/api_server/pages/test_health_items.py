@@ -100,14 +100,14 @@ def unparsed(body: str) -> Any:
 @case
 async def unparsed_until_it_is_read(world: World) -> AsyncIterator[tuple[str, str]]:
     keep(unparsed(json.dumps({**CHANGE, "endTime": "2026-06-01T00:00:00Z"})))
-    yield "1 callout in the last 24 h could not be parsed", "/mediation/callouts"
+    yield "1 unreadable callout in the last 24 h", "/mediation/callouts"
     await world.button("/callout/reparse", conn=CONN)
 
 
 @case
 async def unparsed_until_it_is_acknowledged(world: World) -> AsyncIterator[tuple[str, str]]:
     keep(unparsed("<html>"), unparsed("<p>"))
-    yield "2 callouts in the last 24 h could not be parsed", "/mediation/callouts"
+    yield "2 unreadable callouts in the last 24 h", "/mediation/callouts"
     await world.button("/callout/acknowledge", conn=CONN, kind="unreadable")
 
 
@@ -340,7 +340,7 @@ async def test_the_list_behind_a_number_has_so_many_rows(alice: Browser, airflow
 
     page = await alice.sees("/health")
     found = {each.text.split(":")[0]: await rows(each.attributes["href"]) for each in page.all("a", class_="w-bad")}
-    assert found == {"2 callouts in the last 24 h could not be parsed": 2}
+    assert found == {"2 unreadable callouts in the last 24 h": 2}
     refused = [(each.text, await rows(each.attributes["href"])) for each in page.all("a", class_="w-warn")]
     assert sorted((text.split(" ")[0], count) for text, count in refused) == [("1", 1), ("1", 1)]
 

@@ -77,7 +77,7 @@ class TestWithoutAWordOfZuora:
         found = stands(last_day=1200, limited_last_day=3)
 
         assert found.level is UsageLevel.TIGHT
-        assert found.words.endswith("; 3 refused as too many")
+        assert found.words.endswith("; 3 refused by the limit")
 
 
 class TestWithZuorasWord:
