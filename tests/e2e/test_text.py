@@ -96,7 +96,7 @@ def test_an_unparsed_callout_is_shown_as_it_was_received(
     callout(body.encode())
     tab = screen()
     tab.open_sessions(f"conn={CONN_ID}")
-    tab.inside.get_by_role("link", name="unreadable callout").click()
+    tab.inside.get_by_role("listitem").filter(has_text=CONN_ID).get_by_role("link", name="unreadable callout").click()
     expect(tab.inside.get_by_role("heading", name="Callouts")).to_be_visible()
     row = tab.inside.get_by_role("row").filter(has_text="the body is not JSON")
     unharmed(tab)
