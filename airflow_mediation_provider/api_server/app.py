@@ -20,7 +20,7 @@ from airflow_mediation_provider.api_server.http import UNAVAILABLE, ThrottledLog
 from airflow_mediation_provider.api_server.internal import ApiUsageBuffer
 from airflow_mediation_provider.api_server.journal import ReceiptBuffer, Recorder
 from airflow_mediation_provider.api_server.pages import add_pages
-from airflow_mediation_provider.api_server.pages.rendering import error_page
+from airflow_mediation_provider.api_server.pages.rendering import RECENT_PAGES, RECENT_SECONDS, error_page
 from airflow_mediation_provider.journal.session_list import known_connections
 from airflow_mediation_provider.journal.transaction import read
 from airflow_mediation_provider.protocol.urls import CALLOUTS
@@ -77,6 +77,7 @@ def create_app(
     app.state.recorder = recorder or Recorder()
     app.state.throttled_log = ThrottledLog(app.state.connections.knows)
     app.state.page_log = ThrottledLog()
+    app.state.recent_pages = TtlMap(RECENT_SECONDS, RECENT_PAGES)
     app.state.receipts = receipts or ReceiptBuffer()
     app.state.calls = ApiUsageBuffer()
     app.state.unusual = TtlMap(_UNUSUAL_SECONDS, _MOST_UNUSUAL)

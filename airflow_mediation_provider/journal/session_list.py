@@ -65,6 +65,7 @@ _FIELDS: Final = (
     "best_ended",
     "best_ended_at",
     "best_differs",
+    "best_marks",
 )
 # Without the transition and the emitted events: JSON that no list shows.
 _COLUMNS: Final = tuple(getattr(ListedRow, name) for name in _FIELDS)
@@ -115,6 +116,7 @@ class ListedSession:
     best_ended: bool
     best_ended_at: datetime | None
     best_differs: bool
+    best_marks: str
     meter_name: str | None = None
     phases: tuple[Phase, ...] = ()
 
@@ -331,9 +333,13 @@ def connections_of_dags(session: Session) -> set[str]:
     return {*session.scalars(_OF_TASKS), *map(connection_of_uri, session.scalars(_OF_SCHEDULES))}
 
 
-def distinct_values(column: InstrumentedAttribute[str]) -> Select[Any]:
-    """Return the query for the values of an index's first column, in steps: a million rows have a handful of them."""
-    steps = select(func.min(column).label("value")).cte(recursive=True)
+def distinct_values(column: InstrumentedAttribute[str], first: str = "") -> Select[Any]:
+    """Return the query for the values of an index's first column, in steps: a million rows have a handful of them.
+
+    :param first: leave out the values before this one
+    """
+    start = select(func.min(column).label("value"))
+    steps = (start.where(column >= first) if first else start).cte(recursive=True)
     following = select(func.min(column)).where(column > steps.c.value).correlate(steps).scalar_subquery()
     steps = steps.union_all(select(following).where(steps.c.value.is_not(None)))
     return select(steps.c.value).where(steps.c.value.is_not(None))

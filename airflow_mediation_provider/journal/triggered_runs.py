@@ -668,12 +668,20 @@ def never_started(session: Session) -> list[NeverStarted]:
 
 def sessions_of_run(session: Session, dag_id: str, run_id: str) -> list[SessionKey]:
     """Return the sessions that triggered a Dag run."""
+    return sessions_of_runs(session, and_(DagRun.dag_id == dag_id, DagRun.run_id == run_id))
+
+
+def sessions_of_runs(session: Session, which: ColumnElement[bool]) -> list[SessionKey]:
+    """Return the sessions that triggered some Dag runs.
+
+    :param which: condition on the Dag runs, which an index serves
+    """
     query = (
         select(AssetModel.uri, AssetEvent.partition_key, AssetEvent.extra)
         .join(AssetEvent, AssetEvent.asset_id == AssetModel.id)
         .join(association_table, association_table.c.event_id == AssetEvent.id)
         .join(DagRun, DagRun.id == association_table.c.dag_run_id)
-        .where(DagRun.dag_id == dag_id, DagRun.run_id == run_id, AssetEvent.partition_key.is_not(None))
+        .where(which, AssetEvent.partition_key.is_not(None))
         .order_by(AssetEvent.id)
         .limit(_MOST)
     )

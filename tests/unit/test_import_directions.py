@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 PACKAGE = "airflow_mediation_provider"
 ROOT = Path(__file__).parents[2] / PACKAGE
-MOST_MODULES = 149
+MOST_MODULES = 150
 
 # Room -> the rooms below it that it may import, the lowest room first. "protocol" means all of its rooms.
 BELOW: dict[str, set[str]] = {

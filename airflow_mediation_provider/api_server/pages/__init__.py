@@ -21,7 +21,7 @@ from airflow_mediation_provider.api_server.pages import (
     sessions,
     tasks,
 )
-from airflow_mediation_provider.api_server.pages.rendering import checked_parameters
+from airflow_mediation_provider.api_server.pages.rendering import checked_parameters, unmodified
 
 if TYPE_CHECKING:
     from fastapi import APIRouter
@@ -31,7 +31,7 @@ PARTS: Final = (sessions, session, meter, missing_runs, tasks, callouts, connect
 
 def add_pages(router: APIRouter) -> None:
     """Add the pages to the application's routes, with their style and script, which alone need no login."""
-    checks = [may_read_assets, checked_parameters]
+    checks = [may_read_assets, checked_parameters, unmodified]
     for part in PARTS:
         router.include_router(part.router, dependencies=checks, include_in_schema=False)
     router.mount("/static", StaticFiles(directory=Path(__file__).parent / "static"))

@@ -13,6 +13,7 @@ from urllib.parse import quote
 
 from anyio import from_thread
 from fastapi import APIRouter, Request, Response
+from markupsafe import Markup
 
 from airflow_mediation_provider.api_server.auth import ReaderDep  # noqa: TC001  # FastAPI reads it
 from airflow_mediation_provider.api_server.connections import (
@@ -22,7 +23,7 @@ from airflow_mediation_provider.api_server.connections import (
     UnknownConnectionError,
 )
 from airflow_mediation_provider.api_server.pages.callouts import UNACKNOWLEDGED
-from airflow_mediation_provider.api_server.pages.rendering import PageRoute, page
+from airflow_mediation_provider.api_server.pages.rendering import PageRoute, ago, lasting, page
 from airflow_mediation_provider.journal.callout_list import CalloutKind
 from airflow_mediation_provider.journal.health import (
     RECENT,
@@ -337,11 +338,12 @@ def _history(
 ) -> Iterator[HealthItem]:
     """Return whether the callout history is read, and whether what is read counts."""
     page = (CONNECTION_PAGE, {"conn": conn_id})
-    since = "" if each.read_at is None else f" for {humanize(now - each.read_at)}"
+    since = "" if each.read_at is None else Markup(" {}").format(lasting(each.read_at))
     if not each.is_read:
         yield HealthItem(
             BAD,
-            f"the callout history has not been read{since}: check that a Dag with callout_history in its schedule, or "
+            Markup("the callout history has not been read{}: ").format(since)
+            + "check that a Dag with callout_history in its schedule, or "
             "one whose task reads the history, is not paused, and that a triggerer without --queues runs",
             *page,
         )
@@ -365,10 +367,10 @@ def _history(
         elif name not in (None, str(zone)):
             yield HealthItem(WARN, f"callout_timezone is {name}, and the callout history is written in {zone}", *page)
     if each.is_read and not each.trouble:
-        last = f"read {humanize(now - each.read_at)} ago" if each.read_at else "is being read"
+        last = Markup("read {}").format(ago(each.read_at)) if each.read_at else "is being read"
         records = "" if each.cursor.newest else ", no record yet"
-        text = f"callout history {last}, every {humanize(timedelta(seconds=each.seconds))}{records}"
-        yield HealthItem(GOOD, text, *page)
+        every = humanize(timedelta(seconds=each.seconds))
+        yield HealthItem(GOOD, Markup("callout history {}, every {}{}").format(last, every, records), *page)
 
 
 def _timezone(connection: MediationConnection) -> str | None:

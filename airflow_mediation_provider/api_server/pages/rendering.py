@@ -12,13 +12,15 @@ from collections import Counter
 from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
 from functools import cache
+from hashlib import blake2b
 from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Final, NamedTuple, Protocol, get_origin
 from urllib.parse import parse_qsl, quote
 
+from airflow.api_fastapi.core_api.security import GetUserDep  # noqa: TC002  # FastAPI reads it
 from anyio import from_thread
-from fastapi import Depends, Query, Request
+from fastapi import Depends, Query, Request, Response
 from fastapi.dependencies.utils import get_flat_dependant
 from fastapi.exceptions import RequestValidationError
 from fastapi.routing import APIRoute
@@ -27,7 +29,7 @@ from markupsafe import Markup
 from pydantic import StringConstraints
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
-from starlette.responses import HTMLResponse
+from starlette.responses import HTMLResponse, JSONResponse
 
 from airflow_mediation_provider import __version__
 from airflow_mediation_provider.api_server.connections import LookupFailedError, UnknownConnectionError
@@ -42,8 +44,6 @@ from airflow_mediation_provider.version_compat import framed
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Sequence
-
-    from fastapi import Response
 
     from airflow_mediation_provider.api_server.connections import MediationConnection
     from airflow_mediation_provider.journal.session_list import SessionKey
@@ -73,6 +73,10 @@ TONES: Final = {
     SessionStatus.PUSH_COMPLETED: "pushing",
     SessionStatus.CONSUME_COMPLETED: "pushing",
 }
+OUTLINED: Final = frozenset(
+    {SessionStatus.TESTING, SessionStatus.TESTING_PASSED, SessionStatus.TESTING_FAILED, SessionStatus.STOPPING}
+)
+"""Those that have the colour of another status, and so an outline too."""
 _DOCUMENTED: Final = frozenset(SessionStatus)
 AIRFLOW_TONES: Final = {
     "success": "success",
@@ -122,55 +126,71 @@ Text = Annotated[str, StringConstraints(pattern="^[^\x00]*$")]
 """A part of an address: databases store no text with a NUL in it."""
 Texts = Annotated[list[Text], Query(default_factory=list)]
 """A part of an address that may be there several times."""
+RECENT_SECONDS: Final = 2.0
+RECENT_PAGES: Final = 2_000
+"""The tags of so many answers are kept so long."""
 _LONGEST_NAME: Final = 80
 _FORM_LIMIT: Final = 64 * 1024
 _FORM_SECONDS: Final = 10.0
 
 
 class PhaseSegment(NamedTuple):
-    """One phase: its position in the bar, and its text; without a status it is hatched."""
+    """One phase: its position in the bar, and its text; without a status it is outlined."""
 
     status: str | None
     x: float
     width: float
     title: str
+    begin: datetime
 
 
-def parts(phases: Sequence[Phase], now: datetime) -> list[PhaseSegment]:
-    """Return the phases of a session as parts of a bar.
+def parts(phases: Sequence[Phase]) -> list[PhaseSegment]:
+    """Return the phases of a session as parts of a bar; the browser draws how long an open last one lasts.
 
     :param phases: in their order
-    :param now: the time now, until which an open last phase lasts
     """
-    begin = phases[0].begin
-    whole = max(((phases[-1].end or now) - begin).total_seconds(), 1.0)
+    begin, until = phases[0].begin, _until(phases)
+    whole = max((until - begin).total_seconds(), 1.0)
     drawn = []
-    for phase, seconds in zip(phases, whole_seconds(phases, now), strict=True):
-        lasts = phase.lasts(now)
+    for phase, seconds in zip(phases, whole_seconds(phases), strict=True):
         x = WIDTH * (phase.begin - begin).total_seconds() / whole
-        width = max(WIDTH * lasts.total_seconds() / whole, _LEAST)
-        so_far = " so far" if phase.end is None else ""
+        width = max(WIDTH * phase.lasts(until).total_seconds() / whole, _LEAST)
         drawn.append(
             PhaseSegment(
                 phase.status,
                 round(min(x, WIDTH - _LEAST), 1),
                 round(width, 1),
-                f"{phase.status or NOT_SHOWN}: {exactly(seconds)}{so_far}",
+                f"{phase.status or NOT_SHOWN}: {_lasts(phase, seconds)}",
+                phase.begin,
             )
         )
     return drawn
 
 
-def phases_in_words(phases: Sequence[Phase], now: datetime) -> str:
+def phases_in_words(phases: Sequence[Phase]) -> str:
     """Return the phases and how long each of them lasted, for readers who cannot see the bar."""
-    each = zip(phases, whole_seconds(phases, now), strict=True)
-    return ", ".join(f"{phase.status or NOT_SHOWN} {exactly(seconds)}" for phase, seconds in each)
+    each = zip(phases, whole_seconds(phases), strict=True)
+    return ", ".join(f"{phase.status or NOT_SHOWN} {_lasts(phase, seconds)}" for phase, seconds in each)
 
 
-def whole_seconds(phases: Sequence[Phase], now: datetime) -> list[timedelta]:
-    """Return the lengths of phases in whole seconds; their sum is that of the session, cut to seconds once."""
-    begin = phases[0].begin if phases else now
-    edges = [(each - begin) // _SECOND for each in (begin, *(max(phase.end or now, phase.begin) for phase in phases))]
+def _lasts(phase: Phase, seconds: timedelta) -> str:
+    return exactly(seconds) if phase.end is not None else f"since {in_words(phase.begin)}"
+
+
+def _until(phases: Sequence[Phase]) -> datetime:
+    """Return up to when the phases are known without a clock."""
+    return phases[-1].end or phases[-1].begin
+
+
+def whole_seconds(phases: Sequence[Phase]) -> list[timedelta]:
+    """Return the lengths of phases in whole seconds; their sum is that of the session, cut to seconds once.
+
+    An open last phase has none yet.
+    """
+    if not phases:
+        return []
+    begin, until = phases[0].begin, _until(phases)
+    edges = [(each - begin) // _SECOND for each in (begin, *(max(phase.end or until, phase.begin) for phase in phases))]
     return [_SECOND * (end - start) for start, end in pairwise(edges)]
 
 
@@ -268,6 +288,10 @@ def _templates() -> Environment:
     )
     templates.filters.update(
         time=_time,
+        so_far=_so_far,
+        ago=ago,
+        lasting=lasting,
+        left=_left,
         lasted=humanize,
         tone=tone,
         status_text=status_text,
@@ -281,6 +305,7 @@ def _templates() -> Environment:
         whole_seconds=whole_seconds,
         exactly=exactly,
     )
+    templates.tests.update(outlined=lambda status: status in OUTLINED)
     templates.globals.update(version=__version__)
     return templates
 
@@ -342,6 +367,36 @@ def _time(instant: datetime | None) -> Markup:
         return Markup('<span class="muted">&ndash;</span>')
     iso = instant.astimezone(UTC).isoformat(timespec="seconds")
     return Markup(f'<time datetime="{iso}">{in_words(instant)}</time>')  # noqa: S704  # digits alone
+
+
+def _so_far(begin: datetime, *, exact: bool = False) -> Markup:
+    """Return how long something lasts that goes on; the script counts it."""
+    return _counted("since", begin, f"since {in_words(begin)}", after=" so far", exact=exact)
+
+
+def lasting(begin: datetime) -> Markup:
+    """Return for how long something has been so; the script counts it."""
+    return _counted("since", begin, f"since {in_words(begin)}", before="for ")
+
+
+def ago(instant: datetime) -> Markup:
+    """Return how long ago an instant was; the script counts it."""
+    return _counted("since", instant, in_words(instant), after=" ago")
+
+
+def _left(end: datetime) -> Markup:
+    """Return how long it is until an instant; the script counts it."""
+    return _counted("until", end, "", after=" left")
+
+
+def _counted(
+    name: str, instant: datetime, text: str, *, before: str = "", after: str = "", exact: bool = False
+) -> Markup:
+    # The server's text has no clock in it, so a page stays the same while nothing changes.
+    iso = instant.astimezone(UTC).isoformat(timespec="seconds")
+    mark = Markup(" data-exact") if exact else ""
+    span = Markup('<span data-{}="{}" data-before="{}" data-after="{}"{}>{}</span>')
+    return span.format(name, iso, before, after, mark, text)
 
 
 def form(*names: str, **optional: str) -> Any:
@@ -412,8 +467,50 @@ async def _fields(request: Request) -> list[tuple[str, str]]:
     return parse_qsl(body.decode("latin-1"))
 
 
+class _NotModifiedError(Exception):
+    """The client has what it would get."""
+
+
+async def _unmodified(request: Request, user: GetUserDep) -> None:
+    """Spare an answer that the same user got moments ago, as several open tabs of one page ask for it in turn.
+
+    :raises _NotModifiedError: the client has that answer
+    """
+    request.state.asked = (user.get_id(), str(request.url))
+    recent = request.app.state.recent_pages.get(request.state.asked)
+    if recent is not None and recent in _tags(request):
+        raise _NotModifiedError(recent)
+
+
+unmodified: Final = Depends(_unmodified)
+"""What follows the checks of each page."""
+
+
+def _tags(request: Request) -> list[str]:
+    return [each.strip() for each in request.headers.get("if-none-match", "").split(",")]
+
+
+def _tagged(request: Request, response: Response) -> Response:
+    """Return an answer with its tag, or that it is what the client has."""
+    if request.method != "GET" or response.status_code != 200:
+        return response
+    tag = f'W/"{blake2b(response.body, digest_size=16).hexdigest()}"'
+    request.app.state.recent_pages.add(request.state.asked, tag)
+    if tag in _tags(request):
+        return _not_modified(tag)
+    response.headers["ETag"] = tag
+    return response
+
+
+def _not_modified(tag: str) -> Response:
+    return Response(status_code=304, headers={"ETag": tag})
+
+
 class PageRoute(APIRoute):
-    """A route whose answer is always HTML, also for errors."""
+    """A route whose answer is always HTML, also for errors; JSON if its path ends so.
+
+    Each answer has a tag, and what the client has is not sent again.
+    """
 
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
         """Return the handler, with errors turned into pages."""
@@ -421,7 +518,9 @@ class PageRoute(APIRoute):
 
         async def handle_page(request: Request) -> Response:
             try:
-                response = await handle(request)
+                response = _tagged(request, await handle(request))
+            except _NotModifiedError as same:
+                response = _not_modified(str(same))
             except HTTPException as error:
                 # A token signed with an earlier key: as with an expired token, the user has to log in.
                 status = 401 if error.detail == "Invalid JWT token" else error.status_code
@@ -451,6 +550,8 @@ def error_page(request: Request, status: int, detail: str) -> Response:
         401: "Your login has expired, or there was none. Please log in.",
         403: "Your role in Airflow lacks the permission to read assets." if detail == "Forbidden" else detail,
     }.get(status, detail)
+    if request.url.path.endswith(".json"):
+        return JSONResponse({"error": detail}, status)
     title = _TITLES.get(status, "The request failed")
     response = page(request, "error.html", status=status, title=title, heading=title, detail=detail)
     response.headers.update(_HEADERS)

@@ -6,18 +6,19 @@ import re
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from enum import StrEnum
-from typing import TYPE_CHECKING, Annotated, Any, Final, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, Final, NamedTuple, TypeVar
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 from fastapi import APIRouter, Depends, Request, Response
 from starlette.exceptions import HTTPException
-from starlette.responses import RedirectResponse
+from starlette.responses import JSONResponse, RedirectResponse
 
 from airflow_mediation_provider.api_server.auth import ReaderDep  # noqa: TC001  # FastAPI reads it
 from airflow_mediation_provider.api_server.pages.rendering import PageRoute, Text, Texts, Urls, page, tone
 from airflow_mediation_provider.journal import triggered_runs
 from airflow_mediation_provider.journal.health import SILENT
 from airflow_mediation_provider.journal.meters import RunsOfMeter, tempos
+from airflow_mediation_provider.journal.session_find import Dags, dags_of_sessions, find
 from airflow_mediation_provider.journal.session_list import (
     ListedSession,
     count_by_status,
@@ -28,6 +29,7 @@ from airflow_mediation_provider.journal.session_search import COUNTED, SCANNED, 
 from airflow_mediation_provider.journal.transaction import read
 from airflow_mediation_provider.protocol.sessions.usual import Punctuality
 from airflow_mediation_provider.protocol.status import RunType, SessionStatus, names_nothing, parse_status
+from airflow_mediation_provider.protocol.times import to_json
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -35,6 +37,7 @@ if TYPE_CHECKING:
     from sqlalchemy.orm import Session
 
     from airflow_mediation_provider.api_server.auth import Reader
+    from airflow_mediation_provider.journal.session_find import Found
     from airflow_mediation_provider.journal.session_list import Listing, SessionKey
     from airflow_mediation_provider.journal.triggered_runs import Consumer, Scheduled, Started, StartedRun, Wait
     from airflow_mediation_provider.protocol.sessions.usual import Rhythm, Tempo
@@ -67,6 +70,11 @@ SPANS: Final = {"1h": "last hour", "24h": "last 24 hours", "7d": "last 7 days", 
 _UNITS: Final = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days"}
 _DURATION: Final = re.compile(r"([0-9]{1,4})([smhd])")
 _BARS: Final = 24
+_STEPS: Final = (
+    *(timedelta(minutes=each) for each in (1, 5, 15, 60, 6 * 60)),
+    *(timedelta(days=each) for each in (1, 2, 7, 30, 90, 365)),
+)
+_EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 # Other years are typos, and some of them cannot be stored by any database.
 _YEARS: Final = range(1970, 9999)
 
@@ -143,6 +151,7 @@ def _grave(status: str) -> tuple[int, str]:
 class Search:
     """The search that an address contains.
 
+    :param q: the start of an id or of a name
     :param status: names of statuses, any of them
     :param group: names of a ``Group``, any of them, or of the statuses
     :param only: names of an ``Only``, all of them
@@ -152,6 +161,7 @@ class Search:
     :param sort: the name of a ``Sort``
     """
 
+    q: str = ""
     conn: str = ""
     meter: str = ""
     status: list[str] = field(default_factory=list)
@@ -241,6 +251,7 @@ def _search(
     status: Texts,
     group: Texts,
     only: Texts,
+    q: Text = "",
     conn: Text = "",
     meter: Text = "",
     run_type: Text = "",
@@ -308,6 +319,79 @@ def start_page(request: Request) -> Response:
 @router.get("/sessions")
 def sessions(request: Request, reader: ReaderDep, search: SearchDep, before: Text = "", after: Text = "") -> Response:
     """Show the list."""
+    found = _list(reader, search, before, after)
+    return page(
+        request,
+        "sessions.html",
+        search=search,
+        **found._asdict(),
+        connections=read(known_connections),
+        groups=GROUPS,
+        properties=PROPERTIES,
+        orders=ORDERS,
+        counted=COUNTED,
+        statuses=[str(each) for each in SessionStatus if each is not SessionStatus.NEVER_RUN],
+        run_types=[str(each) for each in RunType],
+        spans=SPANS,
+        paged=bool(before or after),
+    )
+
+
+@router.get("/sessions.json")
+def sessions_json(
+    request: Request, reader: ReaderDep, search: SearchDep, before: Text = "", after: Text = ""
+) -> Response:
+    """Return what the list shows as JSON."""
+    found = _list(reader, search, before, after)
+    place, places = Urls(request), {"newer": found.newer, "older": found.older}
+    return JSONResponse(
+        {
+            "sessions": [_as_json(each, place.meter_name(each.session)) for each in found.rows],
+            **{name: position and str(position) for name, position in places.items()},
+            "complete": not found.further,
+            "limited": found.limited,
+            "sorted_since": to_json(found.sorted_since),
+        }
+    )
+
+
+_TASK_NAMES: Final = ("dag_id", "run_id", "task_id", "map_index", "goes_on", "task_state")
+
+
+def _as_json(row: Row, meter_name: str | None) -> dict[str, Any]:
+    listed = row.session
+    instants = ("started_at", "begun_at", "first_observed_at", "last_observed_at")
+    ids = {name: getattr(listed, name) for name in ("conn_id", "meter_id", "session_id", "run_type")}
+    status = {
+        "meter_name": meter_name,
+        "status": listed.best_status,
+        "evidence": listed.best_evidence,
+        "certain": listed.best_certain,
+        "marks": listed.best_marks.split(),
+        "silent": row.silent,
+        "ended": listed.best_ended,
+        "ended_at": to_json(listed.over_at),
+        "tasks": [{name: getattr(each, name) for name in _TASK_NAMES} for each in row.tasks],
+        "triggered_runs": [{name: getattr(each, name) for name in ("dag_id", "run_id", "state")} for each in row.runs],
+        "missing_runs": list(row.missed),
+    }
+    return ids | status | {name: to_json(getattr(listed, name)) for name in instants}
+
+
+class _Found(NamedTuple):
+    """A page of the list, as far as the user may see it; the parts are those of a ``Listing``."""
+
+    filters: Filters
+    rows: list[Row]
+    newer: Keyset | None
+    older: Keyset | None
+    further: dict[str, Keyset | None]
+    scanned: int
+    limited: bool
+    sorted_since: datetime | None
+
+
+def _list(reader: Reader, search: Search, before: str, after: str) -> _Found:
     now = datetime.now(UTC)
     filters = search.filters(now)
     try:
@@ -316,36 +400,37 @@ def sessions(request: Request, reader: ReaderDep, search: SearchDep, before: Tex
         raise HTTPException(400, f"{error}: go back to the newest sessions.") from None
 
     missed = Only.NO_RUN in filters.only
+    led = _found(reader, search)
+    filters = replace(filters, found=led and led.condition)
 
-    def work(session: Session) -> tuple[Listing, Around, list[str]]:
+    def work(session: Session) -> tuple[Listing, Around]:
         listing = list_sessions(session, filters, limit=MISSED_SCANNED if missed else PAGE, **places)
-        return listing, around(session, listing.sessions), known_connections(session)
+        return listing, around(session, listing.sessions)
 
-    listing, found, connections = read(work)
+    listing, found = read(work)
     rows = rows_of(found, reader, now)
     if missed:
         listing, rows = _missed(listing, rows, back=not after)
-    return page(
-        request,
-        "sessions.html",
-        search=search,
+    return _Found(
         filters=filters,
         rows=rows,
-        connections=connections,
-        groups=GROUPS,
-        properties=PROPERTIES,
-        orders=ORDERS,
-        sorted_since=listing.sorted_since,
-        counted=COUNTED,
-        statuses=[str(each) for each in SessionStatus if each is not SessionStatus.NEVER_RUN],
-        run_types=[str(each) for each in RunType],
-        spans=SPANS,
         newer=listing.newer,
         older=listing.older,
         further=_further(listing, after=bool(after)),
         scanned=MISSED_SCANNED if missed else SCANNED,
-        paged=bool(before or after),
+        limited=bool(led and led.limited),
+        sorted_since=listing.sorted_since,
     )
+
+
+def _found(reader: Reader, search: Search) -> Found | None:
+    """Return to which sessions the text of a search leads, by the Dags that the user may see."""
+    text = search.q.strip()
+    if not text:
+        return None
+    dags = read(dags_of_sessions)
+    seen = Dags(frozenset(reader.sees_tasks(dags.waiting)), frozenset(reader.sees_runs(dags.triggered)))
+    return read(lambda session: find(session, text, seen))
 
 
 def _missed(listing: Listing, rows: list[Row], *, back: bool) -> tuple[Listing, list[Row]]:
@@ -367,19 +452,35 @@ def _further(listing: Listing, *, after: bool) -> dict[str, Keyset | None]:
 
 
 @router.get("/sessions/chart")
-def sessions_chart(request: Request, search: SearchDep) -> Response:
+def sessions_chart(request: Request, reader: ReaderDep, search: SearchDep) -> Response:
     """Show how many sessions started when, by status: in the requested time, else in the last day."""
-    now = datetime.now(UTC)
-    filters = search.filters(now)
-    end = filters.until or now
-    begin = filters.since or end - timedelta(days=1)
+    led = _found(reader, search)
+    filters = replace(search.filters(datetime.now(UTC)), found=led and led.condition)
+    begin, end, number = _spans(search, filters)
     chart: Chart | None = None
     cut = False
     if begin < end:
-        counts = read(lambda session: count_by_status(session, filters, since=begin, until=end, bars=_BARS))
+        counts = read(lambda session: count_by_status(session, filters, since=begin, until=end, bars=number))
         chart = bars(counts.spans, since=counts.since, until=end)
         cut = counts.since > begin
-    return page(request, "chart.html", chart=chart, counted=COUNTED if cut else None)
+    return page(request, "chart.html", chart=chart, counted=COUNTED if cut else None, search=search)
+
+
+def _spans(search: Search, filters: Filters) -> tuple[datetime, datetime, int]:
+    """Return begin and end of a chart, and the number of its bars.
+
+    What the user did not choose as an exact time is a full minute, hour or day, so that bars do not move all the time.
+    """
+    end = filters.until or filters.now
+    begin = filters.since or end - timedelta(days=1)
+    step = next((each for each in _STEPS if (end - begin) / each <= _BARS), _STEPS[-1])
+    moving = not search.since.strip() or search.since.strip() in SPANS
+    if filters.until is None:
+        end += -(end - _EPOCH) % step
+        if moving:
+            begin -= (begin - _EPOCH) % step
+            return begin, end, (end - begin) // step
+    return begin, end, _BARS
 
 
 def around(session: Session, listed: tuple[ListedSession, ...]) -> Around:

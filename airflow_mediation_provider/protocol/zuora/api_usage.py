@@ -15,7 +15,7 @@ from datetime import datetime, timedelta
 from enum import StrEnum
 from typing import TYPE_CHECKING, Final, NamedTuple
 
-from airflow_mediation_provider.protocol.times import Instant, humanize, set_to_utc, to_utc
+from airflow_mediation_provider.protocol.times import Instant, in_words, set_to_utc, to_utc
 from airflow_mediation_provider.protocol.zuora.refusals import (
     RATE_LIMITED,
     Reply,
@@ -265,8 +265,7 @@ def _reported_usage(budget: ApiUsage, now: datetime) -> tuple[str, float | None]
     if budget.remaining is None or budget.told_at is None or now >= (budget.reset_at or budget.told_at + _FRESH):
         return "", None
     windows = _windows(budget.limits)
-    age = now - budget.told_at
-    ago = f", {humanize(age)} ago" if age >= _AGED else ""
+    ago = f", at {in_words(budget.told_at)}" if now - budget.told_at >= _AGED else ""
     if not windows:
         return f"Zuora says: {budget.remaining:,} calls left{ago}", None
     limit = windows[0].calls

@@ -79,6 +79,42 @@
       title.textContent = title.textContent.replace(/^.{19}( UTC)?/, format.format(new Date(title.dataset.from)));
     }
   }
+  // ---- durations that go on: the server sends the instant, so that its answer stays the same while nothing changes
+  // All units of a duration, or its two largest ones.
+  function lasted(milliseconds, exact) {
+    const seconds = Math.max(0, Math.floor(milliseconds / 1000));
+    const units = [[Math.floor(seconds / 86400), "d"], [Math.floor(seconds / 3600) % 24, "h"], [Math.floor(seconds / 60) % 60, "m"], [seconds % 60, "s"]];
+    const first = Math.max(units.findIndex(([number]) => number), 0);
+    const shown = units.slice(first, exact ? undefined : first + 2).filter(([number]) => number);
+    return shown.map(([number, name]) => `${number}${name}`).join(" ") || "0s";
+  }
+  function count(part) {
+    const now = Date.now();
+    for (const each of part.querySelectorAll("[data-since], [data-until]")) {
+      const lasts = each.dataset.since ? now - Date.parse(each.dataset.since) : Date.parse(each.dataset.until) - now;
+      const text = `${each.dataset.before ?? ""}${lasted(lasts, "exact" in each.dataset)}${each.dataset.after ?? ""}`;
+      if (each.textContent !== text) each.textContent = text;
+    }
+    for (const bar of part.querySelectorAll("svg[data-open]")) stretch(bar, now);
+  }
+  // The last phase of the bar goes on: the others become narrower.
+  function stretch(bar, now) {
+    const [width, least] = [1000, 6]; // as in rendering.py
+    const phases = [...bar.querySelectorAll("rect")];
+    const begin = Date.parse(phases[0].dataset.from);
+    const whole = Math.max(now - begin, 1000);
+    phases.forEach((phase, number) => {
+      const from = Date.parse(phase.dataset.from);
+      const to = number + 1 < phases.length ? Date.parse(phases[number + 1].dataset.from) : now;
+      phase.setAttribute("x", Math.min(width * (from - begin) / whole, width - least).toFixed(1));
+      phase.setAttribute("width", Math.max(width * (to - from) / whole, least).toFixed(1));
+    });
+    const last = phases.at(-1);
+    const text = `${lasted(now - Date.parse(last.dataset.from), true)} so far`;
+    last.querySelector("title").textContent = `${last.dataset.status}: ${text}`;
+    bar.setAttribute("aria-label", `${bar.dataset.open}${last.dataset.status} ${text}`);
+  }
+
   // An address may have times in another user's zone; the form shows them in this user's zone.
   function showForm() {
     for (const each of document.querySelectorAll("[data-instant]")) {
@@ -90,8 +126,18 @@
 
   // ---- parts that are fetched: repeatedly, or on request
   const shown = new Map();
-  function swap(place, part) {
-    if (shown.get(place.id) === part.innerHTML) return;
+  const known = new Map(); // address -> the tag of what is shown of it
+  // A user reads or copies what is there: it is not replaced under the hand.
+  function isHeld(place) {
+    const selection = document.getSelection();
+    return (!selection.isCollapsed && selection.containsNode(place, true)) || place.querySelector("[title]:hover, [title]:focus-visible, rect:hover") !== null;
+  }
+  function swap(place, part, announced) {
+    const same = shown.get(place.id) === part.innerHTML;
+    const held = Boolean(announced) && !same && isHeld(place);
+    place.classList.toggle("is-held", held);
+    if (same || held) return same;
+    if (announced) announce(place, part);
     shown.set(place.id, part.innerHTML);
     const open = new Set([...place.querySelectorAll("details[open][id]")].map((each) => each.id));
     const focused = place.contains(document.activeElement) ? document.activeElement : null;
@@ -100,7 +146,16 @@
     for (const each of place.querySelectorAll("details[id]")) if (open.has(each.id)) each.open = true;
     place.querySelectorAll(".scroll").forEach((each, number) => { each.scrollLeft = scrolled[number] ?? 0; });
     showTimes(place);
+    count(place);
     if (focused) again(place, focused)?.focus({ preventScroll: true });
+    return true;
+  }
+  // A short sentence about changed rows, for screen readers.
+  function announce(place, part) {
+    const rows = (of) => new Map([...of.querySelectorAll("tr[data-row]")].map((row) => [row.dataset.row, row.dataset.state]));
+    const before = rows(place);
+    const changed = [...rows(part)].filter(([row, state]) => before.get(row) !== state).length;
+    if (changed) document.getElementById("changes").textContent = `${changed} ${changed === 1 ? "session" : "sessions"} changed`;
   }
   function again(place, element) {
     if (element.id) return document.getElementById(element.id);
@@ -112,7 +167,13 @@
     let response;
     let text;
     try {
-      response = await fetch(url, { credentials: "same-origin", headers: { Accept: "text/html" }, ...options });
+      const headers = { Accept: "text/html" };
+      if (!options && known.has(url)) headers["If-None-Match"] = known.get(url);
+      response = await fetch(url, { credentials: "same-origin", headers, ...options });
+      if (response.status === 304) {
+        trouble("");
+        return null;
+      }
       text = await response.text(); // which may break off
     } catch {
       return trouble(`Airflow does not answer. Last updated ${format.format(new Date())}.`);
@@ -124,7 +185,13 @@
       return trouble(detail);
     }
     trouble("");
+    page.tag = response.headers.get("ETag");
     return page;
+  }
+  // With the tag of an answer that is shown in full, the server answers the next request in short while nothing changes.
+  function keep(url, page, isShown) {
+    if (isShown && page.tag) known.set(url, page.tag);
+    else known.delete(url);
   }
   function trouble(text, login) {
     const line = document.getElementById("trouble");
@@ -146,21 +213,69 @@
   }
   async function refresh() {
     const places = [...document.querySelectorAll("[data-live]")];
-    const page = places.length ? await fetched(window.location.href) : null;
-    if (page) for (const place of places) {
+    const url = window.location.href;
+    const page = places.length ? await fetched(url) : null;
+    if (!page || url !== window.location.href) return;
+    let all = true;
+    for (const place of places) {
       const part = page.getElementById(place.id);
       // What the user requested by a button stays.
-      if (part) swap(place, part);
+      if (part) all = swap(place, part, true) && all;
     }
+    keep(url, page, all);
   }
   async function load(place) {
-    const page = await fetched(place.dataset.src);
+    const url = place.dataset.src;
+    const page = await fetched(url);
     const part = page?.querySelector("[data-part]");
-    if (part) {
-      const holder = document.createElement("div");
-      holder.append(part);
-      swap(place, holder);
+    if (!part || url !== place.dataset.src) return;
+    const holder = document.createElement("div");
+    holder.append(part);
+    keep(url, page, swap(place, holder, true));
+  }
+
+  // ---- filters apply as they change, and are in the address
+  let pending = null;
+  async function apply(form) {
+    clearTimeout(pending);
+    const given = [...new FormData(form)].filter(([, value]) => value !== "");
+    const query = new URLSearchParams(given).toString();
+    const url = `${form.action}${query ? `?${query}` : ""}`;
+    if (url === window.location.href) return;
+    window.history.pushState(null, "", url);
+    keepFilters();
+    const page = await fetched(url, {});
+    if (!page || url !== window.location.href) return;
+    for (const place of document.querySelectorAll("[data-live]")) swap(place, page.getElementById(place.id));
+    for (const each of form.querySelectorAll("[data-shows]")) each.replaceWith(page.getElementById(each.id));
+    for (const place of document.querySelectorAll("[data-src]")) {
+      const { src } = page.getElementById(place.id).dataset;
+      if (src !== place.dataset.src) {
+        place.dataset.src = src;
+        load(place);
+      }
     }
+  }
+  function applyOn(event) {
+    const form = event.target.form;
+    if (!form?.matches("[data-applies]") || !event.target.name) return;
+    clearTimeout(pending);
+    pending = setTimeout(() => apply(form), event.target.matches("[type=checkbox], select") ? 0 : 400);
+  }
+  // The list as it was filtered last, for the links that lead back to it.
+  const LIST = "mediation-list";
+  function keepFilters() {
+    try {
+      if (document.querySelector("form[data-applies]")) window.sessionStorage.setItem(LIST, window.location.search);
+    } catch { /* a browser without storage */ }
+  }
+  function linkBack() {
+    try {
+      const search = window.sessionStorage.getItem(LIST);
+      for (const link of search ? document.querySelectorAll("[data-list], .crumbs a:first-child") : []) {
+        if (link.pathname.endsWith("/mediation/sessions") && !link.search) link.search = search;
+      }
+    } catch { /* a browser without storage */ }
   }
   function every(seconds, work) {
     const turn = async () => {
@@ -174,6 +289,10 @@
   }
   async function submit(event) {
     const form = event.target;
+    if (form.matches("[data-applies]")) {
+      event.preventDefault();
+      apply(form);
+    }
     if (!form.dataset.swap) return;
     event.preventDefault();
     const button = form.querySelector("button");
@@ -255,7 +374,20 @@
     if (!into) return;
     const field = event.target.form.elements[into];
     field.append(new Option(`from ${event.target.value}`, event.target.value, true, true));
+    field.dispatchEvent(new Event("input", { bubbles: true }));
   });
+  document.addEventListener("input", applyOn);
+  function closeChoices(except) {
+    for (const each of document.querySelectorAll(".choice[open]")) if (!each.contains(except)) each.open = false;
+  }
+  document.addEventListener("click", (event) => closeChoices(event.target));
+  document.addEventListener("keydown", (event) => {
+    const choice = event.key === "Escape" && document.activeElement.closest(".choice[open]");
+    closeChoices(event.key === "Escape" ? null : document.activeElement);
+    if (choice) choice.querySelector("summary").focus();
+  });
+  // The address of another search, or a page that the browser kept: what it shows is read again.
+  window.addEventListener("popstate", () => window.location.reload());
   window.addEventListener("storage", (event) => {
     if (event.key === "theme") dress();
     if (event.key === "timezone") {
@@ -270,6 +402,10 @@
     showTimes(document);
     showForm();
     retitle();
+    keepFilters();
+    linkBack();
+    count(document);
+    setInterval(() => { if (!document.hidden) count(document); }, 1000);
     for (const place of document.querySelectorAll("[data-src]")) {
       load(place);
       every(Number(place.dataset.every), () => load(place));

@@ -38,6 +38,9 @@ Permission = tuple[str, ...]
 class User:
     name: str
 
+    def get_id(self) -> str:
+        return self.name
+
     def get_name(self) -> str:
         return self.name
 

@@ -56,7 +56,7 @@ def test_all_routes_are_pages_machine_routes_or_files() -> None:
     others = [route for route in ALL if not isinstance(route, APIRoute)]
     assert [(type(route), getattr(route, "path", "")) for route in others] == [(Mount, "/static")]
     assert {path for _, path in PAGES} == {
-        "/", "/sessions", "/sessions/chart", "/session", "/session/summary", "/session/replay",
+        "/", "/sessions", "/sessions.json", "/sessions/chart", "/session", "/session/summary", "/session/replay",
         "/missing-runs", "/missing-runs/start",
         "/task", "/run", "/unread", "/unread/reparse", "/health",
         "/callouts", "/connection", "/callout", "/callout/reparse", "/callout/acknowledge",
@@ -116,6 +116,9 @@ async def test_without_a_login_a_page_shows_only_that(
         stranger.client.cookies.set("_token", token)
     reply = await stranger.client.request(method, f"/mediation{path}", headers=SAME_ORIGIN)
     assert reply.status_code == 401
+    if path.endswith(".json"):
+        assert reply.json() == {"error": "Your login has expired, or there was none. Please log in."}
+        return
     page = parsed(reply.text)
     assert page.one("h1").text == "You are not logged in"
     assert page.one("a", data_login="").attributes["href"] == "/api/v2/auth/login"
@@ -129,7 +132,10 @@ async def test_a_user_who_may_not_read_assets_sees_nothing(
     manager.deny("asset", "GET")
     reply = await alice.client.request(method, f"/mediation{path}", headers=SAME_ORIGIN)
     assert reply.status_code == 403
-    assert parsed(reply.text).one("h1").text == "Access denied"
+    if path.endswith(".json"):
+        assert reply.json() == {"error": "Your role in Airflow lacks the permission to read assets."}
+    else:
+        assert parsed(reply.text).one("h1").text == "Access denied"
     assert manager.asked == [("asset", "GET")]
 
 
@@ -141,7 +147,8 @@ async def test_an_unknown_or_doubled_parameter_is_refused_in_a_sentence(alice: B
         method, f"/mediation{path}", params=[("colour", "<red>"), *twice], headers=SAME_ORIGIN
     )
     assert reply.status_code == 400
-    text = parsed(reply.text).one("section", data_error="400").all("p")[0].text
+    json = path.endswith(".json")
+    text = reply.json()["error"] if json else parsed(reply.text).one("section", data_error="400").all("p")[0].text
     once = [name for name in names if f"parameter {name} given 2 times" not in text]
     assert text.startswith("Unknown parameter colour")
     assert once == [name for name in SEVERAL if path.startswith("/sessions")]

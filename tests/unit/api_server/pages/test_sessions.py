@@ -7,10 +7,13 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from airflow_mediation_provider.api_server.http import TtlMap
+from airflow_mediation_provider.api_server.pages import health, rendering, session
 from airflow_mediation_provider.api_server.pages import sessions as module
 from airflow_mediation_provider.assets import on_meter_session
 from airflow_mediation_provider.journal import session_list as journal_listing
 from airflow_mediation_provider.journal import session_search as journal_search
+from airflow_mediation_provider.protocol.times import in_words
 from tests.unit.api_server.pages.conftest import now
 from tests.unit.api_server.pages.html import asked, parsed
 from tests.unit.journal.old_rows import NOW, concluded, keep, meter_of, session_of, told, wait_of
@@ -20,6 +23,15 @@ if TYPE_CHECKING:
     from tests.unit.api_server.pages.conftest import Browser, Manager
     from tests.unit.api_server.pages.html import Element
     from tests.unit.journal.scheduling import Airflow
+
+
+class Later(datetime):
+    """The clock, some seconds later."""
+
+    @classmethod
+    def now(cls, tz: Any = None) -> datetime:
+        return datetime.now(tz) + timedelta(seconds=3)
+
 
 NOTHING = "\N{EN DASH}"
 
@@ -99,23 +111,30 @@ class TestRow:
         rows = (await alice.sees("/sessions")).one("tbody").all("tr")
         badges = {row.one("span", class_="badge").text: row.one("span", class_="badge").classes for row in rows}
         assert badges.pop("unknown status (MYSTERY)") == {"badge", "t-none"}
-        assert badges == {status: {"badge", f"t-{colour}"} for status, colour in colours.items() if status != "MYSTERY"}
+        outlined = {status: {"is-outlined"} for status in ("TESTING_FAILED", "STOPPING")}
+        assert badges == {
+            status: {"badge", f"t-{colour}"} | outlined.get(status, set())
+            for status, colour in colours.items()
+            if status != "MYSTERY"
+        }
         failed = [row.one("span", class_="badge").text for row in rows if "is-failed" in row.classes]
         assert sorted(failed) == ["FAILED", "TESTING_FAILED"]
 
     async def test_a_running_session_without_reports_for_hours_is_marked_as_silent(self, alice: Browser) -> None:
         live: dict[str, Any] = {"status": "RUNNING", "terminal": False}
+        begun = ago(hours=8), ago(hours=9)
         keep(
-            session_of("R-1", ago(hours=8), **live),
-            session_of("R-2", ago(hours=9), **live, last_observed_at=ago(hours=5)),
+            session_of("R-1", begun[0], **live),
+            session_of("R-2", begun[1], **live, last_observed_at=ago(hours=5)),
             session_of("R-3", ago(hours=10)),
         )
         rows = (await alice.sees("/sessions")).one("tbody").all("tr")
         assert [("is-silent" in row.classes) for row in rows] == [True, False, False]
         cells = (await alice.sees("/sessions")).cells()
-        assert [row["Status"] for row in cells] == ["RUNNING silent for 8h", "RUNNING", "COMPLETED"]
+        silent = f"RUNNING silent since {in_words(begun[0])}"
+        assert [row["Status"] for row in cells] == [silent, "RUNNING", "COMPLETED"]
         assert [row["End Date"] for row in cells][:2] == [NOTHING, NOTHING]
-        assert [row["Duration"] for row in cells][:2] == ["8h so far", "9h so far"]
+        assert [row["Duration"] for row in cells][:2] == [f"since {in_words(each)}" for each in begun]
 
     async def test_what_a_task_concluded_from_polls_is_the_status_with_a_mark(self, alice: Browser) -> None:
         keep(
@@ -180,6 +199,90 @@ class TestFilters:
         ]:
             assert await listed(alice, **filters) == found.split(), filters  # type: ignore[arg-type]
 
+    async def test_an_answer_is_the_same_later_and_is_not_sent_again(
+        self, alice: Browser, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """What only time changes is counted in the browser."""
+        live: dict[str, Any] = {"status": "RUNNING", "terminal": False}
+        keep(session_of("R-1", ago(hours=8), **live), told("R-1", ago(hours=8), notification_id="a"))
+        a_session = {"conn": "zuora", "meter": "1001", "session": "R-1"}
+        # Each answer is made anew.
+        monkeypatch.setattr(TtlMap, "get", lambda *_: None)
+        for path, of in (
+            ("/sessions", {"since": "24h"}),
+            ("/sessions.json", {}),
+            ("/sessions/chart", {"since": "30d"}),
+            ("/health", {}),
+            ("/session", a_session),
+        ):
+            first = await alice.get(path, **of)
+            with monkeypatch.context() as later:
+                for each in (rendering, module, health, session):
+                    later.setattr(each, "datetime", Later)
+                again = await alice.client.get(first.url, headers={"If-None-Match": f'W/"x", {first.headers["etag"]}'})
+            assert (again.status_code, again.content) == (304, b""), path
+            assert again.headers["etag"] == first.headers["etag"]
+            assert again.headers["cache-control"] == "no-store"
+        keep(session_of("R-2", ago(hours=7), **live))
+        first = await alice.get("/sessions")
+        changed = await alice.client.get(first.url, headers={"If-None-Match": 'W/"x"'})
+        assert (changed.status_code, changed.headers["etag"]) == (200, first.headers["etag"])
+
+    async def test_an_answer_of_moments_ago_is_not_made_again_for_another_tab(
+        self, alice: Browser, manager: Manager, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        keep(began("R-1", 0))
+        first = await alice.get("/sessions")
+        made: list[object] = []
+        monkeypatch.setattr(module, "read", made.append)
+        same = {"If-None-Match": first.headers["etag"]}
+        assert (await alice.client.get(first.url, headers=same)).status_code == 304
+        assert made == []
+        manager.deny("asset", "GET")
+        assert (await alice.client.get(first.url, headers=same)).status_code == 403
+
+    async def test_the_list_as_json_has_the_same_sessions_and_errors(self, alice: Browser) -> None:
+        keep(began("R-1", 0, status="FAILED", conflict=True), began("R-2", 1))
+        found = (await alice.get("/sessions.json", status="FAILED")).json()
+        (listed_session,) = found.pop("sessions")
+        assert found == {"newer": None, "older": None, "complete": True, "limited": False, "sorted_since": None}
+        assert {name: listed_session[name] for name in ("session_id", "status", "marks", "ended_at")} == {
+            "session_id": "R-1", "status": "FAILED", "marks": ["conflict"], "ended_at": at(0).isoformat(),
+        }  # fmt: skip
+        reply = await alice.get("/sessions.json", colour="red")
+        assert (reply.status_code, reply.json()) == (400, {"error": "Unknown parameter colour."})
+
+    async def test_a_text_finds_sessions_by_each_id_that_starts_with_it(self, alice: Browser) -> None:
+        keep(
+            began("R-0001", 1, meter_id="1001"),
+            began("R-0002", 2, meter_id="77"),
+            told("R-0002", at(2), meter_id="77", notification_id="n-4711"),
+            meter_of("77", "Storage of April"),
+            wait_of("w", session_id="R-0001", dag_id="usage", run_id="manual__1"),
+        )
+        for text, found in [
+            ("R-0001", "R-0001"),
+            ("r-000", "R-0002 R-0001"),
+            ("R-0003", ""),
+            ("7", "R-0002"),
+            ("stor", "R-0002"),
+            ("usa", "R-0001"),
+            ("manual__", "R-0001"),
+            ("n-47", "R-0002"),
+            ("%", ""),
+            ("001", ""),
+        ]:
+            assert await listed(alice, q=text) == found.split(), text
+        assert await listed(alice, q="R-000", meter="77") == ["R-0002"]
+
+    async def test_a_text_finds_nothing_by_a_dag_that_the_user_may_not_see(
+        self, alice: Browser, manager: Manager
+    ) -> None:
+        keep(began("R-1", 1), wait_of("w", session_id="R-1", dag_id="covert", run_id="night"))
+        assert await listed(alice, q="covert") == ["R-1"]
+        manager.deny("dag", "GET", "TASK_INSTANCE", "covert")
+        assert await listed(alice, q="covert") == await listed(alice, q="night") == []
+
     async def test_several_statuses_and_groups_are_any_of_them_and_properties_are_all_of_them(
         self, alice: Browser
     ) -> None:
@@ -241,7 +344,8 @@ class TestFilters:
     async def test_filters_are_shown_in_the_form(self, alice: Browser) -> None:
         keep(began("R-1", 0), began("R-2", 0, conn_id="other"))
         filters = {
-            "conn": "other", "meter": "7", "status": "FAILED", "group": "live", "only": "silent", "run_type": "CANARY",
+            "q": "R-1", "conn": "other", "meter": "7", "run_type": "CANARY",
+            "status": "FAILED", "group": "live", "only": "silent",
             "longer": "45m", "since": "2026-06-01T02:04", "until": "2026-06-01T02:05", "tz": "Europe/Berlin",
             "sort": "end",
         }  # fmt: skip
@@ -419,13 +523,32 @@ class TestChart:
         part = page.one("div", data_part="")
         picture = part.one("svg")
         assert picture.attributes["aria-label"] == "Sessions started, by status: 1 FAILED, 2 COMPLETED"
-        bars = picture.all("g")
-        assert len(bars) == 24
-        assert [len(each.all("rect")) - 1 for each in bars] == [1] + [0] * 21 + [2, 0]
-        assert [each.text for each in part.all("span", class_="key")] == ["1 FAILED", "2 COMPLETED"]
-        assert "highest bar: 2" in part.one("figcaption").text
-        assert bars[1].one("title").text.endswith("UTC: none")
-        assert bars[-2].one("title").text.endswith("UTC: 1 FAILED, 1 COMPLETED")
+        # Full hours, of which the first and the last are only in part of the day.
+        spans = [asked(each.all("a")[0].attributes["href"])[1] for each in picture.all("g")]
+        edges = [tuple(map(datetime.fromisoformat, (each["since"], each["until"]))) for each in spans]
+        assert all(until - since == timedelta(hours=1) for since, until in edges)
+        assert edges[0][0] <= ago(hours=24) < edges[0][1]
+        assert edges[-1][0] <= now() <= edges[-1][1]
+        counted = [len(each.all("rect")) - 1 for each in picture.all("g")]
+        times = (ago(hours=23.5), ago(hours=1.5), ago(hours=1.4))
+        assert counted == [sum(since <= at < until for at in times) for since, until in edges]
+        assert [each.text for each in part.all("a", class_="key")] == ["1 FAILED", "2 COMPLETED"]
+        assert "highest bar: " in part.one("figcaption").text
+        titles = [each.one("title").text for each in picture.all("a", tabindex="-1")]
+        assert sorted(title.partition("UTC: ")[2] for title in titles) == sorted(["1 FAILED", *["1 COMPLETED"] * 2])
+
+    async def test_a_part_of_a_bar_and_a_status_below_lead_to_their_sessions(self, alice: Browser) -> None:
+        keep(began("R-1", 1, status="FAILED", meter_id="7"), began("R-2", 1), began("R-3", 60 * 24 + 1))
+        of = {"since": "2026-06-01", "until": "2026-06-03", "group": "ended", "tz": "UTC"}
+        picture = (await alice.sees("/sessions/chart", **of)).one("svg")
+        bar, *parts = picture.all("g")[0].all("a")
+        assert "tabindex" not in bar.attributes
+        for link, found in ((bar, ["R-2", "R-1"]), (parts[0], ["R-1"])):
+            where = asked(link.attributes["href"])[1]
+            assert await listed(alice, **where) == found
+        key = (await alice.sees("/sessions/chart", **of)).all("a", class_="key")[0]
+        of.pop("group")
+        assert asked(key.attributes["href"])[1] == {**of, "status": "FAILED"}
 
     async def test_the_chart_shows_the_requested_time_and_sessions(self, alice: Browser) -> None:
         keep(began("R-1", 1), began("R-2", 2, meter_id="7"), began("R-3", 60 * 24))

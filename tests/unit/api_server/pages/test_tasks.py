@@ -60,8 +60,8 @@ class TestTask:
             "FAILED CANCELED",
             "NORMAL",
         )
-        assert found["Deadline"].endswith("UTC 2d 3h left")
-        assert found["Last reported"].endswith("ago, by a triggerer")
+        assert found["Deadline"].endswith("UTC")
+        assert found["Last reported"].endswith("UTC, by a triggerer")
         assert found["Connection"] == "zuora"
         assert "Ended" not in found
         assert page.all("h2")[0].text == "R-1 RUNNING"

@@ -140,4 +140,4 @@ class TestWithZuorasWord:
     def test_an_older_quota_is_shown_with_its_age(self) -> None:
         found = stands(now=NOW + timedelta(minutes=12, seconds=4), **reported(4, "9, 9;w=3600"))
 
-        assert found.words.startswith("Zuora says: 4 of 9 left this hour, 12m 4s ago; ")
+        assert found.words.startswith("Zuora says: 4 of 9 left this hour, at ")
