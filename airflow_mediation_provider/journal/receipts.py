@@ -227,12 +227,14 @@ class Refusals:
     :param status: the answer
     :param count: their number
     :param since: when the last accepted one was received; if that is longer ago, since when refusals count
+    :param last_at: when the last of them was received
     """
 
     conn_id: str
     status: int
     count: int
     since: datetime
+    last_at: datetime
 
 
 def refusals(session: Session, now: datetime) -> list[Refusals]:
@@ -258,7 +260,7 @@ def refusals(session: Session, now: datetime) -> list[Refusals]:
     )
     misaddressed = and_(row.conn_id == NO_CONNECTION, row.last_at > now - MISADDRESSED_FOR)
     found = session.execute(
-        select(row.conn_id, row.status, func.sum(row.since_accepted), func.max(accepted.c.at))
+        select(row.conn_id, row.status, func.sum(row.since_accepted), func.max(accepted.c.at), func.max(row.last_at))
         .outerjoin(accepted, accepted.c.conn_id == row.conn_id)
         .where(row.hour >= now - REFUSED_FOR - timedelta(hours=1), row.since_accepted > 0)
         .where(or_(unanswered, misaddressed))
@@ -267,8 +269,8 @@ def refusals(session: Session, now: datetime) -> list[Refusals]:
     )
     oldest = now - REFUSED_FOR
     return [
-        Refusals(conn_id, status, int(count), max(accepted_at or oldest, oldest))
-        for conn_id, status, count, accepted_at in found
+        Refusals(conn_id, status, int(count), max(accepted_at or oldest, oldest), last_at)
+        for conn_id, status, count, accepted_at, last_at in found
     ]
 
 
@@ -276,40 +278,56 @@ def refusals(session: Session, now: datetime) -> list[Refusals]:
 
 
 def acknowledge_unparsed(
-    conn_id: str, by: str, at: datetime, *, row_id: int | None = None, deadline_seconds: float = 5.0
+    conn_id: str,
+    by: str,
+    at: datetime,
+    *,
+    row_id: int | None = None,
+    until: datetime | None = None,
+    deadline_seconds: float = 5.0,
 ) -> int:
     """Note that a user acknowledged unparsed callouts, and return how many: they are no problem any more.
 
     :param conn_id: their connection
     :param by: the user's name
-    :param at: when; of all unparsed callouts those count that the journal had then
+    :param at: when
     :param row_id: only this one
+    :param until: else those that the journal had then: what came later, the user has not seen; ``at`` by default
     """
     row = TransitionRow
     of_kind = row.conn_id == conn_id, row.kind == EntryKind.UNPARSED, row.acknowledged_at.is_(None)
-    which = update(row).where(*of_kind, row.created_at <= at if row_id is None else row.id == row_id)
+    which = update(row).where(*of_kind, row.created_at <= (until or at) if row_id is None else row.id == row_id)
     return write(lambda session: _execute(session, which.values(**_mark(by, at))), deadline_seconds=deadline_seconds)
 
 
 def acknowledge_refused(
-    conn_id: str, by: str, at: datetime, *, receipt_id: int | None = None, deadline_seconds: float = 5.0
+    conn_id: str,
+    by: str,
+    at: datetime,
+    *,
+    receipt_id: int | None = None,
+    until: datetime | None = None,
+    deadline_seconds: float = 5.0,
 ) -> int:
     """Note that a user acknowledged refused callouts, and return how many: they are no problem any more.
 
     :param conn_id: their connection; ``NO_CONNECTION``: those to addresses that name none, which have no receipts
     :param by: the user's name
-    :param at: when; of all refused callouts those count that were received before, also those without a receipt
+    :param at: when
     :param receipt_id: only this one
+    :param until: else those that were received until then, also those without a receipt; ``at`` by default
     """
-    row, counted = ReceiptRow, AnswersRow
+    row, counted, until = ReceiptRow, AnswersRow, until or at
     of_kind = row.conn_id == conn_id, row.accepted.is_(False), row.acknowledged_at.is_(None)
-    which = (*of_kind, row.received_at <= at if receipt_id is None else row.id == receipt_id)
+    which = (*of_kind, row.received_at <= until if receipt_id is None else row.id == receipt_id)
     of_connection = counted.conn_id == conn_id, counted.since_accepted > 0
 
     def work(session: Session) -> int:
         accepted = select(func.max(counted.last_at)).filter_by(conn_id=conn_id, status=ACCEPTED)
         last_accepted = session.scalar(accepted)
-        found = session.execute(select(row.status, row.received_at).where(*which)).all()
+        # Locked, so that two users who acknowledge the same do not count it twice.
+        query = select(row.status, row.received_at).where(*which).order_by(row.received_at, row.id).with_for_update()
+        found = session.execute(query).all()
         # Those before the last accepted callout do not count as refused any more.
         left = Counter(
             (beginning_of_hour(received_at), status)
@@ -318,9 +336,9 @@ def acknowledge_refused(
         )
         total = len(found)
         if receipt_id is None:
-            over = select(func.sum(counted.since_accepted)).where(*of_connection, counted.last_at <= at)
+            over = select(func.sum(counted.since_accepted)).where(*of_connection, counted.last_at <= until)
             total = max(total, int(session.scalar(over) or 0))
-            _execute(session, update(counted).where(*of_connection, counted.last_at <= at).values(since_accepted=0))
+            _execute(session, update(counted).where(*of_connection, counted.last_at <= until).values(since_accepted=0))
         for (hour, status), number in sorted(left.items()):
             fewer = case((counted.since_accepted > number, counted.since_accepted - number), else_=0)
             same = {"conn_id": conn_id, "hour": hour, "status": status}

@@ -196,21 +196,25 @@ def callout_reparse(
 def callout_acknowledge(
     request: Request,
     reader: ReaderDep,
-    form: Annotated[dict[str, str], form("kind", conn=NO_CONNECTION, number=ALL, back="")],
+    form: Annotated[dict[str, str], form("kind", conn=NO_CONNECTION, number=ALL, until="", back="")],
 ) -> Response:
-    """Note that the user has seen unreadable or refused callouts: one of them, or all of a connection."""
+    """Note that the user has seen unreadable or refused callouts: one of them, or all of a connection.
+
+    All are those that the page had: what was received since, the user has not seen.
+    """
     conn, kind, number = form["conn"], form["kind"], form["number"]
     if kind not in (CalloutKind.REFUSED, CalloutKind.UNREADABLE):
         raise HTTPException(400, f"kind={kind} is neither refused nor unreadable.")
     one = None if number == ALL else _number("number", number)
+    now = datetime.now(UTC)
+    until = instant("until", form["until"], "", now)
     if not _may_act(reader, conn):
         raise HTTPException(403, _MAY_NOT)
     reader.log_action("acknowledge_callouts", conn_id=conn, kind=kind, number=number)
-    now = datetime.now(UTC)
     if kind == CalloutKind.REFUSED:
-        count = acknowledge_refused(conn, reader.name, now, receipt_id=one)
+        count = acknowledge_refused(conn, reader.name, now, receipt_id=one, until=until)
     else:
-        count = acknowledge_unparsed(conn, reader.name, now, row_id=one)
+        count = acknowledge_unparsed(conn, reader.name, now, row_id=one, until=until)
     return _after(request, reader, form, f"{count} acknowledged.", failed=count == 0)
 
 
@@ -250,6 +254,11 @@ def _list(
         return listing, count_answers(session, now - KEPT), refusals(session, now)
 
     listing, counts, refused = read(work)
+    # Up to when the page has all: by its list, and where not every refused one is listed, by its counts.
+    until = {each.conn_id: each.last_at for each in sorted(refused, key=lambda each: each.last_at)}
+    for each in listing.callouts[:1]:
+        at, counted = each.place.begun_at, until.get(each.conn_id, each.place.begun_at)
+        until[each.conn_id] = at if filters.kind is CalloutKind.UNREADABLE else max(at, counted)
     return page(
         request,
         "callouts.html",
@@ -263,6 +272,7 @@ def _list(
         # With a single readable connection, too, the buttons for all of its callouts are shown.
         conn=filters.conn_ids[0] if len(filters.conn_ids) == 1 else "",
         open_refused={each.conn_id for each in refused},
+        until=until,
         counts=counts,
         kept=KEPT.days,
         kinds=list(CalloutKind),

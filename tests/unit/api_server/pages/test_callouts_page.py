@@ -339,6 +339,35 @@ class TestAcknowledge:
         assert page.one("select", name="kind").one("option", selected="").text == "refused"
         assert len(await listed(alice, kind="refused", acknowledged="no")) == 1
 
+    @pytest.mark.parametrize("kind", ["refused", "unreadable"])
+    async def test_what_arrives_after_the_page_stays_open(self, alice: Browser, kind: str) -> None:
+        def arrive(minutes: float) -> None:
+            if kind == "refused":
+                saw(401, ago(minutes=minutes))
+            else:
+                keep(unreadable(created_at=ago(minutes=minutes)))
+
+        if kind == "unreadable":
+            saw(401)
+        arrive(3)
+        arrive(2)
+        page = await alice.sees("/callouts", kind=kind, conn="zuora")
+        arrive(1)
+        page = await press(alice, page, f"Acknowledge all {kind} of zuora")
+        assert page.one("p", role="alert").text == "2 acknowledged."
+        assert len(await listed(alice, kind=kind, acknowledged="no")) == 1
+        page = await press(alice, page, f"Acknowledge all {kind} of zuora")
+        assert page.one("p", role="alert").text == "1 acknowledged."
+
+    async def test_addresses_without_a_connection_are_acknowledged_as_the_page_counted_them(
+        self, alice: Browser
+    ) -> None:
+        saw(404, ago(hours=2), conn_id=NO_CONNECTION)
+        page = await alice.sees("/callouts")
+        saw(404, conn_id=NO_CONNECTION)
+        await press(alice, page, "Acknowledge all refused")
+        assert "Acknowledge all refused" in buttons(await alice.sees("/callouts"))
+
     async def test_a_single_row_of_the_list_is_acknowledged_there(self, alice: Browser) -> None:
         saw(401)
         page = await press(alice, await alice.sees("/callouts", kind="refused"), "Acknowledge")
