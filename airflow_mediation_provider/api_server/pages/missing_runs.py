@@ -43,6 +43,7 @@ EXAMINED: Final = 500
 """So many sessions of a search are examined at once, the newest first."""
 MOST: Final = 200
 """So many runs are started by one form."""
+_LONGEST_ID: Final = 250
 _MAY_NOT: Final = "you may not start runs of this Dag"
 _ACTION: Final = "start_missing_runs"
 
@@ -61,7 +62,10 @@ class MissingRun(NamedTuple):
         :raises ValueError: the text is no run
         """
         values = json.loads(text)
-        if not isinstance(values, list) or [type(each) for each in values] != [str] * 5 or "\0" in "".join(values):
+        if not isinstance(values, list) or [type(each) for each in values] != [str] * 5:
+            raise ValueError(f"{text} is no run")
+        # Half a character cannot be encoded, which is a ValueError too.
+        if b"\0" in "".join(values).encode() or max(map(len, values)) > _LONGEST_ID:
             raise ValueError(f"{text} is no run")
         dag_id, conn_id, meter_id, session_id, status = values
         return cls(dag_id, SessionKey(conn_id, meter_id, session_id), status)

@@ -68,6 +68,9 @@ PROPERTIES: Final = {
 ORDERS: Final = {Sort.START: "Start Date", Sort.END: "End Date", Sort.DURATION: "Duration"}
 SPANS: Final = {"1h": "last hour", "24h": "last 24 hours", "7d": "last 7 days", "30d": "last 30 days"}
 _UNITS: Final = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days"}
+# Each is a part of the statement, and SQLite takes five hundred.
+_MOST_STATUSES: Final = 50
+_LONGEST_STATUS: Final = 64
 _DURATION: Final = re.compile(r"([0-9]{1,4})([smhd])")
 _BARS: Final = 24
 _STEPS: Final = (
@@ -182,7 +185,7 @@ class Search:
         return Filters(
             conn_id=self.conn.strip() or None,
             meter_id=self.meter.strip() or None,
-            statuses=tuple(dict.fromkeys(parse_status(each) for each in self.status if not names_nothing(each))),
+            statuses=self._statuses(),
             groups=tuple(_named(Group, "group", each) for each in self.group if each),
             only=tuple(_named(Only, "only", each) for each in self.only if each),
             run_type=self.run_type.strip().upper() or None,
@@ -204,6 +207,13 @@ class Search:
     def filtered(self) -> bool:
         """Whether it leaves out any session."""
         return any(value for name, value in self.parameters().items() if name not in ("tz", "sort"))
+
+    def _statuses(self) -> tuple[str, ...]:
+        if len(self.status) > _MOST_STATUSES:
+            raise HTTPException(400, f"status is given {len(self.status)} times, and {_MOST_STATUSES} is the limit.")
+        if any(len(each) > _LONGEST_STATUS for each in self.status):
+            raise HTTPException(400, f"A status has at most {_LONGEST_STATUS} characters.")
+        return tuple(dict.fromkeys(parse_status(each) for each in self.status if not names_nothing(each)))
 
     def _duration(self) -> timedelta | None:
         text = "".join(self.longer.split()).lower()

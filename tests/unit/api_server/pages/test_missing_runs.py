@@ -228,7 +228,11 @@ async def test_a_dag_whose_missing_runs_cannot_be_started_is_refused_with_the_re
     assert done["nowhere R-1"] == "refused there is no Dag 'nowhere'"
 
 
-@pytest.mark.parametrize("wrong", ["", "x", "[]", "{}", '["a"]', '["a","b","c","d",1]', '["a","b","c","d","\\u0000"]'])
+WRONG = ["", "x", "[]", "{}", '["a"]', '["a","b","c","d",1]']
+UNSTORABLE = ["\0", "\ud800", "d" * 251]
+
+
+@pytest.mark.parametrize("wrong", WRONG + [json.dumps([each, "b", "c", "d", "e"]) for each in UNSTORABLE])
 async def test_a_form_that_names_no_run_is_refused(alice: Browser, wrong: str) -> None:
     reply = await press(alice, wrong)
     assert reply.status_code == 400

@@ -86,6 +86,7 @@ async def test_pages_have_no_inline_style_or_script_which_the_policy_would_block
             {"since": "yesterday"},
             "since=yesterday is not a valid time: write 2026-03-31T09:00, or one of 1h, 24h, 7d, 30d.",
         ),
+        ("/sessions", {"status": "9" * 5000}, "A status has at most 64 characters."),
         ("/sessions", {"until": "2026-13-01"}, "until=2026-13-01 is not a valid time"),
         ("/sessions", {"since": "0001-01-01T00:00"}, "since=0001-01-01T00:00 is not a valid time"),
         ("/sessions", {"since": "9999-12-31T23:59Z"}, "since=9999-12-31T23:59Z is not a valid time"),
@@ -118,6 +119,16 @@ async def test_an_invalid_address_is_a_400_page(
     alice: Browser, path: str, asked: dict[str, str], sentence: str
 ) -> None:
     assert sentence in said(await alice.get(path, **asked), 400)
+
+
+@pytest.mark.usefixtures("journal")
+async def test_so_many_statuses_are_searched_for_at_once(alice: Browser) -> None:
+    for path in ("/sessions", "/sessions/chart"):
+        for number, status in ((50, 200), (51, 400)):
+            asked = {"status": [f"A{each}" for each in range(number)]}
+            reply = await alice.client.get(f"{alice.base}/mediation{path}", params=asked)
+            assert reply.status_code == status, reply.text
+    assert "status is given 51 times, and 50 is the limit." in reply.text
 
 
 async def test_an_invalid_form_is_a_400_page(alice: Browser) -> None:
