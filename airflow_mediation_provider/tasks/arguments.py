@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
     from airflow_mediation_provider.protocol.status import RunTypeName, SessionStatus, StatusName
 
-    # In a template field another task's output may stand for the value that it will be.
+    # A template field accepts another task's output too.
     Id: TypeAlias = str | int | XComArg
     Session: TypeAlias = Mapping[str, Any] | str | XComArg
     Instant: TypeAlias = datetime | str | XComArg
@@ -305,13 +305,13 @@ class SensorArguments(OperatorArguments, total=False):
 
 
 class StandsForValue:
-    """Base of the operators, for type checkers alone: other operators and functions are typed for a task's value."""
+    """Base of the operators, for type checkers alone: ``output`` is accepted in place of its value."""
 
     if TYPE_CHECKING:
 
         @property
         def output(self) -> Any:
-            """The task's output, which may be handed on as if it were the value."""
+            """The task's output, to pass to other tasks in place of the value."""
 
 
 class SessionArguments(StandsForValue):

@@ -30,7 +30,7 @@ def test_a_failing_meter_is_seen_on_its_page_and_on_the_tab_of_its_dag(
     tab.row(session_id).get_by_role("link", name=METER).click()
     expect(tab.inside.get_by_role("heading", level=1)).to_contain_text(f"Meter {METER}")
     verdict = tab.inside.locator("p.notice").first
-    expect(verdict).to_contain_text(f"{session_id} has had no end for")
+    expect(verdict).to_contain_text(f"{session_id} has been live for")
     tab.mark()
 
     become(session_id, "FAILED")

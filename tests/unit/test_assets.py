@@ -149,10 +149,10 @@ class TestSchedule:
             ({"run_type": "LIVE"}, "run_type must be one of NORMAL, DEBUG, not 'LIVE'"),
             ({"run_type": ["NORMAL", "LIVE"]}, "run_type must be one of NORMAL, DEBUG, not 'LIVE'"),
             ({"run_type": ()}, "run_type must be one of NORMAL, DEBUG, or a list of both"),
-            ({"statuses": "TESTING", "run_type": ["NORMAL"]}, "only a test is ever TESTING: leave run_type"),
+            ({"statuses": "TESTING", "run_type": ["NORMAL"]}, "only DEBUG sessions reach TESTING: leave run_type"),
             (
                 {"statuses": "TESTING_FAILED", "run_type": "NORMAL"},
-                "only a test is ever TESTING_FAILED: leave run_type",
+                "only DEBUG sessions reach TESTING_FAILED: leave run_type",
             ),
             ({"poll_interval": 1}, "poll_interval must be .* from 5 s to"),
             (

@@ -55,21 +55,21 @@ class Answer(NamedTuple):
 
 
 def answer(tempo: Tempo, now: datetime) -> Answer:
-    """Return whether a meter is OK: by the last session that ended, what goes on, and when the next one is due."""
+    """Return whether a meter is OK: by the last end, the live sessions, and when the next one is due."""
     if not tempo.past:
         return Answer("", "No session of this meter has been received.")
     level, clauses = "", ["no session has ended yet"]
     if ended := tempo.ended:
         level, clauses = _last_end(ended[0], tempo.streak, now)
     for each in tempo.live[:1]:
-        clause = f"{each.session_id} has had no end for {humanize(now - each.begun_at)}"
+        clause = f"{each.session_id} has been live for {humanize(now - each.begun_at)}"
         if tempo.takes_long(each.begun_at, now):
             level, clause = _worse(level), f"{clause}, longer than usual"
         clauses.append(clause)
     if tempo.rhythm and tempo.punctuality(now) is Punctuality.LATE:
         level = _worse(level)
-        since = humanize(now - tempo.rhythm.last)
-        clauses.append(f"the next one is late: one starts about every {humanize(tempo.rhythm.about)}, none for {since}")
+        every, since = humanize(tempo.rhythm.about), humanize(now - tempo.rhythm.last)
+        clauses.append(f"the next one is late: one starts about every {every}, the last one {since} ago")
     sentence = "; ".join(clauses)
     return Answer(level, f"{_WORDS[level]}: {sentence}." if level else f"{sentence[0].upper()}{sentence[1:]}.")
 
@@ -193,7 +193,7 @@ class MeterSummary:
 
     @property
     def last_success(self) -> PastSession | None:
-        """The last session that ended well."""
+        """The last session that succeeded."""
         return next((each for each in self.tempo.past if each.succeeded), None)
 
     @property

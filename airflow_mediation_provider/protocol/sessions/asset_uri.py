@@ -184,7 +184,7 @@ def run_types_of_assets(status: str, run_type: object) -> list[RunType | None]:
     """
     named, usual = run_types_of(run_type), usual_run_type(status)
     if usual not in named and RunType.DEBUG not in named:
-        raise ValueError(f"run_type: only a test is ever {status}: leave run_type out, or give run_type='DEBUG'")
+        raise ValueError(f"run_type: only DEBUG sessions reach {status}: leave run_type out, or give run_type='DEBUG'")
     return [None if each is usual else each for each in named if each in (usual, RunType.DEBUG)]
 
 

@@ -1,7 +1,7 @@
 """What is usual of a meter: how long its sessions take and how often one starts, and what differs from that now.
 
-Both are computed from the meter's newest sessions of one run type, and only if there are enough of them. Where the
-answer is open, nothing is called late: a meter without a regular rhythm has no time at which a session is due.
+Both are computed from the meter's newest sessions of one run type, and only if there are enough of them. In
+doubt nothing is late: a meter without a regular rhythm has no time at which a session is due.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ class PastSession(NamedTuple):
 
     @property
     def succeeded(self) -> bool:
-        """Whether it ended well."""
+        """Whether it succeeded."""
         return self.ended_at is not None and self.status in _SUCCESSES
 
     @property
@@ -77,7 +77,7 @@ class UsualDuration(NamedTuple):
 
 
 def usual_duration(past: Sequence[PastSession]) -> UsualDuration | None:
-    """Return the usual duration: of those of the newest sessions that ended well; ``None`` if these are too few.
+    """Return the usual duration: of those of the newest sessions that succeeded; ``None`` if these are too few.
 
     :param past: sessions of one meter and run type, the newest first
     """
@@ -92,8 +92,8 @@ def usual_duration(past: Sequence[PastSession]) -> UsualDuration | None:
 class Punctuality(StrEnum):
     """Whether the next session of a meter should have started.
 
-    UNKNOWN: its rhythm is not regular, or has ended. UNCERTAIN: longer ago than most spans between two starts, but not
-    than the longest of them.
+    UNKNOWN: its starts are not regular, or have ended. UNCERTAIN: the last start is longer ago than the median of the
+    intervals, but not than the longest of them.
     """
 
     ON_TIME = "on time"
@@ -151,7 +151,7 @@ class Tempo(NamedTuple):
     """What is usual of a meter's sessions of one run type.
 
     :param past: its newest sessions, the newest first
-    :param usual: how long they take, ``None`` if too few ended well
+    :param usual: how long they take, ``None`` if too few succeeded
     :param rhythm: how often one starts, ``None`` if that is not regular
     """
 

@@ -322,7 +322,7 @@ def refuse_tests(name: str, run_types: Sequence[RunType], statuses: Sequence[str
     :raises ValueError: there are no others
     """
     if RunType.DEBUG not in run_types and statuses and DEBUG_ONLY.issuperset(statuses):
-        raise ValueError(f"{name}: only a test is ever {' or '.join(statuses)}: add run_type='DEBUG'")
+        raise ValueError(f"{name}: only DEBUG sessions reach {' or '.join(statuses)}: add run_type='DEBUG'")
 
 
 def _refuse_overlap(statuses: tuple[str, ...], fail_on: tuple[str, ...]) -> None:

@@ -132,7 +132,7 @@ def test_an_impossible_argument_is_refused(operator: Any, arguments: dict[str, A
 
 def test_branches_that_only_a_test_reaches_are_refused_for_a_normal_session() -> None:
     tests = {"TESTING_PASSED": "next", "RUNNING -> TESTING_FAILED": "next"}
-    with pytest.raises(ValueError, match=r"branches: only a test is ever .* or TESTING_FAILED: add"):
+    with pytest.raises(ValueError, match=r"branches: only DEBUG sessions reach .* or TESTING_FAILED: add"):
         make(MeterSessionBranchOperator, default=None, branches=tests)
     make(MeterSessionBranchOperator, default=None, branches=tests, run_type="DEBUG")
     make(MeterSessionBranchOperator, default=None, branches=tests, run_type="{{ params.run_type }}")

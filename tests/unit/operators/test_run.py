@@ -536,7 +536,7 @@ def test_the_trigger_gets_stop_on_kill(sim: Simulator, ti: TaskInstance, asked: 
         ({"statuses": ["no status!"]}, "statuses.*'no status!'.*COMPLETED"),
         ({"fail_on": ["NEVER_RUN"]}, "fail_on: no session is ever NEVER_RUN"),
         ({"statuses": []}, "statuses must name at least one"),
-        ({"statuses": ["TESTING_PASSED"]}, "only a test is ever TESTING_PASSED"),
+        ({"statuses": ["TESTING_PASSED"]}, "only DEBUG sessions reach TESTING_PASSED"),
         (
             {"run_type": "DEBUG", "statuses": ["TESTING_PASSED"], "fail_on": ["TESTING_FAILED"]},
             "CANCELED: a session may end so",

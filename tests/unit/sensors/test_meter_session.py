@@ -76,7 +76,7 @@ def test_the_links_point_to_the_session_once_it_is_known(monkeypatch: pytest.Mon
         ({"run_type": "TEST"}, "run_type must be one of NORMAL, DEBUG"),
         ({"run_type": ["NORMAL", "TEST"]}, "run_type must be one of NORMAL, DEBUG, not 'TEST'"),
         ({"run_type": []}, "run_type must be one of NORMAL, DEBUG, or a list of both"),
-        ({"run_type": ["NORMAL"], "statuses": "TESTING_PASSED"}, "statuses: only a test .*run_type='DEBUG'"),
+        ({"run_type": ["NORMAL"], "statuses": "TESTING_PASSED"}, "statuses: only DEBUG sessions .*run_type='DEBUG'"),
         ({"run_type": ["NORMAL", "DEBUG"], "fail_on": ["TESTING_PASSED"]}, "both statuses and fail_on"),
         ({"statuses": "NEVER_RUN"}, "statuses: no session is ever NEVER_RUN"),
         ({"statuses": []}, "statuses"),
@@ -84,7 +84,7 @@ def test_the_links_point_to_the_session_once_it_is_known(monkeypatch: pytest.Mon
         ({"fail_on": "NEVER_RUN"}, "fail_on: no session is ever NEVER_RUN"),
         ({"fail_on": ["COMPLETED"]}, "both statuses and fail_on"),
         ({"statuses": "FAILED", "fail_on": ["FAILED"]}, "both statuses and fail_on"),
-        ({"statuses": "TESTING_PASSED"}, "statuses: only a test .*run_type='DEBUG'"),
+        ({"statuses": "TESTING_PASSED"}, "statuses: only DEBUG sessions .*run_type='DEBUG'"),
         ({"previous_statuses": ["??"]}, "previous_statuses: .*RUNNING"),
         ({"on_other_previous": "skip"}, "on_other_previous needs previous_statuses"),
         (

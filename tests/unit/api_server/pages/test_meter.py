@@ -71,7 +71,7 @@ class TestAnswer:
 
     def test_a_session_that_goes_on(self) -> None:
         live = PastSession("live", NOW - timedelta(minutes=3), None, "RUNNING")
-        assert says(live) == ("", "No session has ended yet; live has had no end for 3m.")
+        assert says(live) == ("", "No session has ended yet; live has been live for 3m.")
         assert says(live, *past("COMPLETED"))[0] == "good"
 
     def test_longer_than_usual_is_worse_than_ok_and_no_better_than_failed(self) -> None:
@@ -81,14 +81,14 @@ class TestAnswer:
         assert (level, text) == (
             "warn",
             "Perhaps not: R-0 ended COMPLETED 50m ago, like the 4 before it; "
-            "live has had no end for 30m, longer than usual.",
+            "live has been live for 30m, longer than usual.",
         )
         assert says(live, *past("FAILED"), *ended)[0] == "bad"
 
     def test_late(self) -> None:
         level, text = says(*past(*["COMPLETED"] * 9, ago=3 * HOUR))
         assert level == "warn"
-        assert text.endswith("; the next one is late: one starts about every 1h, none for 3h.")
+        assert text.endswith("; the next one is late: one starts about every 1h, the last one 3h ago.")
 
 
 class TestTrend:
@@ -157,7 +157,7 @@ class TestPage:
         assert sentence(page).startswith("No: R-11 ended FAILED 50m ago, like the one before it")
         assert fact(page, "Last success").endswith("UTC R-9")
         assert fact(page, "Streak") == "2 FAILED in a row"
-        assert fact(page, "Failure rate").startswith("2 of 12 ended sessions FAILED (17 %), since ")
+        assert fact(page, "Failure rate").startswith("2 of 12 ended sessions failed (17 %), since ")
         assert fact(page, "Usual duration") == "10m to 10m of 10 successes"
         assert "The newest NORMAL sessions, 12 of them" in page.one("figcaption").text
         cells = page.one("table", class_="matrix").one("tbody").all("tr")[0].all("td")
@@ -173,8 +173,8 @@ class TestPage:
     async def test_too_few_sessions_say_so(self, alice: Browser) -> None:
         keep(ended(1, hours=1))
         page = await alice.sees("/meter", **KEY)
-        assert fact(page, "Usual duration") == "too few of the newest sessions ended well to say"
-        assert fact(page, "Starts") == "no regular rhythm, so none is called late"
+        assert fact(page, "Usual duration") == "too few of the newest sessions succeeded"
+        assert fact(page, "Starts") == "no regular rhythm, so the next one is never late"
         assert "no usual range" in page.one("figcaption").text
 
     async def test_an_end_by_poll_is_called_uncertain(self, alice: Browser) -> None:
@@ -224,8 +224,8 @@ class TestPage:
     async def test_tasks_that_wait_now_are_listed(self, alice: Browser) -> None:
         keep(wait_of("w"), wait_of("over", task_id="other", ended_at=ago(hours=1)))
         page = await alice.sees("/meter", **KEY)
-        [waiting] = [each for each in page.all("section") if each.one("h2").text == "Tasks that wait now"]
-        assert waiting.text == "Tasks that wait now usage.wait waits"
+        [waiting] = [each for each in page.all("section") if each.one("h2").text == "Waiting tasks"]
+        assert waiting.text == "Waiting tasks usage.wait waits"
 
     async def test_what_a_task_counted_is_shown(self, alice: Browser) -> None:
         note = {"kind": "summary", "message": "7 records out, 3 errors."}
@@ -271,7 +271,7 @@ class TestMarks:
         keep(ended(20, hours=0.5, meter_id="1002"), ended(21, hours=0.1, run_type="DEBUG", status="TESTING_PASSED"))
         marked = [row["Session"] for row in (await alice.sees("/sessions")).cells() if "next one late" in row["Status"]]
         assert marked == ["R-0"]
-        assert sentence(await alice.sees("/meter", **KEY)).endswith("one starts about every 1h, none for 3h.")
+        assert sentence(await alice.sees("/meter", **KEY)).endswith("one starts about every 1h, the last one 3h ago.")
 
 
 class TestDag:

@@ -46,7 +46,7 @@ def test_a_status_in_lower_case_is_accepted():
         ("mediation://eu/meters/1001/COMPLETED?x=1", "after the '[?]' may come previous_status and run_type"),
         ("mediation://eu/meters/1/FAILED?run_type=DEBUG&run_type=DEBUG", "each once"),
         ("mediation://eu/meters/1/FAILED?run_type=TEST", "run_type must be one of NORMAL, DEBUG"),
-        ("mediation://eu/meters/1/TESTING_FAILED?run_type=NORMAL", "only a test is ever TESTING_FAILED"),
+        ("mediation://eu/meters/1/TESTING_FAILED?run_type=NORMAL", "only DEBUG sessions reach TESTING_FAILED"),
         ("mediation://eu/meters/1/FAILED?previous_status=", "neither a code nor a name"),
         (history_uri("eu", 60), "mediation://CONNECTION/meters/METER/STATUS"),
         (poll_uri("eu", "1001", 60), "mediation://CONNECTION/meters/METER/STATUS"),

@@ -86,7 +86,7 @@ class TestRefused:
             ({"statuses": 7}, "statuses must be a status or a list of statuses, not 7"),
             ({"statuses": ("NEVER_RUN",)}, "statuses: no session is ever NEVER_RUN"),
             ({"fail_on": ("NEVER_RUN",)}, "fail_on: no session is ever NEVER_RUN"),
-            ({"statuses": ("TESTING_PASSED",)}, "only a test is ever TESTING_PASSED: add run_type='DEBUG'"),
+            ({"statuses": ("TESTING_PASSED",)}, "only DEBUG sessions reach TESTING_PASSED: add run_type='DEBUG'"),
             ({"fail_on": (None,)}, "fail_on: None is no status"),
             ({"previous_statuses": ("?",)}, "previous_statuses: '[?]' is no status"),
             ({"statuses": ("null",)}, "statuses: 'null' is no status"),
