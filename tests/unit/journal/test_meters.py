@@ -21,7 +21,7 @@ from airflow_mediation_provider.journal.writer import record, rewrite
 from airflow_mediation_provider.protocol.sessions.journal_entry import EntryKind, JournalEntry
 from airflow_mediation_provider.protocol.transition import Source
 from tests.unit.journal.old_rows import NEW, OLD, concluded, keep, meter_of, session_of
-from tests.unit.journal.plans import explained, uses_an_index
+from tests.unit.journal.plans import explained, uses_an_index, worked
 from tests.unit.journal.test_writer import CONN, NOW, all_of, change
 
 if TYPE_CHECKING:
@@ -206,3 +206,23 @@ def test_the_queries_use_indexes_and_sort_nothing(airflow_on: Callable[[str], st
     assert not any("TEMP B-TREE" in step for step in (*of_sessions, *meters))
     assert sum("ix_mediation_session_first" in step for step in of_sessions) == 5
     assert any("ix_mediation_wait_ended_at" in step for step in waits)
+
+
+def test_what_is_usual_costs_the_same_beside_any_number_of_sessions(
+    airflow_on: Callable[[str], str], sqlite_database: str
+) -> None:
+    airflow_on(sqlite_database)
+
+    def cost() -> int:
+        with worked() as steps:
+            usual(RunsOfMeter("zuora", "1001", "NORMAL"))
+            read(lambda session: meters_of(session, "zuora", 5))
+        return steps[0]
+
+    def add(numbers: range) -> None:
+        keep(*(session_of(f"R-{number:04}", OLD + timedelta(minutes=number)) for number in numbers))
+
+    add(range(100))
+    at_first = cost()
+    add(range(100, 2000))
+    assert cost() < 1.2 * at_first
