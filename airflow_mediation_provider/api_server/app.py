@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 # Connections that are looked up at the start; further ones at their first request.
 _MOST_WARM: Final = 100
 
-# For so long the health line shows what is not usual of a connection's meters, of so many connections.
+# For so long the health line and the list use what they read as usual, of so many connections and meters.
 _UNUSUAL_SECONDS: Final = 60.0
 _MOST_UNUSUAL: Final = 1000
 
@@ -81,6 +81,7 @@ def create_app(
     app.state.receipts = receipts or ReceiptBuffer()
     app.state.calls = ApiUsageBuffer()
     app.state.unusual = TtlMap(_UNUSUAL_SECONDS, _MOST_UNUSUAL)
+    app.state.tempos = TtlMap(_UNUSUAL_SECONDS, _MOST_UNUSUAL)
     app.add_middleware(_SingleSlashes)
     app.add_exception_handler(HTTPException, _http_error)
     app.add_exception_handler(Exception, _server_error)

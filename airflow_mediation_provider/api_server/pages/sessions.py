@@ -14,6 +14,7 @@ from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse, RedirectResponse
 
 from airflow_mediation_provider.api_server.auth import ReaderDep  # noqa: TC001  # FastAPI reads it
+from airflow_mediation_provider.api_server.http import TtlMap
 from airflow_mediation_provider.api_server.pages.rendering import PageRoute, Text, Texts, Urls, page, tone
 from airflow_mediation_provider.journal import triggered_runs
 from airflow_mediation_provider.journal.health import SILENT
@@ -329,7 +330,7 @@ def start_page(request: Request) -> Response:
 @router.get("/sessions")
 def sessions(request: Request, reader: ReaderDep, search: SearchDep, before: Text = "", after: Text = "") -> Response:
     """Show the list."""
-    found = _list(reader, search, before, after)
+    found = _list(request, reader, search, before, after)
     return page(
         request,
         "sessions.html",
@@ -352,7 +353,7 @@ def sessions_json(
     request: Request, reader: ReaderDep, search: SearchDep, before: Text = "", after: Text = ""
 ) -> Response:
     """Return what the list shows as JSON."""
-    found = _list(reader, search, before, after)
+    found = _list(request, reader, search, before, after)
     place, places = Urls(request), {"newer": found.newer, "older": found.older}
     return JSONResponse(
         {
@@ -401,7 +402,7 @@ class _Found(NamedTuple):
     sorted_since: datetime | None
 
 
-def _list(reader: Reader, search: Search, before: str, after: str) -> _Found:
+def _list(request: Request, reader: Reader, search: Search, before: str, after: str) -> _Found:
     now = datetime.now(UTC)
     filters = search.filters(now)
     try:
@@ -415,7 +416,7 @@ def _list(reader: Reader, search: Search, before: str, after: str) -> _Found:
 
     def work(session: Session) -> tuple[Listing, Around]:
         listing = list_sessions(session, filters, limit=MISSED_SCANNED if missed else PAGE, **places)
-        return listing, around(session, listing.sessions)
+        return listing, around(session, listing.sessions, request.app.state.tempos)
 
     listing, found = read(work)
     rows = rows_of(found, reader, now)
@@ -493,17 +494,25 @@ def _spans(search: Search, filters: Filters) -> tuple[datetime, datetime, int]:
     return begin, end, _BARS
 
 
-def around(session: Session, listed: tuple[ListedSession, ...]) -> Around:
-    """Return sessions with their tasks, the Dag runs that they triggered, and what is usual of their meters."""
+def around(session: Session, listed: tuple[ListedSession, ...], kept: TtlMap[Tempo] | None = None) -> Around:
+    """Return sessions with their tasks, the Dag runs that they triggered, and what is usual of their meters.
+
+    :param kept: what is usual as earlier requests read it: a list has many meters, and is requested again and again
+    """
+    kept = TtlMap(0, 0) if kept is None else kept
     # A test is due at no time.
     compared = (each for each in listed if each.run_type == RunType.NORMAL or not each.best_ended)
+    usual = {of: kept.get(of) for of in (RunsOfMeter(*each.meter, each.run_type) for each in compared)}
+    read_now = tempos(session, [of for of, tempo in usual.items() if tempo is None])
+    for of, tempo in read_now.items():
+        kept.add(of, tempo)
     assets = triggered_runs.Assets(session, {each.meter for each in listed})
     return Around(
         sessions=listed,
         tasks=triggered_runs.waits_of(session, listed),
         started=triggered_runs.started(session, listed, assets),
         scheduled=triggered_runs.scheduled(session, assets),
-        tempos=tempos(session, [RunsOfMeter(*each.meter, each.run_type) for each in compared]),
+        tempos={of: tempo or read_now[of] for of, tempo in usual.items()},
     )
 
 
@@ -518,6 +527,10 @@ def rows_of(found: Around, reader: Reader, now: datetime) -> list[Row]:
         | {run.dag_id for each in found.started.values() for run in each.runs}
         | {item.dag_id for items in found.scheduled.values() for item in items}
     )
+
+    # What is usual may have been read before a session started that is listed.
+    in_order = sorted(found.sessions, key=lambda each: each.begun_at)
+    newest = {each.meter: each for each in in_order if each.run_type == RunType.NORMAL}
 
     def row(each: ListedSession) -> Row:
         its_tasks, its_start = found.tasks.get(each.key, ()), found.started.get(each.key)
@@ -542,7 +555,9 @@ def rows_of(found: Around, reader: Reader, now: datetime) -> list[Row]:
             ),
             silent=_is_silent(each, now),
             long=bool(tempo and not each.best_ended and tempo.takes_long(each.begun_at, now)),
-            late=tempo.rhythm if tempo and _is_late_after(tempo, each, now) else None,
+            late=tempo.rhythm
+            if tempo and each is newest.get(each.meter) and _is_late_after(tempo, each, now)
+            else None,
         )
 
     return [row(each) for each in found.sessions]
@@ -555,8 +570,7 @@ def bare_row(listed: ListedSession, now: datetime) -> Row:
 
 def _is_late_after(tempo: Tempo, listed: ListedSession, now: datetime) -> bool:
     newest = next((each.session_id for each in tempo.past), None)
-    is_newest = listed.run_type == RunType.NORMAL and newest == listed.session_id
-    return is_newest and tempo.punctuality(now) is Punctuality.LATE
+    return newest == listed.session_id and tempo.punctuality(now) is Punctuality.LATE
 
 
 def _is_silent(listed: ListedSession, now: datetime) -> bool:

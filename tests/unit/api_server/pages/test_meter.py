@@ -273,6 +273,13 @@ class TestMarks:
         assert marked == ["R-0"]
         assert sentence(await alice.sees("/meter", **KEY)).endswith("one starts about every 1h, the last one 3h ago.")
 
+    async def test_no_mark_is_older_than_the_sessions_that_are_listed(self, alice: Browser) -> None:
+        keep(*(ended(number, hours=3 + number) for number in range(9)))
+        for _ in range(2):
+            assert "next one late" in (await alice.get("/sessions")).text
+        keep(session_of("R-new", ago(), status="RUNNING", terminal=False))
+        assert "next one late" not in (await alice.get("/sessions")).text
+
 
 class TestDag:
     async def test_a_dag_of_one_meter_shows_all_of_it(self, alice: Browser, airflow: Airflow) -> None:
