@@ -107,6 +107,7 @@ def _lists(plan: Plan) -> Iterator[Question]:
     yield _filtered("FAILED, half a year, long ago", 't-failed">FAILED', status="FAILED", **old)
     every = {"conn": PROD, "meter": some, "status": "COMPLETED", "run_type": "NORMAL", "since": "30d"}
     yield _filtered("all filters at once", newest(PROD, some, "COMPLETED"), **every)
+    yield from _searches(plan)
 
     def place(number: int) -> Keyset:
         return Keyset(plan.began(number), number + 1)
@@ -115,6 +116,38 @@ def _lists(plan: Plan) -> Iterator[Question]:
     yield _filtered(f"page {_DEEP}", deep - 1, before=place(deep))
     yield _filtered("the last page", 0, before=place(PAGE))
     yield _filtered("back from the last page", PAGE, after=place(PAGE - 1))
+
+
+def _searches(plan: Plan) -> Iterator[Question]:
+    newest = plan.newest
+    failed = newest(PROD, None, "FAILED")
+    some = plan.meter(failed)[1]
+    yield _filtered("search: a session's id", plan.sessions // 2, q=session_of(plan.sessions // 2))
+    yield _filtered("search: the start of all sessions' ids", plan.last, q="r-0")
+    yield _filtered("search: a meter's id", failed, q=some, status="FAILED")
+    yield _filtered("search: the start of many meters' ids", plan.last, q="1")
+    yield _filtered("search: a Dag", newest_awaited(plan), q=WAITED)
+    yield _filtered("search: a run", newest_awaited(plan), q=f"run-{session_of(newest_awaited(plan))}")
+    yield _filtered("search: a notification", failed, q=f"{session_of(failed)}-1")
+    yield _filtered("search: nothing", NOTHING, q="none-such")
+    yield _filtered("two statuses", failed, status=["FAILED", "CANCELED"])
+    for group, shown in (("failed", failed), ("ended", "success"), ("live", plan.last), ("attention", failed)):
+        yield _filtered(f"group: {group}", shown, group=group)
+    yield _filtered("group: failed, of the busiest meter", newest(PROD, BUSY, "FAILED"), group="failed", meter=BUSY)
+    for only in ("uncertain", "conflict", "ambiguous", "unknown"):
+        yield _filtered(f"only: {only} (never)", NOTHING, only=only)
+    yield _filtered("only: silent", "silent", only="silent")
+    yield _filtered("only: no run started", "no run", only="no-run")
+    yield _filtered("longer than an hour", "matching sessions", longer="1h")
+    for sort in ("end", "duration"):
+        yield _filtered(f"sorted by {sort}", "are sorted", sort=sort)
+        yield _filtered(f"FAILED, sorted by {sort}", 't-failed">FAILED', sort=sort, status="FAILED")
+    yield Question("list as JSON", address("", "/sessions.json"), session_of(plan.last))
+
+
+def newest_awaited(plan: Plan) -> int:
+    """Return the newest session for which a task waited."""
+    return next(number for number in reversed(plan.numbers) if plan.is_awaited(number))
 
 
 def _charts(plan: Plan) -> Iterator[Question]:
@@ -168,7 +201,7 @@ def _meter(what: str, conn_id: str, meter_id: str, shows: str) -> Question:
 
 
 def _tabs(plan: Plan) -> Iterator[Question]:
-    waited = session_of(next(number for number in reversed(plan.numbers) if plan.is_awaited(number)))
+    waited = session_of(newest_awaited(plan))
     yield Question("task tab", task_page("", WAITED, f"run-{waited}", "wait", -1), waited)
     unnamed = task_page("", WAITED, "run-unnamed-0", "wait", -1)
     yield Question("task tab: no session yet", unnamed, "It takes the first session")

@@ -99,7 +99,7 @@ def test_list_chart_and_filter_show_the_end_that_a_task_concluded(
         expect(row.locator(".badge").first).to_have_text(end)
         expect(row).to_contain_text("by poll, not certain")
         expect(row).not_to_contain_text("so far")
-    chart = tab.inside.get_by_role("img", name="Sessions started, by status")
+    chart = tab.inside.get_by_role("group", name="Sessions started, by status")
     expect(chart).to_have_accessible_name("Sessions started, by status: 1 FAILED, 1 CANCELED, 1 COMPLETED")
     tab.open_sessions(f"conn={conn_id}&status=FAILED")
     expect(tab.sessions).to_have_count(1)

@@ -69,16 +69,14 @@ def test_a_filter_is_kept_in_the_address_and_survives_a_reload(
     tab = screen()
     tab.open_sessions()
     tab.inside.get_by_label("Meter", exact=True).fill(meter_id)
-    tab.inside.get_by_role("button", name="Filter").click()
     expect(tab.sessions).to_have_count(2)
     expect(tab.row(failed)).to_have_class("is-failed")
     expect(tab.row(running)).to_contain_text("RUNNING")
-    tab.inside.locator("select[name=status]").select_option("FAILED")
-    tab.inside.get_by_role("button", name="Filter").click()
+    tab.inside.locator("#choice-status summary").click()
+    tab.inside.get_by_role("checkbox", name="FAILED", exact=True).check()
     expect(tab.sessions).to_have_count(1)
     expect(tab.row(failed)).to_be_visible()
 
-    # Airflow's own script updates it once the frame is loaded.
     expect(tab.page).to_have_url(re.compile("status=FAILED"))
     asked = parse_qs(urlsplit(tab.page.url).query)
     assert (asked["meter"], asked["status"]) == ([meter_id], ["FAILED"])
@@ -93,7 +91,7 @@ def test_a_filter_is_kept_in_the_address_and_survives_a_reload(
 def test_the_chart_counts_the_filtered_sessions(screen: Callable[..., Screen], two: tuple[str, str, str]) -> None:
     tab = screen()
     tab.open_sessions(f"meter={two[0]}")
-    chart = tab.inside.get_by_role("img", name="Sessions started, by status")
+    chart = tab.inside.get_by_role("group", name="Sessions started, by status")
     expect(chart).to_have_accessible_name("Sessions started, by status: 1 FAILED, 1 RUNNING")
 
 
@@ -204,3 +202,53 @@ def test_a_place_in_the_list_is_kept_while_it_refreshes(
     expect(tab.row(running)).to_contain_text("COMPLETED")
     expect(link).to_be_focused()
     assert table.evaluate("element => element.scrollLeft") == 50
+
+
+def test_from_the_id_in_a_mail_to_its_page_in_two_actions(
+    screen: Callable[..., Screen], two: tuple[str, str, str]
+) -> None:
+    _, ended, running = two
+    tab = screen()
+    tab.open_sessions()
+    tab.mark()
+    tab.inside.get_by_label("Search").fill(ended)
+    expect(tab.sessions).to_have_count(1)
+    expect(tab.row(running)).to_have_count(0)
+    assert tab.unreloaded
+    tab.row(ended).get_by_role("link", name=ended).click()
+    expect(tab.inside.get_by_role("heading", level=1)).to_contain_text(ended)
+    tab.inside.locator(".crumbs").get_by_role("link", name="Meter sessions").click()
+    expect(tab.inside.get_by_label("Search")).to_have_value(ended)
+    expect(tab.sessions).to_have_count(1)
+
+
+def test_a_list_is_filtered_by_the_keyboard_alone_and_opened_by_it(
+    screen: Callable[..., Screen], two: tuple[str, str, str]
+) -> None:
+    meter_id, ended, running = two
+    tab = screen()
+    tab.open_sessions(f"meter={meter_id}")
+    expect(tab.sessions).to_have_count(2)
+    tab.inside.get_by_label("Search").focus()
+    choice = tab.inside.locator("#choice-status summary")
+    while not choice.evaluate("element => element === document.activeElement"):
+        tab.page.keyboard.press("Tab")
+    tab.page.keyboard.press("Enter")
+    box = tab.inside.get_by_role("checkbox", name="Live")
+    while not box.evaluate("element => element === document.activeElement"):
+        tab.page.keyboard.press("Tab")
+    tab.page.keyboard.press("Space")
+    expect(tab.row(ended)).to_have_count(0)
+    expect(tab.row(running)).to_have_count(1)
+    expect(box).to_be_focused()
+    assert "group=live" in tab.frame.evaluate("window.location.search")
+    tab.page.keyboard.press("Escape")
+    expect(choice).to_be_focused()
+    expect(box).to_be_hidden()
+    link = tab.row(running).get_by_role("link", name=running)
+    link.focus()
+    tab.page.keyboard.press("Enter")
+    expect(tab.inside.get_by_role("heading", level=1)).to_contain_text(running)
+    tab.page.go_back()
+    expect(tab.inside.get_by_role("checkbox", name="Live", include_hidden=True)).to_be_checked()
+    expect(tab.row(ended)).to_have_count(0)

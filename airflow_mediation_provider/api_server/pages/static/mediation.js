@@ -244,6 +244,7 @@
     if (url === window.location.href) return;
     window.history.pushState(null, "", url);
     keepFilters();
+    showAddress();
     const page = await fetched(url, {});
     if (!page || url !== window.location.href) return;
     for (const place of document.querySelectorAll("[data-live]")) swap(place, page.getElementById(place.id));
@@ -255,6 +256,11 @@
         load(place);
       }
     }
+  }
+  // Airflow writes the frame's address into its own when a frame has been loaded, not when a script changes it.
+  function showAddress() {
+    const [, base] = around?.location.pathname.match(/^(.*\/plugin\/mediation-sessions)\//) ?? [];
+    if (base) around.history.replaceState(around.history.state, "", base + window.location.pathname + window.location.search);
   }
   function applyOn(event) {
     const form = event.target.form;
