@@ -105,7 +105,7 @@ def sessions(page: Page, stage: Stage, failed: Played) -> None:
     (row,) = failed.scene.rows
     framed_page(page, framed(url, session_page(url, CONN_ID, row.meter, failed.results[0].session)), (1500, 1000))
     inside = page.frame_locator("iframe")
-    inside.get_by_role("button", name="Ask Zuora").click()
+    inside.get_by_role("button", name="Load from Zuora").click()
     inside.locator("#summary dl").wait_for()
     shoot(page, "session")
 

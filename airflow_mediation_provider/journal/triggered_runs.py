@@ -491,11 +491,15 @@ def triggered_by_tasks(session: Session, key: SessionKey, tasks: Iterable[Wait])
     for row in session.execute(query):
         left[TaskKey(*row[:4])][row.key] = str(XComModel.deserialize_value(row))
     by_run = {which: task for task, values in left.items() if (which := _triggered(values)) is not None}
-    runs = select(DagRun).where(_one_of(list(by_run))).order_by(DagRun.id)
+    if not by_run:
+        return []
+    runs = session.scalars(select(DagRun).where(_one_of(by_run)).order_by(DagRun.id))
     return [
-        TaskTriggered(each.dag_id, each.run_id, str(each.state), each.start_date, each.end_date, by)
-        for each in (session.scalars(runs) if by_run else ())
-        if _has_session(each.conf, key) and (by := by_run[each.dag_id, each.run_id])
+        TaskTriggered(
+            each.dag_id, each.run_id, str(each.state), each.start_date, each.end_date, by_run[each.dag_id, each.run_id]
+        )
+        for each in runs
+        if _has_session(each.conf, key)
     ]
 
 

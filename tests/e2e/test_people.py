@@ -35,7 +35,7 @@ def test_each_role_of_the_simple_auth_manager_sees_the_sessions(
     tab.open_session(CONN_ID, METER, scene.session_id)
     expect(tab.inside.get_by_role("link", name=scene.started)).to_be_visible()
     expect(tab.inside.get_by_role("link", name="run_and_branch.run_meter")).to_be_visible()
-    expect(tab.inside.get_by_role("button", name="Ask Zuora")).to_have_count(int(reads_connection))
+    expect(tab.inside.get_by_role("button", name="Load from Zuora")).to_have_count(int(reads_connection))
     expect(tab.inside.get_by_text("you may not read this connection")).to_have_count(int(not reads_connection))
 
 
@@ -72,7 +72,7 @@ def test_each_role_of_fab_sees_the_sessions_and_what_its_permissions_allow(
         assert (WAITS[0] in tab.page.content()) == sees_tasks
         row.get_by_role("link", name=scene.session_id).click()
         expect(tab.page.get_by_role("link", name=scene.started)).to_be_visible()
-        expect(tab.page.get_by_role("button", name="Ask Zuora")).to_have_count(int(asks))
+        expect(tab.page.get_by_role("button", name="Load from Zuora")).to_have_count(int(asks))
         assert (WAITS[0] in tab.page.content()) == sees_tasks
 
 

@@ -133,7 +133,7 @@ def test_zuoras_record_counts_are_requested_by_a_button(
     tab.open_sessions(f"meter={meter_id}&status=FAILED")
     tab.row(session_id).get_by_role("link", name=session_id).click()
     calls = len(stage.simulator.log("request"))
-    tab.inside.get_by_role("button", name="Ask Zuora").click()
+    tab.inside.get_by_role("button", name="Load from Zuora").click()
     summary = tab.inside.locator("#summary")
     expect(summary.locator("dd").first).to_have_text("41")
     expect(summary.locator("dd").nth(1)).to_have_text("3")

@@ -160,7 +160,7 @@ def parts(phases: Sequence[Phase]) -> list[PhaseSegment]:
                 phase.status,
                 round(min(x, WIDTH - _LEAST), 1),
                 round(width, 1),
-                f"{phase.status or NOT_SHOWN}: {_lasts(phase, seconds)}",
+                f"{_phase_name(phase)}: {_lasts(phase, seconds)}",
                 phase.begin,
             )
         )
@@ -170,7 +170,12 @@ def parts(phases: Sequence[Phase]) -> list[PhaseSegment]:
 def phases_in_words(phases: Sequence[Phase]) -> str:
     """Return the phases and how long each of them lasted, for readers who cannot see the bar."""
     each = zip(phases, whole_seconds(phases), strict=True)
-    return ", ".join(f"{phase.status or NOT_SHOWN} {_lasts(phase, seconds)}" for phase, seconds in each)
+    return ", ".join(f"{_phase_name(phase)} {_lasts(phase, seconds)}" for phase, seconds in each)
+
+
+def _phase_name(phase: Phase) -> str:
+    names = (phase.status, f"{phase.later} at an unknown time" if phase.later else None)
+    return ", then ".join(filter(None, names)) or NOT_SHOWN
 
 
 def _lasts(phase: Phase, seconds: timedelta) -> str:
@@ -366,7 +371,9 @@ def _time(instant: datetime | None) -> Markup:
     if instant is None:
         return Markup('<span class="muted">&ndash;</span>')
     iso = instant.astimezone(UTC).isoformat(timespec="seconds")
-    return Markup(f'<time datetime="{iso}">{in_words(instant)}</time>')  # noqa: S704  # digits alone
+    # A line may break between the two parts, and not in one of them.
+    day, hour = in_words(instant).split(" ", 1)
+    return Markup(f'<time datetime="{iso}"><span>{day}</span> <span>{hour}</span></time>')  # noqa: S704  # digits alone
 
 
 def _so_far(begin: datetime, *, exact: bool = False) -> Markup:

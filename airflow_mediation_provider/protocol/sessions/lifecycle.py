@@ -360,11 +360,14 @@ class Phase:
     :param status: the status; ``None`` for the time before the newest reports, of which nothing was read
     :param begin: when the session entered it
     :param end: when the session left it; ``None`` while it is in it
+    :param later: the status in which the session was at the end, if the change to it was not received: it left
+        ``status`` at an unknown time before
     """
 
     status: str | None
     begin: datetime
     end: datetime | None
+    later: str | None = None
 
     def lasts(self, now: datetime) -> timedelta:
         """Return its length, up to now while it goes on; never negative, though Zuora's clock may be ahead of ours."""
@@ -395,6 +398,8 @@ def phases(
         begins.append(min(report.observed_at, begins[-1]) if begins else report.observed_at)
     begins = [max(begun_at, at if ended_at is None else min(at, ended_at)) for at in reversed(begins)]
     statuses: list[str | None] = [report.status for report in walk]
+    before_next = [status_before(report) for report in walk[1:]]
+    later = [None if before == at else before for at, before in zip(statuses, before_next, strict=False)] + [None]
     if ended_at is not None and present in (None, statuses[-1]):
         begins[-1] = max(begun_at, ended_at)
     # The first reported status is the one that the session began with, unless the report names another one before it.
@@ -402,9 +407,12 @@ def phases(
     if before is None and not cut:
         begins[0] = begun_at
     elif begins[0] > begun_at:
-        begins, statuses = [begun_at, *begins], [before, *statuses]
+        # Sessions begin with these; any other status was entered by a change that was not received.
+        first = before in (SessionStatus.INITIALIZING, SessionStatus.TESTING)
+        begins, statuses = [begun_at, *begins], [before if first else None, *statuses]
+        later = [None if first else before, *later]
     ends = [*begins[1:], None if ended_at is None else max(ended_at, begins[-1])]
-    return tuple(map(Phase, statuses, begins, ends))
+    return tuple(map(Phase, statuses, begins, ends, later))
 
 
 def _changes(reports: Iterable[_Any]) -> list[_Any]:

@@ -71,7 +71,12 @@
   }
   function showTimes(part) {
     for (const time of part.querySelectorAll("time[datetime]")) {
-      time.textContent = format.format(new Date(time.dateTime));
+      const parts = format.format(new Date(time.dateTime)).split(" ").map((text) => {
+        const part = document.createElement("span");
+        part.textContent = text;
+        return part;
+      });
+      time.replaceChildren(parts[0], " ", parts[1]);
       time.title = `${time.dateTime} (shown in ${zone})`;
     }
     // The server's text is in UTC, and starts with the time.

@@ -550,7 +550,7 @@ class TestSummary:
         page = await alice.sees("/session", **key)
         asking = len(simulator.log("request"))
         form = page.one("section", id="summary").one("form")
-        assert (form.attributes["action"], form.one("button").text) == ("/mediation/session/summary", "Ask Zuora")
+        assert (form.attributes["action"], form.one("button").text) == ("/mediation/session/summary", "Load from Zuora")
         assert {each.attributes["name"]: each.attributes["value"] for each in form.all("input")} == key
 
         summary = (await alice.does("/session/summary", **key)).one("section", id="summary")
@@ -563,7 +563,7 @@ class TestSummary:
             f"{len(group.records)} \N{MULTIPLICATION SIGN} {group.code}: {group.messages[0]}"
             for group in errors_by_code(shown)
         ]
-        assert summary.one("button").text == "Ask again"
+        assert summary.one("button").text == "Load again"
         asked_for = [each["path"] for each in simulator.log("request")[asking:] if "oauth" not in each["path"]]
         assert asked_for == ["/meters/1001/summary", "/meters/1001/auditTrail/entries"]
 

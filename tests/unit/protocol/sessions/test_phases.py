@@ -98,7 +98,12 @@ def test_the_end_by_zuora_counts_where_zuoras_clock_is_ahead() -> None:
 
 def test_the_first_report_names_the_status_that_the_session_began_with() -> None:
     assert drawn([report("INITIALIZING", "RUNNING", 10)]) == [("INITIALIZING", 0, 10), ("RUNNING", 10, None)]
-    assert drawn([report("RUNNING", "COMPLETED", 10)], ended=5) == [("RUNNING", 0, 5), ("COMPLETED", 5, 5)]
+    assert drawn([report("TESTING", "TESTING_PASSED", 9)], ended=5) == [("TESTING", 0, 5), ("TESTING_PASSED", 5, 5)]
+    # A session begins with no other status: an earlier change was not received.
+    assert phases([report("RUNNING", "COMPLETED", 10)], begun_at=at(0), ended_at=at(5)) == (
+        Phase(None, at(0), at(5), "RUNNING"),
+        Phase("COMPLETED", at(5), at(5)),
+    )
 
 
 @pytest.mark.parametrize("nothing", [None, "", "NULL", "NEVER_RUN", "RUNNING"])
@@ -191,7 +196,7 @@ def test_the_newest_reports_of_a_long_loop_end_in_the_present_status() -> None:
     loop = walked("INITIALIZING", "RUNNING", *("PAUSED", "RUNNING") * 30)[-40:]
     found = drawn(loop)
     assert len(found) == 41
-    assert found[0] == ("RUNNING", 0, 220)
+    assert found[0] == (None, 0, 220)
     assert found[-1] == ("RUNNING", 610, None)
 
 
@@ -305,3 +310,15 @@ def test_a_walk_without_loops_is_drawn_as_it_was_regardless_of_delays(data: st.D
     ]
 
     assert statuses(data.draw(st.permutations(late))) == [*PATH[:length]]
+
+
+def test_a_change_that_was_not_received_is_named_and_has_no_time() -> None:
+    reports = [report(None, "RUNNING", 0), report("PUSH_COMPLETED", "COMPLETED", 30)]
+    found = phases(reports, begun_at=at(0), ended_at=at(30), present="COMPLETED")
+    assert found == (Phase("RUNNING", at(0), at(30), "PUSH_COMPLETED"), Phase("COMPLETED", at(30), at(30)))
+    first = phases([report("RUNNING", "PAUSED", 10), *reports[1:]], begun_at=at(0), ended_at=None)
+    assert [(each.status, each.later) for each in first] == [
+        (None, "RUNNING"),
+        ("PAUSED", "PUSH_COMPLETED"),
+        ("COMPLETED", None),
+    ]
