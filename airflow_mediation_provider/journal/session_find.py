@@ -1,7 +1,7 @@
 """The sessions to which a text leads: the start of an id or of a name, found by the indexes of these.
 
-Each kind of id is read from its index, from the text on: a limited number of entries, by the order of characters that
-the database has. What starts with the text comes first in each such order.
+Each kind of id is read from its index: a limited number of entries that do not sort before the text, in the database's
+own order. In every such order, those that start with the text come first.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ class Found(NamedTuple):
 
 
 class Dags(NamedTuple):
-    """Dags that have to do with sessions.
+    """Dags by which sessions can be found.
 
     :param waiting: those with a task about a session
     :param triggered: those that sessions trigger
@@ -82,7 +82,7 @@ def find(session: Session, text: str, dags: Dags) -> Found:
     ]
     ids = set(session.scalars(union_all(*own))) if own else set()
     if len(ids) > MOST:
-        # There are so many that the newest sessions have some.
+        # With so many matches, some are among the newest sessions.
         starts = (ListedRow.session_id.startswith(each, autoescape=True) for each in spelled)
         alternatives.append(Alternative({}, (or_(*starts),)))
         ids.clear()
