@@ -360,8 +360,8 @@ class Phase:
     :param status: the status; ``None`` for the time before the newest reports, of which nothing was read
     :param begin: when the session entered it
     :param end: when the session left it; ``None`` while it is in it
-    :param later: the status in which the session was at the end, if the change to it was not received: it left
-        ``status`` at an unknown time before
+    :param later: the status at the end of the phase, if the change to it was not received: the session left ``status``
+        at an unknown time before
     """
 
     status: str | None
