@@ -155,3 +155,46 @@ def test_a_session_is_reached_by_the_keyboard_alone(screen: Callable[..., Screen
             break
     tab.page.keyboard.press("Enter")
     expect(tab.inside.get_by_role("heading", level=1)).to_contain_text(f"{scene.session_id} COMPLETED")
+
+
+BROKEN = """() => {
+  const wrong = [];
+  for (const table of document.querySelectorAll("main table")) {
+    let box = table.parentElement;
+    while (box !== document.body && getComputedStyle(box).overflowX === "visible") box = box.parentElement;
+    if (table.scrollWidth > box.clientWidth + 1) wrong.push(`clipped: ${table.caption?.textContent}`);
+    for (const cell of table.querySelectorAll("td, th")) {
+      const texts = document.createTreeWalker(cell, NodeFilter.SHOW_TEXT);
+      while (texts.nextNode()) for (const piece of texts.currentNode.textContent.matchAll(/\\S+/g)) {
+        const range = document.createRange();
+        range.setStart(texts.currentNode, piece.index);
+        range.setEnd(texts.currentNode, piece.index + piece[0].length);
+        const boxes = [...range.getClientRects()].filter((each) => each.width);
+        if (new Set(boxes.map((each) => Math.round(each.top))).size > 1) wrong.push(`broken: ${piece[0]}`);
+      }
+    }
+  }
+  return [...new Set(wrong)];
+}"""
+
+
+@pytest.mark.parametrize(("width", "least"), [(1300, 9), (768, 5), (650, 5)], ids=["laptop", "half", "zoomed"])
+def test_no_table_is_clipped_and_no_name_broken(
+    screen: Callable[..., Screen], scene: Scene, width: int, least: int
+) -> None:
+    """650 pixels are those of a window of 1300 that is zoomed to 200 %."""
+    tab = screen("admin", viewport={"width": width, "height": 900})
+    wrong = {}
+    # The tables of a session's page scroll sideways on half a screen.
+    for path in ("/sessions", "/missing-runs", *(["/session"] if width > 1000 else [])):
+        frame = show(tab, addresses(tab, scene)[path])
+        found = frame.evaluate(BROKEN)
+        if found:
+            wrong[path] = found
+        if path == "/sessions":
+            columns = frame.locator("table.sessions thead th").evaluate_all(
+                "cells => cells.filter((each) => each.offsetWidth).map((each) => each.textContent)"
+            )
+            assert len(columns) >= least, columns
+            assert {"Status", "Session", "Meter", "Start Date", "Duration"} <= set(columns)
+    assert wrong == {}
