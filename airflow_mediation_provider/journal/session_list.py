@@ -25,13 +25,13 @@ from airflow_mediation_provider.journal.session_search import (
     search,
 )
 from airflow_mediation_provider.journal.tables import CallsRow, HistoryRow, ListedRow, TransitionRow, WaitRow
-from airflow_mediation_provider.protocol.sessions.asset_uri import SCHEME, connection_of_uri
+from airflow_mediation_provider.protocol.sessions.asset_uri import ANY_METER, SCHEME, connection_of_uri
 from airflow_mediation_provider.protocol.sessions.journal_entry import EntryKind
 from airflow_mediation_provider.protocol.sessions.lifecycle import Phase, phases
 from airflow_mediation_provider.protocol.transition import Source
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Collection, Iterable, Sequence
     from datetime import datetime
 
     from sqlalchemy import ColumnElement, Row, Select
@@ -263,26 +263,37 @@ def find_sessions(session: Session, keys: Iterable[SessionKey]) -> dict[SessionK
     return found
 
 
-def newest_reported(session: Session, statuses: Iterable[str], since: datetime, limit: int) -> list[ListedSession]:
-    """Return the newest sessions that Zuora reported and that are in some statuses, without their phases.
+def newest_reported(
+    session: Session, reached: Collection[tuple[str, str, str]], since: datetime, limit: int
+) -> tuple[list[ListedSession], bool]:
+    """Return those of the newest sessions that are in one of some statuses, without their phases, the newest first.
 
-    :param statuses: their best known ones
-    :param since: only those that began since then
-    :param limit: how many at most
+    Returns also whether there are more than were searched.
+
+    :param reached: connection, meter or ``ANY_METER``, and status
+    :param since: only sessions that began since then
+    :param limit: how many sessions in one of the statuses are searched
     """
     row = ListedRow
-    rows = [
+    narrow = select(row.begun_at, row.id, row.conn_id, row.meter_id, row.status)
+    found = [
         each
-        for status in sorted(statuses)
+        for status in sorted({status for *_, status in reached})
         for each in session.execute(
-            select(*_COLUMNS)
-            .where(row.best_status == status, row.begun_at >= since, row.reported)
+            narrow.where(row.best_status == status, row.begun_at >= since, row.reported)
             .order_by(row.begun_at.desc(), row.id.desc())
             .limit(limit)
         )
     ]
-    listed = (ListedSession(**dict(zip(_FIELDS, row, strict=True))) for row in rows)
-    return sorted(listed, key=lambda each: each.place, reverse=True)[:limit]
+    newest = sorted(found, key=lambda each: (each.begun_at, each.id), reverse=True)[:limit]
+    ids = [
+        each.id
+        for each in newest
+        if not {(each.conn_id, meter_id, each.status) for meter_id in (each.meter_id, ANY_METER)}.isdisjoint(reached)
+    ]
+    rows = session.execute(select(*_COLUMNS).where(row.id.in_(ids))).all() if ids else []
+    listed = (ListedSession(**dict(zip(_FIELDS, each, strict=True))) for each in rows)
+    return sorted(listed, key=lambda each: each.place, reverse=True), len(newest) == limit
 
 
 class Counts(NamedTuple):

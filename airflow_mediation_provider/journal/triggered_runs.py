@@ -590,21 +590,21 @@ def missed_since(session: Session, since: datetime, now: datetime, *, limit: int
     :param now: the time now
     :param limit: how many sessions are compared, the newest ones in a status that a Dag is scheduled on
     """
-    newest = newest_reported(session, _scheduled_statuses(session), since, limit)
-    assets = Assets(session, {each.meter for each in newest})
+    due, more = newest_reported(session, _scheduled_on(session), since, limit)
+    # Of few meters, as a name of an asset is made for each of their statuses.
+    assets = Assets(session, {each.meter for each in due})
     of_meters = scheduled(session, assets)
-    due = [each for each in newest if any(each.status == it.status for it in of_meters.get(each.meter, ()))]
     reached = started(session, due, assets)
     found = []
     for each in due:
-        of_session = consumers(each, of_meters[each.meter], reached.get(each.key), now)
+        of_session = consumers(each, of_meters.get(each.meter, ()), reached.get(each.key), now)
         if missed := tuple(consumer for consumer in of_session if consumer.missed):
             found.append(Missed(each.key, missed))
-    return found, len(newest) == limit
+    return found, more
 
 
-def _scheduled_statuses(session: Session) -> set[str]:
-    """Return the statuses of sessions that Dags are scheduled on."""
+def _scheduled_on(session: Session) -> set[tuple[str, str, str]]:
+    """Return what Dags are scheduled on: connection, meter and status."""
     reference = DagScheduleAssetReference
     uris = (
         select(AssetModel.uri)
@@ -613,11 +613,12 @@ def _scheduled_statuses(session: Session) -> set[str]:
         .where(AssetModel.uri.startswith(f"{SCHEME}://", autoescape=True), DagModel.is_stale.is_(False))
         .distinct()
     )
-    statuses = set()
+    found = set()
     for uri in session.scalars(uris):
         with suppress(ValueError):  # written by hand where this package was missing
-            statuses.add(read_asset_uri(uri).status)
-    return statuses
+            asset = read_asset_uri(uri)
+            found.add((asset.conn_id, asset.meter_id, asset.status))
+    return found
 
 
 class NeverStarted(NamedTuple):
