@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from airflow.models.asset import AssetModel, DagScheduleAssetReference
 from airflow.models.dagrun import DagRun
-from sqlalchemy import func, or_, select, true, tuple_, union_all
+from sqlalchemy import func, or_, select, true, union_all
 
 from airflow_mediation_provider.journal.session_list import SessionKey, distinct_values, known_connections
 from airflow_mediation_provider.journal.session_search import Alternative
@@ -96,11 +96,19 @@ def find(session: Session, text: str, dags: Dags) -> Found:
     run_ids = set(session.scalars(union_all(*runs))) if runs else set()
     keys.update(sessions_of_runs(session, DagRun.id.in_(run_ids)) if run_ids else ())
     limited |= len(keys) > MOST or len(run_ids) > MOST
-    if keys:
-        ids.update(session.scalars(select(ListedRow.id).where(tuple_(*_KEY).in_(sorted(keys, reverse=True)[:MOST]))))
+    ids.update(_numbers(session, sorted(keys, reverse=True)[:MOST]))
     if ids or not alternatives:
         alternatives.append(Alternative({"id": tuple(ids)}))
     return Found(tuple(alternatives), limited)
+
+
+def _numbers(session: Session, keys: Collection[SessionKey]) -> Iterator[int]:
+    # By one connection after the other: of three columns together, SQLite compares all sessions with the keys.
+    for conn_id in {key.conn_id for key in keys}:
+        of_ids = ListedRow.session_id.in_([key.session_id for key in keys if key.conn_id == conn_id])
+        for number, *key in session.execute(select(ListedRow.id, *_KEY).where(ListedRow.conn_id == conn_id, of_ids)):
+            if SessionKey(*key) in keys:
+                yield number
 
 
 def _meters(session: Session, text: str) -> tuple[list[Alternative], bool]:

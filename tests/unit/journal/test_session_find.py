@@ -88,3 +88,12 @@ def test_without_a_permission_dags_find_nothing(airflow_on: Callable[[str], str]
     some()
     none = read(lambda session: find(session, "load", Dags(frozenset(), frozenset())))
     assert [each.values for each in none.condition] == [{"id": ()}]
+
+
+def test_no_search_reads_all_sessions(sqlite_database: str, airflow_on: Callable[[str], str]) -> None:
+    airflow_on(sqlite_database)
+    some()
+    with explained() as plans:
+        assert listed("load") == ["R-2"]
+    # An index that has all columns of a query may be read as a whole too.
+    assert [step for _, plan in plans for step in plan if step.startswith("SCAN mediation_session")] == []
