@@ -215,7 +215,7 @@ class TestPage:
         keep(wait_of("w", **of, session_id="R-1"), wait_of("v", **of, dag_id="open", run_id="o"))
         manager.deny("dag", "GET", "RUN", "load")
         manager.deny("dag", "GET", "TASK_INSTANCE", "usage")
-        text = (await alice.get("/meter", conn=CONN, meter="1")).text
+        text = (await alice.sees("/meter", conn=CONN, meter="1")).text
         assert "load" not in text.replace("The page of a session loads", "")
         assert "usage.wait" not in text
         assert "open.wait" in text
