@@ -50,10 +50,12 @@ class Dags(NamedTuple):
 
     :param waiting: those with a task about a session
     :param triggered: those that sessions trigger
+    :param limited: whether there are more than these
     """
 
     waiting: frozenset[str]
     triggered: frozenset[str]
+    limited: bool = False
 
 
 def dags_of_sessions(session: Session) -> Dags:
@@ -61,8 +63,10 @@ def dags_of_sessions(session: Session) -> Dags:
     reference = DagScheduleAssetReference
     scheduled = select(reference.dag_id).join(AssetModel, AssetModel.id == reference.asset_id)
     ours = scheduled.where(AssetModel.uri.startswith(f"{SCHEME}://", autoescape=True)).distinct()
-    waiting = distinct_values(WaitRow.dag_id).limit(_DAGS)
-    return Dags(frozenset(session.scalars(waiting)), frozenset(session.scalars(ours.limit(_DAGS))))
+    waiting = session.scalars(distinct_values(WaitRow.dag_id, most=_DAGS + 1)).all()
+    triggered = session.scalars(ours.limit(_DAGS + 1)).all()
+    limited = max(len(waiting), len(triggered)) > _DAGS
+    return Dags(frozenset(waiting[:_DAGS]), frozenset(triggered[:_DAGS]), limited)
 
 
 def find(session: Session, text: str, dags: Dags) -> Found:
@@ -95,7 +99,7 @@ def find(session: Session, text: str, dags: Dags) -> Found:
     runs = [*_of_runs(text, dags.triggered)]
     run_ids = set(session.scalars(union_all(*runs))) if runs else set()
     keys.update(sessions_of_runs(session, DagRun.id.in_(run_ids)) if run_ids else ())
-    limited |= len(keys) > MOST or len(run_ids) > MOST
+    limited |= dags.limited or len(keys) > MOST or len(run_ids) > MOST
     ids.update(_numbers(session, sorted(keys, reverse=True)[:MOST]))
     if ids or not alternatives:
         alternatives.append(Alternative({"id": tuple(ids)}))
@@ -114,7 +118,7 @@ def _numbers(session: Session, keys: Collection[SessionKey]) -> Iterator[int]:
 def _meters(session: Session, text: str) -> tuple[list[Alternative], bool]:
     named = func.lower(MeterRow.name).startswith(text.lower(), autoescape=True)
     by_name = select(MeterRow.conn_id, MeterRow.meter_id).where(named).limit(_METERS + 1)
-    by_id = distinct_values(ListedRow.meter_id, text).limit(_METERS + 1)
+    by_id = distinct_values(ListedRow.meter_id, text, _METERS + 1)
     ids = [each for each in session.scalars(by_id) if each.startswith(text)]
     names = [row._mapping for row in session.execute(by_name) if row.meter_id not in ids]
     found = [*(Alternative({"meter_id": each}) for each in ids), *(Alternative(dict(each)) for each in names)]

@@ -38,6 +38,8 @@ if TYPE_CHECKING:
     from sqlalchemy.orm import InstrumentedAttribute, Session
 
 
+# MySQL ends a recursive query with an error after a thousand steps.
+_STEPS: Final = 900
 # SQLite limits the depth of an expression to a thousand.
 _BATCH: Final = 100
 # Of a session in an endless loop, only the newest changes are drawn.
@@ -344,15 +346,17 @@ def connections_of_dags(session: Session) -> set[str]:
     return {*session.scalars(_OF_TASKS), *map(connection_of_uri, session.scalars(_OF_SCHEDULES))}
 
 
-def distinct_values(column: InstrumentedAttribute[str], first: str = "") -> Select[Any]:
+def distinct_values(column: InstrumentedAttribute[str], first: str = "", most: int = _STEPS) -> Select[Any]:
     """Return the query for the values of an index's first column, in steps: a million rows have a handful of them.
 
     :param first: leave out the values before this one
+    :param most: how many values, at most; each is a step
     """
-    start = select(func.min(column).label("value"))
+    start = select(func.min(column).label("value"), literal(1).label("step"))
     steps = (start.where(column >= first) if first else start).cte(recursive=True)
     following = select(func.min(column)).where(column > steps.c.value).correlate(steps).scalar_subquery()
-    steps = steps.union_all(select(following).where(steps.c.value.is_not(None)))
+    onward = (steps.c.value.is_not(None), steps.c.step < most)
+    steps = steps.union_all(select(following, steps.c.step + 1).where(*onward))
     return select(steps.c.value).where(steps.c.value.is_not(None))
 
 

@@ -179,6 +179,7 @@ def callout_reparse(
     row_id = None if number == ALL else _number("number", number)
     if not _may_act(reader, conn):
         raise HTTPException(403, _MAY_NOT)
+    _back(form)
     reader.log_action("reparse_callouts", conn_id=conn, number=number)
     try:
         connection = from_thread.run(request.app.state.connections.get, conn)
@@ -210,6 +211,7 @@ def callout_acknowledge(
     until = instant("until", form["until"], "", now)
     if not _may_act(reader, conn):
         raise HTTPException(403, _MAY_NOT)
+    _back(form)
     reader.log_action("acknowledge_callouts", conn_id=conn, kind=kind, number=number)
     if kind == CalloutKind.REFUSED:
         count = acknowledge_refused(conn, reader.name, now, receipt_id=one, until=until)
@@ -230,9 +232,20 @@ def _after(request: Request, reader: Reader, form: dict[str, str], notice: str, 
         refused = form.get("kind") == CalloutKind.REFUSED
         receipt, row = (number, "") if refused else ("", number)
         return _shown(request, reader, receipt, row, notice=notice, failed=failed)
+    return _list(request, reader, _back(form), None, notice=notice, failed=failed)
+
+
+def _back(form: dict[str, str]) -> CalloutSearch:
+    """Return the search from which the user acted.
+
+    :raises HTTPException: it is invalid: to be called before the action
+    """
     given = dict(parse_qsl(form["back"]))
+    if any("\0" in each for each in given.values()):
+        raise HTTPException(400, "Missing or invalid parameters: back.")
     search = CalloutSearch(**{name: given[name] for name in CalloutSearch.__slots__ if name in given})
-    return _list(request, reader, search, None, notice=notice, failed=failed)
+    search.filters([], datetime.now(UTC))
+    return search
 
 
 def _list(

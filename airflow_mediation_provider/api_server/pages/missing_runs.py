@@ -28,12 +28,14 @@ from airflow_mediation_provider.journal.session_list import (
 )
 from airflow_mediation_provider.journal.session_search import Keyset
 from airflow_mediation_provider.journal.transaction import read
+from airflow_mediation_provider.protocol.sessions.asset_uri import connection_of_uri
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
     from sqlalchemy.orm import Session
 
+    from airflow_mediation_provider.journal.replay import Reached
     from airflow_mediation_provider.journal.session_list import ListedSession
     from airflow_mediation_provider.journal.session_search import Filters
 
@@ -244,13 +246,17 @@ def _started(dag_id: str, runs: Sequence[MissingRun], sessions: Mapping[SessionK
     except (ValueError, UnknownAirflowError) as error:
         return [Result(run=run, refused=str(error)) for run in runs]
     refused = next((each.refused for each in done if each.refused), "")
-    new = {(each.meter_id, each.key) for of_dag in done for each in of_dag.missed}
-    known = {(each.meter_id, each.key) for of_dag in done for each in of_dag.known}
+    new = {_key(each) for of_dag in done for each in of_dag.missed}
+    known = {_key(each) for of_dag in done for each in of_dag.known}
 
     def result(run: MissingRun) -> Result:
-        which = run.key[1:]
+        which = run.key
         if refused or which in new or which in known:
             return Result(run=run, started=which in new, refused=refused)
         return Result(run=run, refused=f"it is not scheduled on this session in the status {run.status}")
 
     return [result(run) for run in runs]
+
+
+def _key(reached: Reached) -> SessionKey:
+    return SessionKey(connection_of_uri(reached.uri), reached.meter_id, reached.key)

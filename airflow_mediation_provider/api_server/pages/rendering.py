@@ -485,7 +485,7 @@ async def _unmodified(request: Request, user: GetUserDep) -> None:
     """
     request.state.asked = (user.get_id(), str(request.url))
     recent = request.app.state.recent_pages.get(request.state.asked)
-    if recent is not None and recent in _tags(request):
+    if request.method == "GET" and recent is not None and recent in _tags(request):
         raise _NotModifiedError(recent)
 
 

@@ -440,7 +440,7 @@ def _found(reader: Reader, search: Search) -> Found | None:
     if not text:
         return None
     dags = read(dags_of_sessions)
-    seen = Dags(frozenset(reader.sees_tasks(dags.waiting)), frozenset(reader.sees_runs(dags.triggered)))
+    seen = Dags(frozenset(reader.sees_tasks(dags.waiting)), frozenset(reader.sees_runs(dags.triggered)), dags.limited)
     return read(lambda session: find(session, text, seen))
 
 

@@ -90,6 +90,17 @@ def test_without_a_permission_dags_find_nothing(airflow_on: Callable[[str], str]
     assert [each.values for each in none.condition] == [{"id": ()}]
 
 
+@pytest.mark.usefixtures("airflow_database")
+def test_more_dags_than_are_searched_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
+    keep(session_of("R-1", NOW))
+    keep(*(wait_of(f"w{number}", session_id="R-1", dag_id=f"dag{number}") for number in range(3)))
+    monkeypatch.setattr(module, "_DAGS", 3)
+    assert not found("dag2").limited
+    assert listed("dag2") == ["R-1"]
+    monkeypatch.setattr(module, "_DAGS", 2)
+    assert found("dag2").limited
+
+
 def test_no_search_reads_all_sessions(sqlite_database: str, airflow_on: Callable[[str], str]) -> None:
     airflow_on(sqlite_database)
     some()

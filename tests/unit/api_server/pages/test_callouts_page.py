@@ -368,6 +368,15 @@ class TestAcknowledge:
         await press(alice, page, "Acknowledge all refused")
         assert "Acknowledge all refused" in buttons(await alice.sees("/callouts"))
 
+    @pytest.mark.parametrize("back", ["kind=lost", "session=%00", "since=yesterday"])
+    async def test_an_invalid_list_is_refused_before_anything_is_done(self, alice: Browser, back: str) -> None:
+        saw(401)
+        for path in ("/callout/acknowledge", "/callout/reparse"):
+            reply = await alice.post(path, conn="zuora", kind="refused", back=back)
+            assert reply.status_code == 400
+        assert logged() == []
+        assert len(await listed(alice, kind="refused", acknowledged="no")) == 1
+
     async def test_a_single_row_of_the_list_is_acknowledged_there(self, alice: Browser) -> None:
         saw(401)
         page = await press(alice, await alice.sees("/callouts", kind="refused"), "Acknowledge")

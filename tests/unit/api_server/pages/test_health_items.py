@@ -284,7 +284,7 @@ def reads() -> None:
 @case
 async def a_history_that_is_not_read_until_it_is(world: World) -> AsyncIterator[tuple[str, str]]:
     keep(history(claimed_at=ago(hours=3), read_at=ago(hours=3)))
-    yield "the callout history has not been read for 3h", "/mediation/connection"
+    yield "the callout history has not been read since ", "/mediation/connection"
     reads()
 
 

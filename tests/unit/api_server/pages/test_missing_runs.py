@@ -109,6 +109,21 @@ async def test_a_paused_dag_gets_all_its_missing_runs_after_it_is_unpaused(alice
     assert airflow.runs("load") == airflow.runs("other")
 
 
+async def test_a_result_is_that_of_its_own_connection(alice: Browser, airflow: Airflow) -> None:
+    """Two tenants may have the same ids."""
+    schedule = on_meter_session("1", "COMPLETED") | on_meter_session("1", "COMPLETED", mediation_conn_id="other")
+    airflow.know("load", schedule, paused=True)
+    ends(1)
+    tell(change("R-1", "RUNNING", meter="1", observed_at=now()), conn="other")
+    airflow.pause("load", paused=False)
+    reply = await press(alice, run("R-1"), json.dumps(["load", "other", "1", "R-1", "COMPLETED"]))
+    done = [row["Result"] for row in parsed(reply.text).cells()]
+    assert done == [
+        "started the run is queued",
+        "refused it is not scheduled on this session in the status COMPLETED",
+    ]
+
+
 async def test_only_the_chosen_runs_are_started(alice: Browser, airflow: Airflow) -> None:
     airflow.know("load", on_meter_session("1", "COMPLETED"), paused=True)
     airflow.know("twice", on_meter_session("1", "COMPLETED"), paused=True)
