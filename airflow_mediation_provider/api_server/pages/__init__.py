@@ -27,11 +27,12 @@ if TYPE_CHECKING:
     from fastapi import APIRouter
 
 PARTS: Final = (sessions, session, meter, missing_runs, tasks, callouts, connection, health)
+CHECKS: Final = (may_read_assets, checked_parameters, unmodified)
+"""What comes before each page."""
 
 
 def add_pages(router: APIRouter) -> None:
     """Add the pages to the application's routes, with their style and script, which alone need no login."""
-    checks = [may_read_assets, checked_parameters, unmodified]
     for part in PARTS:
-        router.include_router(part.router, dependencies=checks, include_in_schema=False)
+        router.include_router(part.router, dependencies=CHECKS, include_in_schema=False)
     router.mount("/static", StaticFiles(directory=Path(__file__).parent / "static"))

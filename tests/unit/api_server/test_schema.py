@@ -13,10 +13,9 @@ from schemathesis.specs.openapi.checks import positive_data_acceptance
 from starlette.responses import JSONResponse
 
 from airflow_mediation_provider.api_server.app import create_app
-from airflow_mediation_provider.api_server.auth import may_read_assets
 from airflow_mediation_provider.api_server.connections import Connections
 from airflow_mediation_provider.api_server.journal import Recorder
-from airflow_mediation_provider.api_server.pages import PARTS
+from airflow_mediation_provider.api_server.pages import CHECKS, PARTS
 from airflow_mediation_provider.journal.receipts import Seen
 from airflow_mediation_provider.protocol.maintenance import HISTORY_PATH, PRUNE_PATH, RECONCILE_PATH
 from airflow_mediation_provider.protocol.wire import FEED_PATH, OBSERVATIONS_PATH, derive_key, signed_headers
@@ -87,7 +86,7 @@ def pages_described(wrap=lambda app: app):
     app = create_app(Connections(Directory(zuora=SECRET).find), Recorder())
     app.router.routes = []
     for part in PARTS:
-        app.include_router(part.router, dependencies=[may_read_assets])
+        app.include_router(part.router, dependencies=CHECKS)
     description = app.openapi()
     app.add_route("/openapi.json", lambda _request: JSONResponse(description))
     return schemathesis.openapi.from_asgi("/openapi.json", wrap(app))
