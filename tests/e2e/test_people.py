@@ -78,8 +78,9 @@ def test_each_role_of_fab_sees_the_sessions_and_what_its_permissions_allow(
 
 def test_the_tabs_of_a_dag_that_a_user_may_not_read_show_nothing(screen: Callable[..., Screen], scene: Scene) -> None:
     tab = screen("narrow", fab=True)
-    for path, what in (("/run", "runs"), ("/task", "tasks")):
-        tab.open(f"{MOUNT}{path}?dag_id={WAITS[0]}&run_id={scene.waiting}&task_id={WAITS[1]}")
+    of_run = f"dag_id={WAITS[0]}&run_id={scene.waiting}"
+    for path, what in ((f"/run?{of_run}", "runs"), (f"/task?{of_run}&task_id={WAITS[1]}", "tasks")):
+        tab.open(f"{MOUNT}{path}")
         expect(tab.page.get_by_text(f"You may not see the {what} of the Dag {WAITS[0]}.")).to_be_visible()
         assert scene.session_id not in tab.page.content()
     tab.excuse("status of 403")

@@ -69,10 +69,10 @@ def test_the_dag_of_the_readme_works(
 ) -> None:
     source, _ = re.findall(r"```python\n(.*?)```", (PROJECT / "README.md").read_text(), re.DOTALL)
     meter_id = meter(script=[["RUNNING", 4], ["COMPLETED", 0]], records=8)
-    shown = '@dag(schedule="@hourly")\ndef hourly_usage():'
+    shown = '@dag(schedule="@hourly")\ndef hourly_usage() -> None:'
     assert shown in source
     # By hand instead of on the hour, at the simulator's pace, and on a meter that no other test uses.
-    mine = source.replace(shown, "@dag(schedule=None)\ndef hourly_usage():").replace('"1001"', f'"{meter_id}"')
+    mine = source.replace(shown, "@dag(schedule=None)\ndef hourly_usage() -> None:").replace('"1001"', f'"{meter_id}"')
     mine = mine.replace("fail_on=()", "fail_on=(), poke_interval=3, settle=3, retries=2, retry_delay=1")
     add_dag("hourly_usage", mine)
     run_id = stage.airflow.trigger("hourly_usage")
