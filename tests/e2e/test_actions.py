@@ -1,4 +1,4 @@
-"""What operations do at night: start what was missed, and find the session of a branch and the run it triggered."""
+"""From a branch task to its session, and on to the run that it triggered."""
 
 from __future__ import annotations
 
@@ -7,58 +7,13 @@ from urllib.parse import quote
 
 from playwright.sync_api import expect
 
-from testkit.processes import wait_until
-from tests.e2e.scene import PAUSED, WAITS
+from tests.e2e.scene import WAITS
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from testkit.stage import Stage
     from tests.e2e.scene import Scene
     from tests.e2e.screen import Screen
-
-
-# On which the paused Dag is scheduled too; no other test uses it.
-MISSED_METER = "1015"
-
-
-def test_twenty_missing_runs_of_a_paused_dag_are_started_at_once(
-    screen: Callable[..., Screen], stage: Stage, scene: Scene
-) -> None:
-    del scene  # which pauses the Dag
-    stage.simulator.meter(MISSED_METER, script=[["COMPLETED", None]])
-    started = (stage.simulator.start_session(MISSED_METER) for _ in range(20))
-    missed = {str(each["session_id"]) for each in started}
-    tab = screen()
-    tab.open_sessions(f"meter={MISSED_METER}")
-    expect(tab.sessions.filter(has_text=f"no run: {PAUSED}")).to_have_count(20)
-
-    tab.inside.get_by_role("link", name="Start missing Dag Runs").click()
-    part = tab.inside.locator("#missing")
-    expect(part.get_by_role("heading", name=PAUSED)).to_have_text(f"{PAUSED}: 20 runs cannot be started")
-    expect(part).to_contain_text("It is paused")
-    expect(part.get_by_role("button")).to_have_count(0)
-
-    stage.airflow.api("PATCH", f"/dags/{PAUSED}", json={"is_paused": False})
-    tab.inside.get_by_role("button", name="Search").click()
-    expect(part.get_by_role("checkbox")).to_have_count(20)
-    part.get_by_role("button", name="Start the selected runs").click()
-    expect(part.get_by_role("heading", name="20 started, 0 already there, 0 refused")).to_be_visible()
-    # Paused again, its runs are made and stay queued: twenty tasks would take a minute.
-    stage.airflow.api("PATCH", f"/dags/{PAUSED}", json={"is_paused": True})
-
-    def made() -> list[str] | None:
-        found = [run for run in stage.airflow.runs(PAUSED) if run["partition_key"] in missed]
-        return [run["dag_run_id"] for run in found] if len(found) >= len(missed) else None
-
-    runs = wait_until(made, timeout=60, what="the twenty runs")
-    assert len(runs) == 20
-    part.get_by_role("link", name="Search again for missing runs").click()
-    expect(part).to_contain_text("No run is missing.")
-    for run_id in runs:
-        stage.airflow.api("DELETE", f"/dags/{PAUSED}/dagRuns/{quote(run_id)}")
-    entries = stage.airflow.api("GET", f"/eventLogs?dag_id={PAUSED}&event=start_missing_runs")["event_logs"]
-    assert [each["owner"] for each in entries] == ["admin"]
 
 
 def test_from_the_branch_task_to_its_session_and_the_run_that_it_triggered(

@@ -192,7 +192,7 @@ def test_a_place_in_the_list_is_kept_while_it_refreshes(
     screen: Callable[..., Screen], two: tuple[str, str, str], become: Callable[[str, str], None]
 ) -> None:
     meter_id, _, running = two
-    tab = screen(viewport={"width": 900, "height": 800})
+    tab = screen(viewport={"width": 1010, "height": 800})
     tab.open_sessions(f"meter={meter_id}")
     link = tab.row(running).get_by_role("link", name=running)
     link.focus()

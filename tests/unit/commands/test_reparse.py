@@ -123,7 +123,7 @@ def test_an_error_leaves_the_journal_unchanged(monkeypatch: pytest.MonkeyPatch) 
 
     with monkeypatch.context() as patch:
         patch.setattr(writer, "emit", fail)
-        with pytest.raises(SystemExit, match="the asset manager gave up"):
+        with pytest.raises(SystemExit, match="The asset manager gave up"):
             airflow()
     assert rows() == [("unparsed", "n-1"), ("unparsed", "n-2")]
     assert session_row() is None
