@@ -77,7 +77,8 @@ def ask(
 
 def test_each_route_is_a_page_a_machine_route_or_a_file(routes: dict[tuple[str, str], APIRoute], scene: Scene) -> None:
     pages = {key for key, route in routes.items() if isinstance(route, PageRoute)}
-    assert pages == {("GET", path) for path in scene.pages} | {("POST", path) for path in FORMS}
+    shown = {("GET", path) for path in (*scene.pages, "/sessions.json")}
+    assert pages == shown | {("POST", path) for path in FORMS}
     assert set(routes) - pages == set(MACHINES)
     others = [route for route in create_app().routes if not isinstance(route, APIRoute)]
     assert [(type(route), getattr(route, "path", None)) for route in others] == [(Mount, "/static")]

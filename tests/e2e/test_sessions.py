@@ -192,16 +192,16 @@ def test_a_place_in_the_list_is_kept_while_it_refreshes(
     screen: Callable[..., Screen], two: tuple[str, str, str], become: Callable[[str, str], None]
 ) -> None:
     meter_id, _, running = two
-    tab = screen(viewport={"width": 1010, "height": 800})
+    tab = screen(viewport={"width": 1010, "height": 400})
     tab.open_sessions(f"meter={meter_id}")
     link = tab.row(running).get_by_role("link", name=running)
     link.focus()
-    table = tab.inside.get_by_role("region", name="Sessions, newest first")
-    assert table.evaluate("element => { element.scrollLeft = 50; return element.scrollLeft; }") == 50
+    scrolled = "document.scrollingElement.scrollTop"
+    assert tab.frame.evaluate(f"() => {{ {scrolled} = 50; return {scrolled}; }}") == 50
     become(running, "COMPLETED")
     expect(tab.row(running)).to_contain_text("COMPLETED")
     expect(link).to_be_focused()
-    assert table.evaluate("element => element.scrollLeft") == 50
+    assert tab.frame.evaluate(scrolled) == 50
 
 
 def test_from_the_id_in_a_mail_to_its_page_in_two_actions(

@@ -7,11 +7,13 @@ import hashlib
 import hmac
 import json
 from typing import TYPE_CHECKING, Any
+from urllib.parse import urlencode
 
 import httpx
 import pytest
 from playwright.sync_api import expect
 
+from airflow_mediation_provider.protocol.status import SessionStatus
 from testkit.stage import connection
 
 if TYPE_CHECKING:
@@ -67,7 +69,8 @@ def test_content_of_a_callout_is_text_on_the_list_and_on_the_sessions_page(
     screen: Callable[..., Screen], callout: Callable[[bytes], None], case: str
 ) -> None:
     said: dict[str, Any] = {**NASTY[case], "runType": "NORMAL", "previousStatus": f"WAS {IMAGE}"}
-    status, previous = (said[name].upper().replace(" ", "_") for name in ("status", "previousStatus"))
+    names = (said[name].upper().replace(" ", "_") for name in ("status", "previousStatus"))
+    status, previous = (name if name in set(SessionStatus) else f"unknown status ({name})" for name in names)
     callout(json.dumps(said).encode())
     tab = screen()
     tab.open_sessions(f"conn={CONN_ID}")
@@ -111,10 +114,11 @@ def test_an_unparsed_callout_is_shown_as_it_was_received(
 
 def test_content_of_an_address_is_text(screen: Callable[..., Screen]) -> None:
     tab = screen()
-    tab.page.goto(f"{tab.url}/mediation/sessions?meter={IMAGE}&status={SCRIPT}&conn={TURNED}&since={SCRIPT}")
+    hostile = urlencode({"meter": IMAGE, "status": SCRIPT, "conn": TURNED, "since": SCRIPT})
+    tab.page.goto(f"{tab.url}/mediation/sessions?{hostile}")
     expect(tab.page.get_by_role("heading", name="Invalid address")).to_be_visible()
     expect(tab.page.get_by_text(f"since={SCRIPT} is not a valid time")).to_be_visible()
     tab.excuse("status of 400")
-    tab.open_sessions(f"meter={IMAGE.replace('&', '%26')}&status={SCRIPT}")
+    tab.open_sessions(urlencode({"meter": IMAGE, "status": SCRIPT}))
     expect(tab.inside.get_by_label("Meter", exact=True)).to_have_value(IMAGE)
     unharmed(tab)
