@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from sqlalchemy import and_, case, func, or_, select, union
 
-from airflow_mediation_provider.journal.session_list import distinct_values, is_of_kind, known_connections
+from airflow_mediation_provider.journal.queries import distinct_values
+from airflow_mediation_provider.journal.session_list import is_of_kind, known_connections
 from airflow_mediation_provider.journal.session_search import Keyset
 from airflow_mediation_provider.journal.tables import AnswersRow, ListedRow, ReceiptRow, TransitionRow
 from airflow_mediation_provider.protocol.callouts.receipt import ACCEPTED, NO_CONNECTION, Proof, Receipt

@@ -9,8 +9,9 @@ from collections import defaultdict
 from functools import cache
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
-from sqlalchemy import Integer, bindparam, func, select, tuple_, union_all, update
+from sqlalchemy import Integer, bindparam, select, tuple_, union_all, update
 
+from airflow_mediation_provider.journal.queries import distinct_values
 from airflow_mediation_provider.journal.tables import ListedRow, MeterRow, TransitionRow
 from airflow_mediation_provider.journal.transaction import add
 from airflow_mediation_provider.protocol.sessions.usual import NEWEST, PastSession, Tempo
@@ -106,13 +107,8 @@ def tempos(session: Session, runs: Collection[RunsOfMeter], *, newest: int = NEW
 
 def meters_of(session: Session, conn_id: str, most: int) -> list[str]:
     """Return the first meters of a connection, by their ids: step by step through an index."""
-    row = ListedRow
-    steps = select(func.min(row.meter_id).label("meter_id")).where(row.conn_id == conn_id).cte(recursive=True)
-    following = select(func.min(row.meter_id)).where(row.conn_id == conn_id, row.meter_id > steps.c.meter_id)
-    further = select(following.correlate(steps).scalar_subquery()).where(steps.c.meter_id.is_not(None))
-    steps = steps.union_all(further)
-    found = select(steps.c.meter_id).where(steps.c.meter_id.is_not(None)).limit(most)
-    return list(session.scalars(found))
+    of_connection = ListedRow.conn_id == conn_id
+    return list(session.scalars(distinct_values(ListedRow.meter_id, most=most, where=of_connection)))
 
 
 @cache

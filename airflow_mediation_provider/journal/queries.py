@@ -13,7 +13,7 @@ from functools import cache
 from itertools import chain, count
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
-from sqlalchemy import Integer, Text, and_, bindparam, cast, func, select, union_all
+from sqlalchemy import Integer, Text, and_, bindparam, cast, func, literal, select, union_all
 
 from airflow_mediation_provider.journal.rows import (
     CHANGE_COLUMNS,
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
 
     from sqlalchemy import ColumnElement, Executable, Row, Select
-    from sqlalchemy.orm import Session
+    from sqlalchemy.orm import InstrumentedAttribute, Session
 
     from airflow_mediation_provider.protocol.maintenance import ReconcileRequest
     from airflow_mediation_provider.protocol.sessions.journal_entry import JournalEntry
@@ -101,6 +101,8 @@ _RECEIVED: Final = (
     .limit(1)
 )
 
+# MySQL ends a recursive query with an error after a thousand steps.
+_STEPS: Final = 900
 _IDS: Final = ("meter_id", "session_id")
 # Of the open sessions, those with the latest reports; more would not help the user.
 MOST_OPEN: Final = 200
@@ -241,6 +243,28 @@ def passed_windows(
         for window in sorted(question.windows)
         if window.before <= now
     ]
+
+
+def distinct_values(
+    column: InstrumentedAttribute[str], first: str = "", most: int = _STEPS, where: ColumnElement[bool] | None = None
+) -> Select[Any]:
+    """Return the query for the values of an index's first column, or of the next one, in steps.
+
+    A million rows have a handful of them.
+
+    :param first: leave out the values before this one
+    :param most: how many values, at most; each is a step
+    :param where: the values of the columns before it in the index
+    """
+    start = select(func.min(column).label("value"), literal(1).label("step"))
+    following = select(func.min(column))
+    if where is not None:
+        start, following = start.where(where), following.where(where)
+    steps = (start.where(column >= first) if first else start).cte(recursive=True)
+    value = following.where(column > steps.c.value).correlate(steps).scalar_subquery()
+    onward = (steps.c.value.is_not(None), steps.c.step < most)
+    steps = steps.union_all(select(value, steps.c.step + 1).where(*onward))
+    return select(steps.c.value).where(steps.c.value.is_not(None))
 
 
 def without_index(column: Any) -> ColumnElement[Any]:

@@ -12,7 +12,8 @@ from airflow.models.asset import AssetModel, DagScheduleAssetReference
 from airflow.models.dagrun import DagRun
 from sqlalchemy import func, or_, select, true, union_all
 
-from airflow_mediation_provider.journal.session_list import SessionKey, distinct_values, known_connections
+from airflow_mediation_provider.journal.queries import distinct_values
+from airflow_mediation_provider.journal.session_list import SessionKey, known_connections
 from airflow_mediation_provider.journal.session_search import Alternative
 from airflow_mediation_provider.journal.tables import ListedRow, MeterRow, TransitionRow, WaitRow
 from airflow_mediation_provider.journal.triggered_runs import sessions_of_runs

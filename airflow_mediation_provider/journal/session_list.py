@@ -14,7 +14,7 @@ from airflow.models.asset import AssetActive
 from sqlalchemy import and_, bindparam, func, literal, or_, select, union, union_all
 
 from airflow_mediation_provider.journal.meters import meter_names
-from airflow_mediation_provider.journal.queries import without_index
+from airflow_mediation_provider.journal.queries import distinct_values, without_index
 from airflow_mediation_provider.journal.session_search import (
     COUNTED,
     Filters,
@@ -35,11 +35,9 @@ if TYPE_CHECKING:
     from datetime import datetime
 
     from sqlalchemy import ColumnElement, Row, Select
-    from sqlalchemy.orm import InstrumentedAttribute, Session
+    from sqlalchemy.orm import Session
 
 
-# MySQL ends a recursive query with an error after a thousand steps.
-_STEPS: Final = 900
 # SQLite limits the depth of an expression to a thousand.
 _BATCH: Final = 100
 # Of a session in an endless loop, only the newest changes are drawn.
@@ -344,20 +342,6 @@ def known_connections(session: Session) -> list[str]:
 def connections_of_dags(session: Session) -> set[str]:
     """Return the connections that Dags name: in a schedule, or for a task that waited or that reads the history."""
     return {*session.scalars(_OF_TASKS), *map(connection_of_uri, session.scalars(_OF_SCHEDULES))}
-
-
-def distinct_values(column: InstrumentedAttribute[str], first: str = "", most: int = _STEPS) -> Select[Any]:
-    """Return the query for the values of an index's first column, in steps: a million rows have a handful of them.
-
-    :param first: leave out the values before this one
-    :param most: how many values, at most; each is a step
-    """
-    start = select(func.min(column).label("value"), literal(1).label("step"))
-    steps = (start.where(column >= first) if first else start).cte(recursive=True)
-    following = select(func.min(column)).where(column > steps.c.value).correlate(steps).scalar_subquery()
-    onward = (steps.c.value.is_not(None), steps.c.step < most)
-    steps = steps.union_all(select(following, steps.c.step + 1).where(*onward))
-    return select(steps.c.value).where(steps.c.value.is_not(None))
 
 
 # Built once, as each page runs it: building costs as much as running.

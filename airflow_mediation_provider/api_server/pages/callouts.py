@@ -131,17 +131,7 @@ def _search(
     until: Text = "",
     tz: Text = "",
 ) -> CalloutSearch:
-    return CalloutSearch(
-        conn=conn,
-        kind=kind,
-        answer=answer,
-        acknowledged=acknowledged,
-        session=session,
-        meter=meter,
-        since=since,
-        until=until,
-        tz=tz,
-    )
+    return CalloutSearch(**locals())
 
 
 SearchDep = Annotated[CalloutSearch, Depends(_search)]

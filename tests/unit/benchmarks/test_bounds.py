@@ -19,14 +19,14 @@ def test_a_row_shows_the_value_its_claim_the_earlier_commit_and_the_control():
 
 
 def test_a_claim_fails_by_its_bound_and_by_its_gain():
-    assert Bound("full read", 38, "ms", 20, before=400, gain=10, control=NOISE).broken_claims() == []
-    assert Bound("full read", 42, "ms", 20, before=400, gain=10, control=NOISE).broken_claims() == [
+    assert Bound("full read", 19, "ms", 20, before=200, gain=10, control=NOISE).broken_claims() == []
+    assert Bound("full read", 21, "ms", 20, before=200, gain=10, control=NOISE).broken_claims() == [
         "full read: 21 ms, at most 20 claimed",
         "full read: 9.5 times less than before, 10 claimed",
     ]
 
 
-def test_a_ratio_or_a_size_is_claimed_for_each_processor():
+def test_a_ratio_or_a_size_is_not_scaled():
     assert Bound("replies", 6, "MiB", 5, control=NOISE).broken_claims() == ["replies: 6 MiB, at most 5 claimed"]
     assert Bound("replies", 6, "MiB", 5, control=NOISE).row()[1] == "6 MiB"
 
