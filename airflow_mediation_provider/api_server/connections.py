@@ -47,8 +47,10 @@ STALE_SECONDS: Final = 600.0
 # For so long an id that no backend has is not looked up again, nor one with which the backends failed.
 UNKNOWN_SECONDS: Final = 120.0
 FAILED_SECONDS: Final = 10.0
-# Unknown ids that are cached. While the cache is full, an id that was never found is not looked up at all.
+# Unknown ids that are cached; beyond that, the oldest is dropped.
 UNKNOWN_LIMIT: Final = 10_000
+# Ids that are neither known nor in use and wait for a look-up; beyond that, such an id is not looked up (503).
+WAITING_LIMIT: Final = 1000
 # Connections that are cached; beyond that, the one that was looked up longest ago is dropped.
 KNOWN_LIMIT: Final = 1000
 # How long a request waits for a look-up, which then continues and serves the next request.
@@ -179,8 +181,8 @@ class Connections:
         self._in_use = _InUse(in_use, clock)
         # The one that was looked up longest ago is the first.
         self._known: dict[str, tuple[float, Found]] = {}
-        self._unknown: TtlMap[str] = TtlMap(UNKNOWN_SECONDS, UNKNOWN_LIMIT, clock)
-        self._failed: TtlMap[LookupFailedError] = TtlMap(FAILED_SECONDS, UNKNOWN_LIMIT, clock)
+        self._unknown: TtlMap[str] = TtlMap(UNKNOWN_SECONDS, UNKNOWN_LIMIT, clock, drops_oldest=True)
+        self._failed: TtlMap[LookupFailedError] = TtlMap(FAILED_SECONDS, UNKNOWN_LIMIT, clock, drops_oldest=True)
         self._asking: dict[str, Future[_Answer]] = {}
         self._lock = threading.Lock()
         # Invented ids have their own threads: they must not delay a connection that is in use.
@@ -236,8 +238,8 @@ class Connections:
             if conn_id in self._asking:
                 return self._asking[conn_id]
             invented = not self.knows(conn_id)
-            if invented and len(self._unknown) + len(self._failed) + len(self._asking) >= UNKNOWN_LIMIT:
-                return LookupFailedError("too many unknown connection ids were requested")
+            if invented and len(self._asking) >= WAITING_LIMIT:
+                return LookupFailedError("too many unknown connection ids wait for a look-up")
             pool = self._first_lookups if invented else self._refreshes
             self._asking[conn_id] = asked = pool.submit(self._ask, conn_id)
             return asked

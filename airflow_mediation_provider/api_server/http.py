@@ -55,10 +55,13 @@ class TtlMap(Generic[V]):
     :param seconds: how long a value is kept
     :param limit: how many are kept at most; a full map accepts no more, rather than drop a value before its time
     :param clock: seconds of a monotonic clock
+    :param drops_oldest: a full map drops the oldest value for a new one instead
     """
 
-    def __init__(self, seconds: float, limit: int, clock: Callable[[], float] = time.monotonic) -> None:
-        self._seconds, self._limit, self._clock = seconds, limit, clock
+    def __init__(
+        self, seconds: float, limit: int, clock: Callable[[], float] = time.monotonic, *, drops_oldest: bool = False
+    ) -> None:
+        self._seconds, self._limit, self._clock, self._drops_oldest = seconds, limit, clock, drops_oldest
         self._values: dict[Hashable, tuple[float, V]] = {}
         self._lock = threading.Lock()
 
@@ -66,8 +69,12 @@ class TtlMap(Generic[V]):
         """Store a value under a key that has none; return whether it was new and there was room for it."""
         with self._lock:
             self._expire()
-            if key in self._values or len(self._values) >= self._limit:
+            if key in self._values:
                 return False
+            if len(self._values) >= self._limit:
+                if not self._drops_oldest:
+                    return False
+                del self._values[next(iter(self._values))]
             self._values[key] = (self._clock() + self._seconds, value)
             return True
 

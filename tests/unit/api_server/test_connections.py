@@ -212,24 +212,34 @@ async def test_a_look_up_that_hangs_goes_on_after_the_request_gave_up(connection
     assert backends.asked == ["zuora"]
 
 
-async def test_any_number_of_invented_ids_costs_bounded_memory_and_look_ups(backends, ticks, monkeypatch):
+async def test_any_number_of_invented_ids_costs_bounded_memory_and_delays_no_first_look_up(
+    backends, ticks, monkeypatch
+):
     monkeypatch.setattr(module, "UNKNOWN_LIMIT", 10)
     connections = Connections(backends, ticks)
-    await connections.get("zuora")
-    for number in range(10):
+    for number in range(100):
         with pytest.raises(UnknownConnectionError):
             await connections.get(f"invented-{number}")
-    ticks.now += module.KNOWN_SECONDS
+    assert len(connections._unknown) == 10
 
-    for number in range(10, 100):  # not "unknown": that would end the callout without another attempt
-        with pytest.raises(LookupFailedError, match="too many"):
-            await connections.get(f"invented-{number}")
-    assert await connections.get("zuora")
-    assert len(backends.asked) == 12
+    assert await connections.get("zuora")  # which nothing named before
 
-    ticks.now += module.UNKNOWN_SECONDS
+
+async def test_an_invented_id_is_not_looked_up_while_too_many_wait_for_it(backends, ticks, monkeypatch):
+    monkeypatch.setattr(module, "WAITING_LIMIT", 10)
+    connections = Connections(backends, ticks)
+    backends.hold.clear()
+    waiting = [asyncio.create_task(connections.get(f"invented-{number}")) for number in range(10)]
+    await until(lambda: len(connections._asking) == 10)
+
+    # Not "unknown": that would end the callout without another attempt.
+    with pytest.raises(LookupFailedError, match="too many"):
+        await connections.get("invented-10")
+    backends.hold.set()
+    ended = await asyncio.gather(*waiting, return_exceptions=True)
+    assert {type(each) for each in ended} == {UnknownConnectionError}
     with pytest.raises(UnknownConnectionError):
-        await connections.get("invented-99")
+        await connections.get("invented-10")
 
 
 async def test_invented_ids_that_hang_do_not_delay_a_connection_in_use(connections, backends, ticks):
@@ -404,15 +414,20 @@ async def test_a_known_connection_is_looked_up_before_invented_ones_after_a_star
     assert {type(each) for each in await asyncio.gather(*invented, return_exceptions=True)} == {UnknownConnectionError}
 
 
-async def test_invented_ids_that_fill_the_cache_do_not_shut_out_a_known_connection(environment, ticks, monkeypatch):
-    monkeypatch.setattr(module, "UNKNOWN_LIMIT", 10)
+async def test_invented_ids_that_wait_for_a_look_up_do_not_shut_out_a_known_connection(environment, ticks, monkeypatch):
+    monkeypatch.setattr(module, "WAITING_LIMIT", 3)
     environment.in_use = IdsInUse(elsewhere=frozenset({"zuora_eu"}))
     connections = Connections(environment, ticks, environment.read_in_use)
-    for number in range(11):
-        with pytest.raises((UnknownConnectionError, LookupFailedError)):
-            await connections.get(f"invented-{number}")
+    environment.hold.clear()
+    invented = [asyncio.create_task(connections.get(f"invented-{number}")) for number in range(4)]
+    await until(lambda: len(environment.asked) == 2)
+    real = asyncio.create_task(connections.get("zuora_eu"))
+    await until(lambda: environment.asked[2:] == ["ZUORA_EU"])
+    environment.hold.set()
 
-    assert (await connections.get("zuora_eu")).conn_id == "zuora_eu"
+    assert (await real).conn_id == "zuora_eu"
+    ended = [type(each) for each in await asyncio.gather(*invented, return_exceptions=True)]
+    assert sorted(each.__name__ for each in ended) == ["LookupFailedError", *3 * ["UnknownConnectionError"]]
 
 
 async def test_so_many_connections_are_kept_at_most(ticks, monkeypatch):

@@ -31,3 +31,10 @@ def test_a_full_map_accepts_no_more_and_keeps_its_values():
     assert recent.get("a") == 0
     ticks.now = 10
     assert recent.add("c", 0)
+
+
+def test_a_full_map_may_drop_its_oldest_value_for_a_new_one():
+    recent: TtlMap[int] = TtlMap(10, 2, Ticks(), drops_oldest=True)
+
+    assert [recent.add(key, 0) for key in "abc"] == [True, True, True]
+    assert (recent.get("a"), recent.get("b"), recent.get("c"), len(recent)) == (None, 0, 0, 2)
