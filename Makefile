@@ -35,10 +35,10 @@ test: setup  ## everything: lint, types, unit tests, and those on a real Airflow
 	@$(MAKE) --no-print-directory --jobs=4 $(APART) lint unit-and-services e2e-and-own-airflow shared-airflow
 
 lint: setup  ## ruff (rules and format), mypy, and a check of the wording
-	@$(BIN)/ruff check --quiet .
-	@$(BIN)/ruff format --quiet --check .
-	@$(BIN)/mypy --no-error-summary
-	@$(BIN)/python docs/check_words.py
+	@$(MODESTLY) $(BIN)/ruff check --quiet .
+	@$(MODESTLY) $(BIN)/ruff format --quiet --check .
+	@$(MODESTLY) $(BIN)/mypy --no-error-summary
+	@$(MODESTLY) $(BIN)/python docs/check_words.py
 
 unit: setup  ## unit tests that start no database, server or process, each row of a table in one mode, a tenth of the random examples: half a minute
 	@$(PYTEST) -m 'not services and not full' --hypothesis-profile=quick tests/unit
@@ -46,9 +46,9 @@ unit: setup  ## unit tests that start no database, server or process, each row o
 services: setup  ## unit tests that start a database, a server or a process: a few minutes
 	@$(PYTEST) -m services --numprocesses logical --dist worksteal tests/unit
 
-# Both, with half of Hypothesis' own number of examples. One process is enough beside the tests on a real Airflow, which spend half of their time waiting.
+# Both, with half of Hypothesis' own number of examples, on the processors that the tests on a real Airflow leave idle while they wait.
 unit-and-services: setup
-	@$(PYTEST) --hypothesis-profile=half tests/unit
+	@$(PYTEST) --hypothesis-profile=half --numprocesses 2 --dist worksteal tests/unit
 
 e2e: setup  ## tests of the pages, in a browser on a real Airflow
 	@$(PYTEST) tests/e2e
@@ -64,7 +64,7 @@ shared-airflow: setup
 	@$(PYTEST) -m shared_airflow tests/integration
 
 # The tests on a real Airflow have priority.
-unit-and-services: MODESTLY = nice -n 5
+lint unit-and-services: MODESTLY = nice -n 10
 
 drill-callouts: setup  ## hold callouts against the truth: doubled, disordered, lost, and servers killed (ten minutes)
 	@$(BIN)/python -m tests.drill.callouts

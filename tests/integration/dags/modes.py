@@ -18,12 +18,15 @@ MODES: dict[str, dict[str, Any]] = {
     "deferrable": {"deferrable": True, "poke_interval": 1},
     "started_there": {"start_from_trigger": True, "poke_interval": 1},
 }
+# Long enough to be deferred, and for the scheduler to process that: Airflow takes a task that resumes before for one
+# whose process was lost, and retries it.
+TIMEOUT = 40
 ENDS: dict[str, dict[str, Any]] = {
     "completed": {},
     "failed": {},
     "failed_softly": {"soft_fail": True},
-    "timed_out": {"timeout": 25},
-    "timed_out_softly": {"timeout": 25, "soft_fail": True},
+    "timed_out": {"timeout": TIMEOUT},
+    "timed_out_softly": {"timeout": TIMEOUT, "soft_fail": True},
 }
 
 with DAG("modes", schedule=None, params={"meters": {}, "sessions": {}}):

@@ -461,6 +461,7 @@ RAW = zlib.compressobj(wbits=-15)
         (zlib.compress(b'{"a": 1}'), "deflate"),
         (RAW.compress(b'{"a": 1}') + RAW.flush(), "deflate"),
     ],
+    ids=["identity", "gzip", "members", "padded", "zlib", "deflate"],
 )
 def test_a_body_is_decompressed(send, zuora, body, encoding):
     zuora.token_answers = [Answer(body, headers={"Content-Encoding": encoding})]

@@ -324,7 +324,9 @@ class TestRepeating:
             assert len(caught.value.requests) == attempts
             assert len(caught.value.slept) == attempts - 1
 
-    @pytest.mark.parametrize("name", FAULTS.keys() - NOT_CARRIED_OUT - {"no status"})  # for a run that is a success
+    @pytest.mark.parametrize(
+        "name", sorted(FAULTS.keys() - NOT_CARRIED_OUT - {"no status"})
+    )  # for a run that is a success
     def test_a_run_call_without_a_key_is_not_repeated_if_it_may_have_been_carried_out(self, name):
         fault = FAULTS[name]
         for call in (api.run_meter(5), api.debug_meter(5)):
@@ -332,7 +334,7 @@ class TestRepeating:
                 ask([fault] * 9, call)
             assert len(caught.value.requests) == 1
 
-    @pytest.mark.parametrize("name", NOT_CARRIED_OUT)
+    @pytest.mark.parametrize("name", sorted(NOT_CARRIED_OUT))
     def test_a_run_call_that_was_certainly_not_carried_out_is_repeated(self, name):
         run, requests, _ = ask([FAULTS[name], Reply(200, {}, b'{"success": true, "data": {}}')], api.debug_meter(5))
 
