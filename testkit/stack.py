@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import os
 import secrets
+import shutil
 import signal
 import sys
 from pathlib import Path
@@ -35,6 +36,7 @@ class AirflowStack(AirflowClient):
         (``AIRFLOW__SECTION__KEY``); they override the settings made here
     :param database: address of an empty or migrated database, e.g. of :class:`testkit.postgres.Postgres`; without one,
         Airflow runs on SQLite in ``root``
+    :param migrated: file of a migrated SQLite database, which Airflow starts with a copy of
     :param components: those to run, by the names of :meth:`start`; all by default
     :param api_servers: how many of the user's API servers run; the second one is ``api-server-2``
     :param base_path: path below which Airflow is served, as behind a proxy, starting with a slash
@@ -50,6 +52,7 @@ class AirflowStack(AirflowClient):
         env: Mapping[str, str] | None = None,
         *,
         database: str | None = None,
+        migrated: Path | None = None,
         components: Collection[str] = COMPONENTS,
         api_servers: int = 1,
         base_path: str = "",
@@ -80,6 +83,7 @@ class AirflowStack(AirflowClient):
         if "execution-api" in components:
             self._probes["execution-api"] = f"{self._execution_url}/execution/health"
         self.home = self.root / "airflow"
+        self._migrated = migrated
         # SQLite allows one write at a time, and on a busy machine a write can wait longer than the default timeout of
         # five seconds: Airflow's triggerer would end.
         database = database or f"sqlite:///{self.home / 'airflow.db'}?timeout=60"
@@ -121,7 +125,10 @@ class AirflowStack(AirflowClient):
         kill_processes_in(self.root)
         for directory in (self.home, self.root / "tmp"):
             directory.mkdir(parents=True, exist_ok=True)
-        self.processes.run("migrate", [sys.executable, "-m", "airflow", "db", "migrate"], timeout=timeout)
+        if self._migrated:
+            shutil.copy(self._migrated, self.home / "airflow.db")
+        else:
+            self.processes.run("migrate", [sys.executable, "-m", "airflow", "db", "migrate"], timeout=timeout)
         for each in self._commands:
             self.start(each)
         self.wait_healthy(timeout=timeout)

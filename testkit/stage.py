@@ -43,6 +43,7 @@ class Stage:
     :param calling_out: meters for whose sessions the simulator sends callouts; all by default
     :param env: further environment variables of Airflow's components
     :param login: name and password of a user with all permissions; without one, no login is needed
+    :param migrated: file of a migrated SQLite database, which Airflow starts with a copy of
     """
 
     def __init__(
@@ -54,6 +55,7 @@ class Stage:
         calling_out: Collection[str] = (),
         env: Mapping[str, str] | None = None,
         login: tuple[str, str] | None = None,
+        migrated: Path | None = None,
     ) -> None:
         (port,) = free_ports(1)
         self.root = root.resolve()
@@ -69,7 +71,8 @@ class Stage:
             "AIRFLOW_CONN_SMTP_DEFAULT": json.dumps(self.mail.connection),
             "AIRFLOW_CONN_USAGE_DB": json.dumps({"conn_type": "sqlite", "host": str(self.usage_db)}),
         }
-        self.airflow = AirflowStack(self.root / "stack", dags, {**connections, **(env or {})}, login=login)
+        env = {**connections, **(env or {})}
+        self.airflow = AirflowStack(self.root / "stack", dags, env, login=login, migrated=migrated)
         self._processes = Processes(self.root / "simulator", self.airflow.processes.env)
         self._owner = self.root / "owner"
         self._owned = False

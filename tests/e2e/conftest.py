@@ -24,6 +24,7 @@ from tests.e2e.screen import Screen
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+    from pathlib import Path
 
     from playwright.sync_api import Browser, BrowserContext
 
@@ -35,7 +36,7 @@ FAB_MANAGER = "airflow.providers.fab.auth_manager.fab_auth_manager.FabAuthManage
 
 
 @pytest.fixture(scope="package")
-def stage(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stage]:
+def stage(tmp_path_factory: pytest.TempPathFactory, sqlite_template: Path) -> Iterator[Stage]:
     """Simulator and Airflow with the example Dags, with passwords."""
     passwords = tmp_path_factory.mktemp("users") / "passwords.json"
     passwords.write_text(json.dumps({user: people.password(user) for user in people.SIMPLE}))
@@ -52,7 +53,8 @@ def stage(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stage]:
             shutil.copy(file, dags)
     for conn_id in (POLLS_CONN, LOST_CONN):
         (dags / f"{conn_id}.py").write_text(_over(conn_id, (dags / "run_and_branch.py").read_text()))
-    with Stage(tmp_path_factory.mktemp("stage"), dags, env=env, login=people.login(people.ADMIN)) as stage:
+    root, login = tmp_path_factory.mktemp("stage"), people.login(people.ADMIN)
+    with Stage(root, dags, env=env, login=login, migrated=sqlite_template) as stage:
         stage.simulator.call("POST", "/config", json={"max_running_meters": 60})
         for scene in SCENES:
             for meter_id, settings in scene.meters.items():

@@ -53,7 +53,7 @@ def statsd() -> Iterator[StatsdServer]:
 
 
 @pytest.fixture(scope="session")
-def stage(tmp_path_factory: pytest.TempPathFactory, statsd: StatsdServer) -> Iterator[Stage]:
+def stage(tmp_path_factory: pytest.TempPathFactory, statsd: StatsdServer, sqlite_template: Path) -> Iterator[Stage]:
     """Run simulator and Airflow with the example Dags and those of the tests; removed at the end."""
     root = tmp_path_factory.mktemp("stage")
     dags = tmp_path_factory.mktemp("dags")
@@ -63,7 +63,7 @@ def stage(tmp_path_factory: pytest.TempPathFactory, statsd: StatsdServer) -> Ite
     (dags / "wrong_branch.py").write_text(_with_branches_swapped((PROJECT / "dags" / "run_and_branch.py").read_text()))
     # One meter for each test may run at the same time as those of the examples.
     calling_out = {row.meter for scene in SCENES for row in scene.rows} | {METER_WITH_CALLOUTS}
-    with Stage(root, dags, calling_out=calling_out, env={**ENV, **statsd.settings}) as stage:
+    with Stage(root, dags, calling_out=calling_out, env={**ENV, **statsd.settings}, migrated=sqlite_template) as stage:
         stage.simulator.call("POST", "/config", json={"max_running_meters": 60})
         yield stage
 

@@ -14,6 +14,7 @@ from tests.integration.test_callouts import SECRET, Callouts
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from pathlib import Path
 
     from testkit.stage import Stage
 
@@ -45,7 +46,9 @@ def authority(tmp_path_factory: pytest.TempPathFactory) -> Authority:
 
 
 @pytest.fixture(scope="module")
-def airflow(stage: Stage, authority: Authority, tmp_path_factory: pytest.TempPathFactory) -> Iterator[AirflowStack]:
+def airflow(
+    stage: Stage, authority: Authority, tmp_path_factory: pytest.TempPathFactory, sqlite_template: Path
+) -> Iterator[AirflowStack]:
     dags = tmp_path_factory.mktemp("tls-dags")
     (dags / "tls.py").write_text(DAG.format(meters=METERS))
     for meter_id in METERS.values():
@@ -53,7 +56,8 @@ def airflow(stage: Stage, authority: Authority, tmp_path_factory: pytest.TempPat
     env = {"AIRFLOW_CONN_MEDIATION_DEFAULT": connection(stage.simulator.url, callout_secret=SECRET)}
     # Of the machine, which would be trusted as well.
     bundles = dict.fromkeys(("REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE", "SSL_CERT_FILE", "SSL_CERT_DIR"), "")
-    with AirflowStack(tmp_path_factory.mktemp("tls"), dags, {**env, **bundles}, authority=authority) as stack:
+    root, env = tmp_path_factory.mktemp("tls"), env | bundles
+    with AirflowStack(root, dags, env, migrated=sqlite_template, authority=authority) as stack:
         stack.wait_dags({"tls"})
         yield stack
 
