@@ -82,18 +82,19 @@ def ended_well(make: Callable[[], Any], monkeypatch: pytest.MonkeyPatch, *, call
     return found
 
 
+SOURCES = ("callouts", "polls")
+
+
 def by_polls(row: Row) -> set[str]:
     if "previous_statuses" in row.cells["sensor"]:
         return set()
     return (row.fits | ALSO_BY_POLLS.get(row.what, set())) - NOT_BY_POLLS
 
 
-@pytest.mark.parametrize("callouts", [True, False], ids=["callouts", "polls"])
-@pytest.mark.parametrize("mode", modes(MODES))
+@pytest.mark.parametrize("how", modes(f"{source}-{mode}" for source in SOURCES for mode in MODES))
 @pytest.mark.parametrize("row", conditions("sensor"))
-def test_a_sensor_ends_well_by_what_its_row_names(
-    monkeypatch: pytest.MonkeyPatch, row: Row, mode: str, callouts: bool
-) -> None:
+def test_a_sensor_ends_well_by_what_its_row_names(monkeypatch: pytest.MonkeyPatch, row: Row, how: str) -> None:
+    callouts, mode = how.startswith("callouts"), how.partition("-")[2]
     found = ended_well(lambda: sensor(row.cells["sensor"], mode), monkeypatch, callouts=callouts)
     assert found.keys() == (row.fits if callouts else by_polls(row))
     for name, ending in found.items():
@@ -103,12 +104,10 @@ def test_a_sensor_ends_well_by_what_its_row_names(
             assert session["run_type"] == ("DEBUG" if arrival.get("debug") else "NORMAL")
 
 
-@pytest.mark.parametrize("callouts", [True, False], ids=["callouts", "polls"])
-@pytest.mark.parametrize("mode", modes(BRANCH_MODES))
+@pytest.mark.parametrize("how", modes(f"{source}-{mode}" for source in SOURCES for mode in BRANCH_MODES))
 @pytest.mark.parametrize("row", conditions("branch"))
-def test_a_branch_follows_what_its_row_names(
-    monkeypatch: pytest.MonkeyPatch, row: Row, mode: str, callouts: bool
-) -> None:
+def test_a_branch_follows_what_its_row_names(monkeypatch: pytest.MonkeyPatch, row: Row, how: str) -> None:
+    callouts, mode = how.startswith("callouts"), how.partition("-")[2]
     # Airflow's handling of a branch needs a whole task instance.
     monkeypatch.setattr(MeterSessionBranchOperator, "do_branch", lambda _self, _context, followed: followed)
     found = ended_well(lambda: branch(row.cells["branch"], mode), monkeypatch, callouts=callouts)

@@ -166,6 +166,7 @@ LONG = {
 }
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("shape", LONG)
 def test_no_body_takes_long(shape: str) -> None:
     body = LONG[shape]
