@@ -19,7 +19,7 @@ PYTEST = rm -rf $(SCRATCH) && mkdir -p $(SCRATCH) && trap 'rm -rf $(SCRATCH)' EX
 APART = $(if $(filter output-sync,$(.FEATURES)),--output-sync=target)
 
 .PHONY: help setup demo test lint unit services unit-and-services e2e integration e2e-and-own-airflow shared-airflow drill-callouts drill-any-meter drill-export drill-history drill-stops \
-	bench bench-bounds mutants format constraints clean
+	bench bench-bounds compat mutants format constraints clean
 
 help:  ## this list
 	@grep -hE '^[a-z0-9-]+:.*##' $(firstword $(MAKEFILE_LIST)) | sed -E 's/^([a-z0-9-]+):.*## */\1|/' | \
@@ -66,6 +66,9 @@ shared-airflow: setup
 # The tests on a real Airflow have priority.
 lint unit-and-services: MODESTLY = nice -n 10
 
+compat:  ## test each supported Airflow with each supported Python, in environments of their own (two hours; PYTHON_3_12=/path/to/python3.12 ...)
+	@.ci/compat
+
 drill-callouts: setup  ## hold callouts against the truth: doubled, disordered, lost, and servers killed (ten minutes)
 	@$(BIN)/python -m tests.drill.callouts
 	@$(BIN)/python -m tests.drill.callouts --database sqlite --sessions 60 --changes 1000 --senders 8 --seconds 60
@@ -109,10 +112,14 @@ format: setup  ## write the code in ruff's format
 # libraries newer than June 2026.
 RESOLVE = uv pip compile --quiet --universal --python-version 3.11 --group dev --group bench --upgrade \
 	--no-header --no-annotate --no-emit-index-url --no-emit-find-links pyproject.toml
+OLDER = --exclude-newer 2026-06-15
 constraints:  ## resolve the pinned versions again (needs uv)
 	$(RESOLVE) <(echo 'apache-airflow==3.3.*') -o constraints/airflow-3.3.txt
-	$(RESOLVE) <(echo 'apache-airflow==3.2.*') -o constraints/airflow-3.2.txt --exclude-newer 2026-06-15
+	$(RESOLVE) <(echo 'apache-airflow==3.2.*') -o constraints/airflow-3.2.txt $(OLDER)
+	@# The lowest version of each dependency of the package; the tests' own tools are not old.
+	$(RESOLVE) <(uv pip compile --quiet --resolution lowest-direct --python-version 3.11 --no-header --annotation-style line $(OLDER) pyproject.toml | \
+		grep 'via.*airflow-mediation-provider' | sed 's/ .*//') -o constraints/airflow-3.2-lowest.txt $(OLDER)
 
 clean:  ## remove .venv and everything else that was made
-	rm -rf $(VENV) .demo .scratch .pytest_cache .mypy_cache .ruff_cache .hypothesis build dist *.egg-info
+	rm -rf $(VENV) .compat .demo .scratch .pytest_cache .mypy_cache .ruff_cache .hypothesis build dist *.egg-info
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
