@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from airflow import settings
 from airflow.utils.db_manager import BaseDBManager
+from sqlalchemy import MetaData, Table
 
 from airflow_mediation_provider.journal.tables import VERSION_TABLE, Base
 
@@ -36,7 +38,7 @@ class MediationDBManager(BaseDBManager):
     def downgrade(self, to_revision: str, from_revision: str | None = None, show_sql_only: bool = False) -> None:
         """Go back to an earlier revision; data for which it has no column is lost.
 
-        :param to_revision: the revision; ``base`` removes the tables with all their rows
+        :param to_revision: the revision; ``base`` removes all tables with their rows
         :param from_revision: with ``show_sql_only``: where to start from; otherwise the last one
         :param show_sql_only: print the statements instead of running them
         """
@@ -45,3 +47,7 @@ class MediationDBManager(BaseDBManager):
         revision = f"{from_revision or 'head'}:{to_revision}" if show_sql_only else to_revision
         self._release_metadata_locks_if_needed()
         command.downgrade(self.get_alembic_config(), revision, sql=show_sql_only)
+        if to_revision == "base" and not show_sql_only:
+            # Alembic keeps the empty table of the revision.
+            with settings.get_engine().begin() as connection:
+                Table(self.version_table_name, MetaData()).drop(connection, checkfirst=True)
