@@ -45,6 +45,9 @@ LONG_REST_SECONDS: Final = 60.0
 LARGEST_REPLY: Final = 64 * 2**20
 """Bytes of a reply of the API server, which may describe thousands of sessions."""
 TOO_SLOW: Final = Failure("it took too long")
+# What Airflow alone answers to a POST of a path that it does not have.
+_NO_SUCH_PAGE: Final = 405
+_NOT_INSTALLED: Final = "an API server lacks this package: install it on each of them"
 # OpenSSL's codes: self-signed, self-signed in the chain, issuer not found, first certificate not verified.
 _UNKNOWN_AUTHORITY: Final = frozenset({18, 19, 20, 21})
 Outcome = Reply | Failure | str | None
@@ -276,6 +279,8 @@ class SignedCalls:
         if reply.status != 200:
             reason = (reply.json or {}).get("error")
             said = f": {reason:.200}" if isinstance(reason, str) else ""
+            if reply.status == _NO_SUCH_PAGE and not said:
+                said = f": {_NOT_INSTALLED}"
             raise FeedUnavailableError(f"{address.url} answered {reply.status}{said}")
         self._check(reply, address, key, headers[SIGNATURE_HEADER])
         return reply.body
@@ -316,7 +321,7 @@ class SignedCalls:
             if reply.status == 200 and is_handshake(reply.json):
                 self._server.answered(candidate)
                 return candidate
-            failures.append(f"{candidate.url} is another service")
+            failures.append(f"{candidate.url} is another service, or {_NOT_INSTALLED}")
         reason = f"no API server with this provider was found: {'; '.join(failures)}"
         self._server.missed(self._monotonic(), reason)
         raise FeedUnavailableError(reason)

@@ -109,7 +109,8 @@ def test_the_first_address_with_a_handshake_is_called_and_kept(line: Line):
 def test_without_a_handshake_the_error_names_each_address(line: Line):
     line.answers = {f"{FIRST.url}/handshake": Reply(302), f"{SECOND.url}/handshake": REFUSED}
     assert line.trouble() == (
-        "no API server with this provider was found: http://first/mediation is another service; "
+        "no API server with this provider was found: http://first/mediation is another service, or an API "
+        "server lacks this package: install it on each of them; "
         "http://second/mediation/handshake gave no answer (ConnectionError)"
     )
 
@@ -133,6 +134,12 @@ def test_a_bad_answer_is_reported_with_its_status(line: Line, status: int):
     line.asked.clear()
     line.trouble()
     assert line.asked == [f"{SECOND.url}/feed"]  # it answered, so calls are not paused
+
+
+def test_an_api_server_without_this_package_is_named(line: Line):
+    line.answers[f"{SECOND.url}/feed"] = Reply(405, body=b'{"detail": "Method Not Allowed"}')
+    expected = "answered 405: an API server lacks this package: install it on each of them"
+    assert line.trouble() == f"{SECOND.url} {expected}"
 
 
 def test_after_a_refusal_the_secret_is_read_again(line: Line):

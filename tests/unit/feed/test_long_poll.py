@@ -333,7 +333,7 @@ async def test_another_service_is_not_taken_for_the_feed(server: Any):
     client = FeedClient("zuora", secret, addresses=lambda: [Candidate(server.url, "a test")])
     view = View()
     task = asyncio.create_task(client.follow(view))
-    await view.said(f"lost: no API server with this provider was found: {server.url} is another service")
+    await view.said(f"lost: no API server with this provider was found: {server.url} is another service, or")
     task.cancel()
     await asyncio.gather(task, return_exceptions=True)
 
