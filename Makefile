@@ -19,7 +19,7 @@ PYTEST = rm -rf $(SCRATCH) && mkdir -p $(SCRATCH) && trap 'rm -rf $(SCRATCH)' EX
 APART = $(if $(filter output-sync,$(.FEATURES)),--output-sync=target)
 
 .PHONY: help setup demo test lint unit services unit-and-services e2e integration e2e-and-own-airflow shared-airflow drill-callouts drill-any-meter drill-export drill-history drill-stops \
-	bench bench-bounds compat mutants format constraints clean
+	bench bench-bounds compat mutants docs format constraints clean
 
 help:  ## this list
 	@grep -hE '^[a-z0-9-]+:.*##' $(firstword $(MAKEFILE_LIST)) | sed -E 's/^([a-z0-9-]+):.*## */\1|/' | \
@@ -103,6 +103,12 @@ bench:  ## measure the cost of waiting and the faults it survives, the load of c
 
 bench-bounds: setup  ## measure the processor time of many waits in triggerer and API server (BEFORE=commit: compare with it; ten minutes)
 	@$(BIN)/python -m benchmarks.bounds --check $(if $(BEFORE),--before $(BEFORE)) --markdown docs/benchmarks.md
+
+docs: setup  ## build the documentation with Sphinx (build/site); a warning or a dead internal link is an error (half a minute)
+	@DEPENDENCY_GROUPS="dev docs" .ci/setup
+	@rm -rf $(SCRATCH) && mkdir -p $(SCRATCH) && trap 'rm -rf $(SCRATCH)' EXIT && AIRFLOW_HOME=$(SCRATCH) \
+		$(BIN)/python -m sphinx --quiet --fail-on-warning --keep-going -c docs -b html . build/site
+	@echo "build/site/docs/index.html"
 
 format: setup  ## write the code in ruff's format
 	@$(BIN)/ruff check --quiet --fix .

@@ -174,7 +174,9 @@ class _AuditOperator(SessionArguments, BaseOperator):
 class MeterSummaryOperator(_AuditOperator):
     """Count the output and errors of a session; optionally fetch its first error records.
 
-    A COMPLETED session may have errors too: branch on ``error_count``.
+    A COMPLETED session may have errors too: branch on ``error_count``. ::
+
+        MeterSummaryOperator(task_id="count", session=run.output, group_by=["errorCode"], error_records=5)
 
     :param session: the session as an object, or as its JSON: ``run.output``. It contains its meter, run type and
         connection: if one of them is given as well and differs, the task fails at once. Templated

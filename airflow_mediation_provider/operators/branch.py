@@ -57,7 +57,9 @@ class MeterSessionBranchOperator(SessionArguments, SessionWaitMixin, BaseBranchO
     The session comes from ``session``, the output of a ``RunMeterOperator`` or ``MeterSessionSensor``; or the operator
     waits for it by itself, with the arguments of the sensor. Set ``fail_on=()`` on a ``RunMeterOperator`` before it, so
     that the run succeeds with a FAILED session. A branch is a task id, a task group id, or a list of these; ``[]``
-    skips all tasks after this one.
+    skips all tasks after this one. ::
+
+        MeterSessionBranchOperator(task_id="branch", session=run.output, on_completed="load", on_failed="alert")
 
     :param session: the session as an object, or as its JSON: ``run.output``. It contains its meter, version, run type
         and connection: if one of them is given as well and differs, the task fails at once. Templated

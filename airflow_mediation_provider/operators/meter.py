@@ -68,7 +68,9 @@ class RunMeterOperator(SessionWaitMixin, BaseOperator):
 
     A session is started once per *generation*. After a worker died, a reply was lost, a triggerer restarted or Zuora
     was unreachable, the next try finds the session again. A retry after the session FAILED, and a user's *Clear*,
-    start a new one. See ``worker.run_state``.
+    start a new one. See ``worker.run_state``. ::
+
+        RunMeterOperator(task_id="run", meter_id="1001", deferrable=True, fail_on=())
 
     Airflow 3.2 keeps nothing between two tries. There Zuora's ``uniqueKey`` alone prevents a second start: a retry that
     finds its key used may not get the session's id, a retry of a DEBUG run starts one more test, and a Dag run that was

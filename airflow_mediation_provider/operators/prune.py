@@ -35,7 +35,9 @@ class PruneJournalOperator(StandsForValue, BaseOperator):
 
     Workers have no database: the API server deletes, in several requests of two seconds each. Sessions without an end
     stay, and so does all data that a running wait can request. ``airflow mediation prune --dry-run`` shows in advance
-    what would be deleted.
+    what would be deleted. ::
+
+        PruneJournalOperator(task_id="prune", older_than_days=90)
 
     :param older_than_days: how many days to keep; at least 14, as Zuora sends callouts again for days
     :param mediation_conn_id: connection of type ``mediation``. Templated

@@ -48,7 +48,9 @@ class ReconcileCalloutsOperator(StandsForValue, BaseOperator):
     retry, or a span that was read before, repairs nothing twice.
 
     The changes that it adds start Dags as a callout does. A session that seems never to end is only reported: the run
-    status of its meter contains no session id, so it does not prove how the session ended.
+    status of its meter contains no session id, so it does not prove how the session ended. ::
+
+        ReconcileCalloutsOperator(task_id="repair", lookback=timedelta(hours=6))
 
     :param since: start of the span, with a zone; ``lookback`` before its end unless given. Templated
     :param until: end of the span, with a zone; now unless given. Templated

@@ -37,7 +37,9 @@ class StopMeterOperator(SessionWaitMixin, BaseOperator):
 
     If no run of the meter is live, the task succeeds. A graceful stop of a streaming meter takes a savepoint, ends as
     PAUSED, and can take half an hour; if it cannot be completed, the meter goes back to RUNNING: the task then fails,
-    or forces the stop if ``force_after`` is given.
+    or forces the stop if ``force_after`` is given. ::
+
+        StopMeterOperator(task_id="stop", meter_id="1004", force_after=timedelta(minutes=20), deferrable=True)
 
     :param meter_id: the meter. Templated
     :param version: the meter's version. Templated

@@ -235,7 +235,7 @@ def imported(text: str) -> set[str]:
 def examples() -> list[tuple[str, str]]:
     """Return the programs that users copy: the example Dags, and those in the README and the docs."""
     files = [(file.name, file.read_text()) for file in sorted((ROOT / "dags").glob("*.py"))]
-    for file in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))):
+    for file in (ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))):
         lines = re.findall(rf"^from {PACKAGE}[\w.]* import [\w, ]+$", file.read_text(), re.MULTILINE)
         files += [(file.name, "\n".join(lines))] * bool(lines)
     return files
