@@ -1,4 +1,7 @@
-"""The pytest plugin, in a project outside of the repository: the one that `docs/testing.md` prints."""
+"""The pytest plugin, in a project outside of the repository: the one that `docs/testing.md` prints.
+
+The project has the Dags that the pages in `docs/howto` print, too, and runs them.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +19,9 @@ import pytest
 
 ROOT = Path(__file__).parents[3]
 PAGE = (ROOT / "docs" / "testing.md").read_text()
+HOW_TO = "\n".join(page.read_text() for page in sorted((ROOT / "docs" / "howto").glob("*.md")))
 OURS = "airflow_mediation_provider"
+FILE = re.compile(r"^`([\w./]+)`[^\n]*:\n\n```\w+\n(.*?)```", re.DOTALL | re.MULTILINE)
 
 MORE = """
 import pytest
@@ -89,6 +94,41 @@ def test_a_callout_that_is_lost_is_named(mediation_journal, mediation_simulator)
         mediation_journal.session(started["session_id"], "COMPLETED")
 """
 
+OF_HOW_TO = """
+from evening_stop import evening_stop
+from export_errors import export_errors
+from meter_status import meter_status
+
+
+def run_fast(dag):
+    for task in dag.tasks:
+        task.poke_interval = 0.1
+        task.settle = 0
+    return dag.test()
+
+
+def test_errors_are_exported(mediation_simulator, mediation_connection):
+    run = run_fast(export_errors())
+    assert run.state == "success"
+    exported = run.get_task_instance("export").xcom_pull(task_ids="export")
+    assert exported["count"] == 12
+    assert exported["files"]
+
+
+def test_a_meter_is_stopped(mediation_simulator, mediation_connection):
+    mediation_simulator.start_session("1004")
+    run = run_fast(evening_stop())
+    assert run.state == "success"
+    stopped = run.get_task_instance("stop").xcom_pull(task_ids="stop")
+    assert (stopped["status"], stopped["was_running"], stopped["forced"]) == ("PAUSED", True, False)
+
+
+def test_a_task_calls_zuora_by_itself(mediation_simulator, mediation_connection):
+    run = meter_status().test()
+    assert run.state == "success"
+    assert run.get_task_instance("status").xcom_pull(task_ids="status") == "NEVER_RUN"
+"""
+
 OVERRIDDEN = """
 
 def test_the_overridden_fixtures_are_used(mediation_connection, mediation_simulator):
@@ -105,8 +145,12 @@ def blocks(language: str) -> list[str]:
 def project(tmp_path_factory: pytest.TempPathFactory, sqlite_template: Path) -> Path:
     """The files of the page, in a directory of their own, with a database; the package is installed as the plugin."""
     project = tmp_path_factory.mktemp("project")
-    files = dict(re.findall(r"^`([\w./]+)`[^\n]*:\n\n```\w+\n(.*?)```", PAGE, re.DOTALL | re.MULTILINE))
+    files = dict(FILE.findall(PAGE))
     assert len(files) == 6
+    of_how_to = dict(FILE.findall(HOW_TO))
+    assert len(of_how_to) == HOW_TO.count("```python")
+    files |= of_how_to
+    files["tests/test_how_to.py"] = OF_HOW_TO
     files["tests/test_more.py"] = MORE
     files["tests/overridden/test_overridden.py"] = blocks("python")[-1] + OVERRIDDEN
     plugins = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["entry-points"]["pytest11"]
@@ -137,7 +181,8 @@ def test_each_test_of_the_page_passes(project: Path) -> None:
     )
     assert done.returncode == 0, done.stdout[-20_000:] + done.stderr[-5_000:]
     cases = ElementTree.parse(project / "result.xml").iter("testcase")
-    assert sum(1 for _ in cases) == len(re.findall("^def test_", PAGE + MORE + OVERRIDDEN, re.MULTILINE)) + 1
+    tests = re.findall("^def test_", PAGE + MORE + OF_HOW_TO + OVERRIDDEN, re.MULTILINE)
+    assert sum(1 for _ in cases) == len(tests) + 1
 
 
 @pytest.mark.services
