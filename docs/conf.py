@@ -18,7 +18,8 @@ myst_links_external_new_tab = False
 
 autodoc_member_order = "bysource"
 autodoc_typehints_format = "short"
-autodoc_class_signature = "mixed"
+autodoc_preserve_defaults = True
+maximum_signature_line_length = 100
 
 html_theme = "furo"
 html_title = f"Zuora Mediation in Airflow {release}"
