@@ -76,7 +76,7 @@ def create_app(
     app.state.connections = connections or Connections(in_use=ids_in_use)
     app.state.recorder = recorder or Recorder()
     app.state.throttled_log = ThrottledLog(app.state.connections.knows)
-    app.state.page_log = ThrottledLog()
+    app.state.page_log = ThrottledLog(of="path")
     app.state.recent_pages = TtlMap(RECENT_SECONDS, RECENT_PAGES)
     app.state.receipts = receipts or ReceiptBuffer()
     app.state.calls = ApiUsageBuffer()

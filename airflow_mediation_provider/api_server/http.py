@@ -102,10 +102,12 @@ class ThrottledLog:
     """Logs each message only once a minute. Invented ids of connections take no place from those of others.
 
     :param knows: whether an id is that of a connection, or in use
+    :param of: what the messages are about, unless it is a connection
     """
 
-    def __init__(self, knows: Callable[[str], bool] = lambda _: True) -> None:
+    def __init__(self, knows: Callable[[str], bool] = lambda _: True, *, of: str = "connection") -> None:
         self._knows = knows
+        self._of = of
         # By whether the id is known: the messages of the last minute.
         self._recent: dict[bool, TtlMap[bool]] = {known: TtlMap(QUIET_SECONDS, LIMIT) for known in (True, False)}
 
@@ -117,7 +119,7 @@ class ThrottledLog:
         :param reason: without secrets and without other content of the request
         """
         if self._recent[self._knows(conn_id)].add((what, conn_id, reason), True):
-            log.log(level, "%s, connection %.250r: %s", what, conn_id, reason)
+            log.log(level, "%s, %s %.250r: %s", what, self._of, conn_id, reason)
 
 
 def refused(status: int, error: str, headers: Mapping[str, str] | None = None) -> JSONResponse:

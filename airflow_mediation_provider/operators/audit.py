@@ -114,8 +114,13 @@ class _AuditOperator(SessionArguments, BaseOperator):
         """Return the result of the work, and report it and the calls; a deferral has no result yet."""
         from airflow_mediation_provider.exceptions import fail_permanently
 
-        with fail_permanently():
-            subject = self._subject(context)
+        try:
+            with fail_permanently():
+                subject = self._subject(context)
+        except MediationError:
+            # Airflow reads the links of each task, and would log an error.
+            push_session_links(context, self._hook(), str(self.meter_id), None)
+            raise
         push_session_links(context, self._hook(), subject["meter_id"], subject["session_id"])
         message = ""
         try:

@@ -190,6 +190,10 @@ class RunMeterOperator(SessionWaitMixin, BaseOperator):
             stop_meter_on_timeout=stop_meter_on_timeout,
         )
         self._check_sources()
+        if not wait_for_completion and (statuses is not None or fail_on is not None):
+            raise ValueError(
+                "statuses and fail_on need wait_for_completion=True: without it the session has no end yet"
+            )
         validate_statuses(run_type=self.run_type, statuses=self.statuses, fail_on=self.fail_on)
         condition = self._condition("any", DEFAULT_VERSION)
         stated = condition.fail_on if self.fail_on is None else self.fail_on
@@ -231,7 +235,12 @@ class RunMeterOperator(SessionWaitMixin, BaseOperator):
         self._context = context
         memory = self._kept_run(context)
         kept = memory.load()
-        request = self._request()
+        try:
+            request = self._request()
+        except MediationError:
+            # Airflow reads the links of each task, and would log an error.
+            push_session_links(context, self.hook, str(self.meter_id), None)
+            raise
         reason = why_new_generation(
             kept,
             Tries.of(context["ti"], self.retries),
@@ -366,8 +375,18 @@ class RunMeterOperator(SessionWaitMixin, BaseOperator):
 
             if state is not None and session:
                 self._kept_run(context).save(state.dead(session["status"]))
-            raise MeterRunFailed(result.message, session=session)
+            raise MeterRunFailed(result.message + self._advice(), session=session)
         return self.raise_for(result)
+
+    def _advice(self) -> str:
+        """Return what to set where a branch was to decide: a task that failed keeps it from running."""
+        from airflow_mediation_provider.operators.branch import MeterSessionBranchOperator
+
+        dag = self.get_dag()
+        following = [dag.get_task(each) for each in self.downstream_task_ids] if dag else []
+        if any(isinstance(each, MeterSessionBranchOperator) for each in following):
+            return " Set fail_on=() on this task, so that the branch after it decides."
+        return ""
 
     def _returned(self, context: Context, state: RunState | None, result: SessionResult) -> SessionResult:
         if state is not None:

@@ -19,7 +19,10 @@ from airflow_mediation_provider.exceptions import (
     MeterSessionTimeout,
     MeterSessionUncertain,
 )
+from airflow_mediation_provider.operators.audit import MeterSummaryOperator
+from airflow_mediation_provider.operators.branch import MeterSessionBranchOperator
 from airflow_mediation_provider.operators.meter import RunMeterOperator
+from airflow_mediation_provider.sensors.meter_session import MeterSessionSensor
 from airflow_mediation_provider.simulator import Simulator, ends
 from airflow_mediation_provider.simulator.config import debug_ends
 from airflow_mediation_provider.worker import run_stop as kill
@@ -68,6 +71,19 @@ def test_a_final_status_outside_fail_on_is_a_success(sim: Simulator, ti: TaskIns
     assert operator(fail_on=["FAILED"]).execute(ti.context)["status"] == "CANCELED"
     with pytest.raises(MeterRunFailed):
         operator(fail_on=["FAILED"]).execute(ti.clear().context)
+
+
+@pytest.mark.parametrize("branched", [True, False])
+def test_a_failure_before_a_branch_names_the_argument(sim: Simulator, ti: TaskInstance, branched: bool) -> None:
+    sim.set_meter("1001", runs=[ends("FAILED")])
+    with DAG("dag", schedule=None):
+        run = operator()
+        if branched:
+            run >> MeterSessionBranchOperator(task_id="branch", session=run.output, on_completed=[], default=[])
+    with pytest.raises(MeterRunFailed) as failed:
+        run.execute(ti.context)
+    advice = " Set fail_on=() on this task, so that the branch after it decides."
+    assert str(failed.value).endswith(advice) is branched
 
 
 def test_require_certain_fails_with_polls_alone_unless_exclusive(sim: Simulator, ti: TaskInstance) -> None:
@@ -584,6 +600,8 @@ def test_the_trigger_gets_stop_on_kill(sim: Simulator, ti: TaskInstance, asked: 
         ({"source_options": [{"processorId": "p"}]}, r"source_options\[0\] needs 'localFileId'"),
         ({"run_type": "DEBUG", "source_options": [{}]}, "exactly one of sampleFileId"),
         ({"event_store_source_options": [{}]}, "needs 'processorId'"),
+        ({"wait_for_completion": False, "fail_on": ()}, "statuses and fail_on need wait_for_completion=True"),
+        ({"wait_for_completion": False, "statuses": "COMPLETED"}, "statuses and fail_on need wait_for_completion=True"),
     ],
 )
 def test_a_wrong_argument_is_refused_when_the_dag_is_parsed(arguments: dict[str, Any], message: str) -> None:
@@ -631,6 +649,24 @@ def test_the_note_of_a_refused_run_call_has_its_error(ti: TaskInstance, notes: l
     (note,) = notes
     assert (note.kind, note.meter_id, note.session_id) == ("run", "99999", None)
     assert note.message == f"The meter was not started: {refused.value}"
+    assert "/mediation/task?" in ti.xcoms["mediation_session_page"]
+    assert ti.xcoms["mediation_session_link"] == ""
+
+
+@pytest.mark.parametrize(
+    "task",
+    [
+        operator(),
+        MeterSummaryOperator(task_id="task", meter_id="1001"),
+        MeterSessionSensor(task_id="task", meter_id="1"),
+    ],
+    ids=lambda task: task.task_type,
+)
+def test_a_task_whose_arguments_are_refused_has_links(ti: TaskInstance, task: Any) -> None:
+    """Airflow reads the links of each task when it ends, and logs an error for one that is missing."""
+    task.meter_id = "None"
+    with pytest.raises(MediationMisconfigured, match="meter_id"):
+        task.execute(ti.context)
     assert "/mediation/task?" in ti.xcoms["mediation_session_page"]
     assert ti.xcoms["mediation_session_link"] == ""
 

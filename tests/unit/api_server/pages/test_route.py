@@ -209,7 +209,7 @@ async def test_an_unavailable_database_is_a_503_page_and_logged(
     for _ in range(3):
         assert said(await alice.get("/sessions"), 503) == "The API server's log has the reason."
     [line] = said_log()
-    assert "A page was answered 503" in line
+    assert "A page was answered 503, path '/mediation/sessions': " in line
     assert "db.internal" in line
 
 
