@@ -157,30 +157,43 @@ class CalloutFilters:
 class CalloutListing(NamedTuple):
     """One page of the list.
 
+    :param newer: the position from which newer ones are found, ``None`` if there are none
     :param older: the position from which older ones are found, ``None`` if there are none
     """
 
     callouts: list[Callout]
+    newer: Keyset | None
     older: Keyset | None
 
 
 def list_callouts(
-    session: Session, filters: CalloutFilters, *, limit: int, before: Keyset | None = None
+    session: Session,
+    filters: CalloutFilters,
+    *,
+    limit: int,
+    before: Keyset | None = None,
+    after: Keyset | None = None,
 ) -> CalloutListing:
-    """Return the newest callouts, or those after a position.
+    """Return the newest callouts, or those next to a position.
 
     :param limit: how many at most
-    :param before: those right after this position: older ones
+    :param before: those right after this position in the list: older ones
+    :param after: those right before it: newer ones
     """
     by_report = filters.session_id is not None or filters.kind is CalloutKind.UNREADABLE
     one: Callable[..., list[Callout]] = _by_reports if by_report else _by_receipts
-    of_each = (one(session, filters, conn_id, before, limit + 1) for conn_id in filters.conn_ids)
-    found = sorted(chain.from_iterable(of_each), key=lambda each: each.place, reverse=True)
-    return CalloutListing(found[:limit], found[limit - 1].place if len(found) > limit else None)
+    back = after is None
+    of_each = (one(session, filters, conn_id, before or after, limit + 1, back=back) for conn_id in filters.conn_ids)
+    found = sorted(chain.from_iterable(of_each), key=lambda each: each.place, reverse=back)
+    onward = found[limit - 1].place if len(found) > limit else None
+    found = found[:limit]
+    if after is not None:
+        return CalloutListing(found[::-1], newer=onward, older=found[0].place if found else after)
+    return CalloutListing(found, newer=before and (found[0].place if found else before), older=onward)
 
 
 def _by_receipts(
-    session: Session, filters: CalloutFilters, conn_id: str, before: Keyset | None, limit: int
+    session: Session, filters: CalloutFilters, conn_id: str, place: Keyset | None, limit: int, *, back: bool
 ) -> list[Callout]:
     row = ReceiptRow
     which: list[ColumnElement[bool]] = [row.conn_id == conn_id]
@@ -196,14 +209,14 @@ def _by_receipts(
         which.append(row.status == filters.answer)
     if filters.open_only:
         which.append(row.acknowledged_at.is_(None))
-    which += _within(row.received_at, row.id, filters, before)
-    query = select(*_RECEIPT_COLUMNS)
-    found = session.execute(query.where(*which).order_by(row.received_at.desc(), row.id.desc()).limit(limit)).all()
+    which += _within(row.received_at, row.id, filters, place, back=back)
+    query = select(*_RECEIPT_COLUMNS).where(*which).order_by(*_order(row.received_at, row.id, back=back))
+    found = session.execute(query.limit(limit)).all()
     return _with_reports(session, conn_id, found)
 
 
 def _by_reports(
-    session: Session, filters: CalloutFilters, conn_id: str, before: Keyset | None, limit: int
+    session: Session, filters: CalloutFilters, conn_id: str, place: Keyset | None, limit: int, *, back: bool
 ) -> list[Callout]:
     row = TransitionRow
     query = select(*_REPORT_COLUMNS).where(row.conn_id == conn_id)
@@ -215,16 +228,24 @@ def _by_reports(
         query = query.where(row.kind == EntryKind.UNPARSED)
     if filters.open_only:
         query = query.where(row.acknowledged_at.is_(None))
-    query = query.where(*_within(row.created_at, row.id, filters, before))
-    found = session.execute(query.order_by(row.created_at.desc(), row.id.desc()).limit(limit)).all()
+    query = query.where(*_within(row.created_at, row.id, filters, place, back=back))
+    found = session.execute(query.order_by(*_order(row.created_at, row.id, back=back)).limit(limit)).all()
     return _with_receipts(session, conn_id, [_report(each) for each in found])
 
 
-def _within(at: Any, number: Any, filters: CalloutFilters, before: Keyset | None) -> list[ColumnElement[bool]]:
+def _order(at: Any, number: Any, *, back: bool) -> tuple[Any, Any]:
+    return (at.desc(), number.desc()) if back else (at, number)
+
+
+def _within(
+    at: Any, number: Any, filters: CalloutFilters, place: Keyset | None, *, back: bool
+) -> list[ColumnElement[bool]]:
     which: list[ColumnElement[bool]] = []
-    if before is not None:
-        # The first condition is the one that an index can use.
-        which += [at <= before.begun_at, or_(at < before.begun_at, number < before.id)]
+    # The first condition is the one that an index can use.
+    if place is not None and back:
+        which += [at <= place.begun_at, or_(at < place.begun_at, number < place.id)]
+    elif place is not None:
+        which += [at >= place.begun_at, or_(at > place.begun_at, number > place.id)]
     if filters.since is not None:
         which.append(at >= filters.since)
     if filters.until is not None:

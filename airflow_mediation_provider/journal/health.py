@@ -54,6 +54,8 @@ MOST: Final = 100
 """Counts end here."""
 METERS: Final = 200
 """So many meters of a connection are compared with what is usual."""
+UNPARSED: Final = 1000
+"""So many of the newest unparsed callouts are searched for those that no user has acknowledged."""
 _POLLS: Final = 1000
 _UNENDED: Final = 1000
 """The newest sessions without a reported end that are searched for silent ones."""
@@ -70,7 +72,7 @@ class ConnectionHealth:
     """What the journal shows of one connection; counts end at ``MOST``.
 
     :param last_callout_at: when the last parsed callout was received; ``None`` if none was for a week
-    :param unparsed: unparsed callouts within a day that no user has acknowledged
+    :param unparsed: unparsed callouts within a day that no user has acknowledged, of the newest ``UNPARSED``
     :param without_callouts: sessions within a day that Airflow started and that had no callout, nor had a later session
         of the meter
     :param ends_without_callouts: meters at which a poll within a day showed an end that no session has
@@ -249,12 +251,11 @@ def _counts() -> Select[Any]:
     change, known, waits = TransitionRow, SessionRow, WaitRow
     conn_id: ColumnElement[str] = bindparam("conn_id")
     recently: ColumnElement[datetime] = bindparam("recently")
-    unparsed = select(change.id).where(
-        change.conn_id == conn_id,
-        change.kind == EntryKind.UNPARSED,
-        change.created_at >= recently,
-        change.acknowledged_at.is_(None),
+    received = select(change.acknowledged_at).where(
+        change.conn_id == conn_id, change.kind == EntryKind.UNPARSED, change.created_at >= recently
     )
+    latest = received.order_by(change.created_at.desc()).limit(UNPARSED).subquery()
+    unparsed = select(latest.c.acknowledged_at).where(latest.c.acknowledged_at.is_(None))
     unended = select(known.best_ended).where(
         known.conn_id == conn_id, known.terminal.is_(False), known.last_observed_at < bindparam("silent")
     )

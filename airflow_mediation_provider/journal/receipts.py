@@ -11,6 +11,7 @@ import logging
 from collections import Counter, defaultdict
 from dataclasses import dataclass, fields
 from datetime import datetime, timedelta
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from airflow.utils.sqlalchemy import UtcDateTime
@@ -293,11 +294,30 @@ def acknowledge_unparsed(
     :param at: when
     :param row_id: only this one
     :param until: else those that the journal had then: what came later, the user has not seen; ``at`` by default
+    :param deadline_seconds: how long to wait for the turn to write, for each of several short transactions
     """
     row = TransitionRow
     of_kind = row.conn_id == conn_id, row.kind == EntryKind.UNPARSED, row.acknowledged_at.is_(None)
-    which = update(row).where(*of_kind, row.created_at <= (until or at) if row_id is None else row.id == row_id)
-    return write(lambda session: _execute(session, which.values(**_mark(by, at))), deadline_seconds=deadline_seconds)
+    which = row.created_at <= (until or at) if row_id is None else row.id == row_id
+    # Callouts are stored meanwhile, so each transaction is short; it begins after the rows of the one before it.
+    query = select(row.created_at, row.id).where(*of_kind, which).order_by(row.created_at, row.id).limit(_BATCH)
+
+    def batch(session: Session, after: tuple[datetime, int] | None) -> tuple[int, tuple[datetime, int] | None]:
+        beyond = (
+            [] if after is None else [row.created_at >= after[0], or_(row.created_at > after[0], row.id > after[1])]
+        )
+        found = [(created_at, number) for created_at, number in session.execute(query.where(*beyond))]
+        if not found:
+            return 0, None
+        # Another user may have acknowledged some since they were read.
+        these = row.id.in_([number for _, number in found]), row.acknowledged_at.is_(None)
+        return _execute(session, update(row).where(*these).values(**_mark(by, at))), found[-1]
+
+    total, last = write(partial(batch, after=None), deadline_seconds=deadline_seconds)
+    while last is not None:
+        done, last = write(partial(batch, after=last), deadline_seconds=deadline_seconds)
+        total += done
+    return total
 
 
 def acknowledge_refused(

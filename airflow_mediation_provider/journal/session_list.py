@@ -18,6 +18,7 @@ from airflow_mediation_provider.journal.queries import distinct_values, without_
 from airflow_mediation_provider.journal.session_search import (
     COUNTED,
     Filters,
+    GoneError,
     Keyset,
     Sort,
     few,
@@ -187,6 +188,7 @@ def list_sessions(
     :param limit: how many at most
     :param before: those right after this position in the list: older ones
     :param after: those right before it: newer ones
+    :raises GoneError: the list is sorted by end or duration, and the session at the position was deleted
     """
     back, place = after is None, before or after
     reach, since = None, None
@@ -235,6 +237,9 @@ def _first_sorted(
     order = (value, ListedRow.id)
     query = select(ListedRow.id).where(where).order_by(*(each.desc() if back else each for each in order)).limit(most)
     if place is not None:
+        # Only the session itself has the value from which the list continues.
+        if session.scalar(select(ListedRow.id).where(ListedRow.id == place.id)) is None:
+            raise GoneError(f"the session at the place {place} was deleted")
         its = select(value).where(ListedRow.id == place.id).correlate(None).scalar_subquery()
         beyond = (value < its, ListedRow.id < place.id) if back else (value > its, ListedRow.id > place.id)
         query = query.where(or_(beyond[0], and_(value == its, beyond[1])))

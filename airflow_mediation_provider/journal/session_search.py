@@ -62,6 +62,10 @@ class Keyset(NamedTuple):
         return cls(_EPOCH + timedelta(microseconds=int(at)), int(number))
 
 
+class GoneError(LookupError):
+    """The position of a sorted list is that of a session that is not there any more."""
+
+
 class Group(StrEnum):
     """Statuses that belong together, and what the list marks."""
 

@@ -23,7 +23,7 @@ from airflow.models.dag import DagModel
 from airflow.models.dagrun import DagRun
 from airflow.models.taskinstance import TaskInstance
 from airflow.models.xcom import XComModel
-from sqlalchemy import Integer, and_, bindparam, func, or_, select
+from sqlalchemy import Integer, and_, bindparam, func, or_, select, union_all
 from sqlalchemy.orm import aliased
 
 from airflow_mediation_provider.journal.asset_events import Arrival
@@ -67,6 +67,8 @@ _LINK: Final = "_link_TriggerDagRunLink"
 _RUN_ID: Final = "trigger_run_id"
 # Of a session's tasks, the runs of so many are searched for tasks that trigger others.
 _SEARCHED: Final = 50
+# Each of a thousand mapped tasks leaves some: only so many values of one run are searched.
+_LEFT: Final = 1_000
 
 
 class StartedRun(NamedTuple):
@@ -127,6 +129,7 @@ class Consumer:
     :param missed: whether the session reached the status after the Dag's asset was stored, and no run of the Dag has
         the event of it although the scheduler had the time to make one
     :param queued: whether such a run is queued, and the scheduler is about to make it
+    :param recent: whether there is no such run, and the session changed so lately that it does not count as missed yet
     """
 
     dag_id: str
@@ -134,6 +137,7 @@ class Consumer:
     paused: bool
     missed: bool
     queued: bool
+    recent: bool
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -477,14 +481,20 @@ def triggered_by_tasks(session: Session, key: SessionKey, tasks: Iterable[Wait])
     :param tasks: the tasks that are about it: only their Dag runs are searched, the latest of them
     """
     within = list(dict.fromkeys((each.dag_id, each.run_id) for each in tasks))[:_SEARCHED]
-    if not within:
+    runs_within = session.scalars(select(DagRun.id).where(_one_of(within))).all() if within else []
+    if not runs_within:
         return []
     xcom = XComModel
-    # The primary key begins with the run; there are as many of one key as tasks that trigger runs.
+    # The primary key begins with the run and ends with the key.
+    places = (xcom.dag_run_id, xcom.task_id, xcom.map_index, xcom.key)
+    of_each = (
+        select(*places).where(xcom.dag_run_id == run).order_by(*places).limit(_LEFT).subquery() for run in runs_within
+    )
+    searched = union_all(*(select(*each.c) for each in of_each)).subquery()
     query = (
         select(xcom.dag_id, xcom.run_id, xcom.task_id, xcom.map_index, xcom.key, xcom.value)
-        .join(DagRun, DagRun.id == xcom.dag_run_id)
-        .where(_one_of(within), without_index(xcom.key).in_((_LINK, _RUN_ID)))
+        .join(searched, and_(*(place == searched.c[place.key] for place in places)))
+        .where(searched.c.key.in_((_LINK, _RUN_ID)))
         .limit(2 * _MOST)
     )
     left: dict[TaskKey, dict[str, str]] = defaultdict(dict)
@@ -565,12 +575,15 @@ def consumers(
     def consumer(each: Scheduled) -> Consumer:
         lacks = lacks_run(each)
         queued = lacks and started is not None and each.dag_id in started.queued
+        without = lacks and not queued
+        recent = without and not late and not each.paused
         return Consumer(
             dag_id=each.dag_id,
             status=each.status,
             paused=each.paused,
-            missed=lacks and not queued and (late or each.paused),
+            missed=without and not recent,
             queued=queued,
+            recent=recent,
         )
 
     return [consumer(each) for each in scheduled]

@@ -32,6 +32,17 @@ _meters = itertools.count(60_001)
 # Connections whose sessions end without a callout: it takes none (the README's), or all of them are lost.
 POLLS_CONN = "mediation_polls"
 LOST_CONN = "mediation_lost"
+# A Dag that only one test pauses and unpauses, scheduled on a meter of its own. Its task needs no worker.
+NIGHTLY, NIGHTLY_METER = "nightly_load", "60801"
+NIGHTLY_DAG = f"""
+from airflow.providers.standard.operators.empty import EmptyOperator
+from airflow.sdk import DAG
+
+from airflow_mediation_provider.assets import on_meter_session
+
+with DAG("{NIGHTLY}", schedule=on_meter_session("{NIGHTLY_METER}", "COMPLETED")):
+    EmptyOperator(task_id="load")
+"""
 FAB_MANAGER = "airflow.providers.fab.auth_manager.fab_auth_manager.FabAuthManager"
 
 
@@ -53,6 +64,7 @@ def stage(tmp_path_factory: pytest.TempPathFactory, sqlite_template: Path) -> It
             shutil.copy(file, dags)
     for conn_id in (POLLS_CONN, LOST_CONN):
         (dags / f"{conn_id}.py").write_text(_over(conn_id, (dags / "run_and_branch.py").read_text()))
+    (dags / f"{NIGHTLY}.py").write_text(NIGHTLY_DAG)
     root, login = tmp_path_factory.mktemp("stage"), people.login(people.ADMIN)
     with Stage(root, dags, env=env, login=login, migrated=sqlite_template) as stage:
         stage.simulator.call("POST", "/config", json={"max_running_meters": 60})

@@ -40,6 +40,8 @@ from airflow_mediation_provider.protocol.callouts.receipt import LONGEST_BODY, N
 from airflow_mediation_provider.protocol.zuora.errors import MisconfigurationError
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from sqlalchemy.orm import Session
 
     from airflow_mediation_provider.journal.callout_list import AnswerCounts, CalloutDetail, CalloutListing
@@ -138,13 +140,13 @@ SearchDep = Annotated[CalloutSearch, Depends(_search)]
 
 
 @router.get("/callouts")
-def callouts(request: Request, reader: ReaderDep, search: SearchDep, before: Text = "") -> Response:
+def callouts(request: Request, reader: ReaderDep, search: SearchDep, before: Text = "", after: Text = "") -> Response:
     """Show the list."""
     try:
-        place = Keyset.parse(before) if before else None
+        places = {"before": Keyset.parse(before) if before else None, "after": Keyset.parse(after) if after else None}
     except ValueError as error:
         raise HTTPException(400, f"{error}: go back to the newest callouts.") from None
-    return _list(request, reader, search, place)
+    return _list(request, reader, search, places)
 
 
 @router.get("/unread")
@@ -222,7 +224,7 @@ def _after(request: Request, reader: Reader, form: dict[str, str], notice: str, 
         refused = form.get("kind") == CalloutKind.REFUSED
         receipt, row = (number, "") if refused else ("", number)
         return _shown(request, reader, receipt, row, notice=notice, failed=failed)
-    return _list(request, reader, _back(form), None, notice=notice, failed=failed)
+    return _list(request, reader, _back(form), {}, notice=notice, failed=failed)
 
 
 def _back(form: dict[str, str]) -> CalloutSearch:
@@ -242,7 +244,7 @@ def _list(
     request: Request,
     reader: Reader,
     search: CalloutSearch,
-    before: Keyset | None,
+    places: Mapping[str, Keyset | None],
     *,
     notice: str = "",
     failed: bool = False,
@@ -253,7 +255,7 @@ def _list(
     filters = search.filters(readable, now)
 
     def work(session: Session) -> tuple[CalloutListing, list[AnswerCounts], list[Refusals]]:
-        listing = list_callouts(session, filters, limit=PAGE, before=before)
+        listing = list_callouts(session, filters, limit=PAGE, **places)
         return listing, count_answers(session, now - KEPT), refusals(session, now)
 
     listing, counts, refused = read(work)
@@ -268,8 +270,9 @@ def _list(
         search=search,
         filters=filters,
         callouts=listing.callouts,
+        newer=listing.newer,
         older=listing.older,
-        paged=before is not None,
+        paged=any(places.values()),
         connections=known,
         readable=readable,
         # With a single readable connection, too, the buttons for all of its callouts are shown.

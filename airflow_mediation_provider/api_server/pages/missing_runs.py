@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from sqlalchemy.orm import Session
 
     from airflow_mediation_provider.journal.replay import Reached
-    from airflow_mediation_provider.journal.session_list import ListedSession
+    from airflow_mediation_provider.journal.session_list import ListedSession, Listing
     from airflow_mediation_provider.journal.session_search import Filters
 
 router = APIRouter(route_class=PageRoute)
@@ -46,6 +46,8 @@ EXAMINED: Final = 500
 MOST: Final = 200
 """So many runs are started by one form."""
 _LONGEST_ID: Final = 250
+FORM_LIMIT: Final = MOST * 5 * _LONGEST_ID * 12
+"""A run is five texts, and a form has up to twelve bytes for a character."""
 _MAY_NOT: Final = "you may not start runs of this Dag"
 _ACTION: Final = "start_missing_runs"
 
@@ -74,7 +76,7 @@ class MissingRun(NamedTuple):
 
     def __str__(self) -> str:
         """Return the run as a form contains it."""
-        return json.dumps([self.dag_id, *self.key, self.status])
+        return json.dumps([self.dag_id, *self.key, self.status], ensure_ascii=False)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -107,12 +109,14 @@ class Dry:
     """A dry run.
 
     :param candidates: the missing runs, the oldest session first
+    :param recent: how many more runs are not there yet, and count as missing when the session is a minute old
     :param examined: how many sessions were examined
     :param oldest: from when the last of them is
     :param older: where the next search continues; ``None`` if all sessions of this search were examined
     """
 
     candidates: tuple[Candidate, ...]
+    recent: int
     examined: int
     oldest: datetime | None
     older: Keyset | None
@@ -142,7 +146,7 @@ def missing_runs(request: Request, reader: ReaderDep, search: SearchDep, before:
 
 @router.post("/missing-runs/start", dependencies=[same_origin])
 def missing_runs_start(
-    request: Request, reader: ReaderDep, search: SearchDep, runs: Annotated[list[str], chosen("run")]
+    request: Request, reader: ReaderDep, search: SearchDep, runs: Annotated[list[str], chosen("run", FORM_LIMIT)]
 ) -> Response:
     """Start the chosen runs, as far as they are still missing."""
     if len(runs) > MOST:
@@ -181,37 +185,49 @@ def _shown(request: Request, search: tuple[Search, str], *, dry: Dry | None, res
 
 
 def _dry_run(reader: Reader, filters: Filters, dag_id: str, before: Keyset | None) -> Dry:
-    def work(session: Session) -> tuple[Dry, dict[str, str]]:
+    def work(session: Session) -> tuple[list[_Without], dict[str, str], Listing]:
         listing = list_sessions(session, filters, limit=EXAMINED, before=before)
-        found = sorted(_missing(session, listing.sessions, dag_id), key=lambda each: (each[1].begun_at, each[0]))
-        reasons = refusals(session, {run.dag_id for run, _ in found})
-        candidates = tuple(Candidate(run=run, session=listed, refused=reasons[run.dag_id]) for run, listed in found)
-        oldest = listing.sessions[-1].begun_at if listing.sessions else None
-        dry = Dry(candidates=candidates, examined=len(listing.sessions), oldest=oldest, older=listing.older)
-        return dry, reasons
+        found = [each for each in _without_run(session, listing.sessions) if dag_id in ("", each.run.dag_id)]
+        return found, refusals(session, {each.run.dag_id for each in found}), listing
 
-    dry, reasons = read(work)
+    found, reasons, listing = read(work)
     seen = reader.sees_runs(set(reasons))
     may = reader.starts_runs(seen)
-    candidates = tuple(
-        each if each.run.dag_id in may else Candidate(run=each.run, session=each.session, refused=_MAY_NOT)
-        for each in dry.candidates
-        if each.run.dag_id in seen
+    visible = [each for each in found if each.run.dag_id in seen]
+    missed = sorted((each for each in visible if not each.recent), key=lambda each: (each.session.begun_at, each.run))
+    return Dry(
+        candidates=tuple(
+            Candidate(
+                run=each.run,
+                session=each.session,
+                refused=reasons[each.run.dag_id] if each.run.dag_id in may else _MAY_NOT,
+            )
+            for each in missed
+        ),
+        recent=len(visible) - len(missed),
+        examined=len(listing.sessions),
+        oldest=listing.sessions[-1].begun_at if listing.sessions else None,
+        older=listing.older,
     )
-    return Dry(candidates=candidates, examined=dry.examined, oldest=dry.oldest, older=dry.older)
 
 
-def _missing(
-    session: Session, listed: tuple[ListedSession, ...], dag_id: str
-) -> Iterable[tuple[MissingRun, ListedSession]]:
+class _Without(NamedTuple):
+    """A run that is not there, and whether it is too early to call it missing."""
+
+    run: MissingRun
+    session: ListedSession
+    recent: bool
+
+
+def _without_run(session: Session, listed: tuple[ListedSession, ...]) -> Iterable[_Without]:
     assets = triggered_runs.Assets(session, {each.meter for each in listed})
     scheduled = triggered_runs.scheduled(session, assets)
     started = triggered_runs.started(session, listed, assets)
     now = datetime.now(UTC)
     for each in listed:
         for consumer in triggered_runs.consumers(each, scheduled.get(each.meter, ()), started.get(each.key), now):
-            if consumer.missed and dag_id in ("", consumer.dag_id):
-                yield MissingRun(consumer.dag_id, each.key, consumer.status), each
+            if consumer.missed or consumer.recent:
+                yield _Without(MissingRun(consumer.dag_id, each.key, consumer.status), each, consumer.recent)
 
 
 def start(reader: Reader, runs: Iterable[MissingRun]) -> list[Result]:

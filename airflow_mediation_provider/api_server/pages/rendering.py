@@ -416,7 +416,11 @@ def form(*names: str, **optional: str) -> Any:
     """
 
     async def fields(request: Request) -> dict[str, str]:
-        given = {**optional, **dict(await _fields(request))}
+        found = await _fields(request, _FORM_LIMIT)
+        counts = Counter(name for name, _ in found)
+        if doubled := [f"field {name} given {counts[name]} times" for name in (*names, *optional) if counts[name] > 1]:
+            raise HTTPException(400, f"{', '.join(doubled).capitalize()}.")
+        given = {**optional, **dict(found)}
         if wrong := [name for name in (*names, *optional) if name not in given or "\0" in given[name]]:
             raise RequestValidationError([{"loc": ("body", name)} for name in wrong])
         return {name: given[name] for name in (*names, *optional)}
@@ -447,14 +451,15 @@ checked_parameters: Final = Depends(_checked_parameters)
 """What every page needs after the permission: a parameter is used as it is written, or refused."""
 
 
-def chosen(name: str) -> Any:
+def chosen(name: str, limit: int) -> Any:
     """Return a page's dependency that reads all values of one field of its form, such as those of check boxes.
 
     :param name: the field; at least one value is required
+    :param limit: maximum number of bytes of the form
     """
 
     async def values(request: Request) -> list[str]:
-        given = [value for field, value in await _fields(request) if field == name]
+        given = [value for field, value in await _fields(request, limit) if field == name]
         if not given:
             raise RequestValidationError([{"loc": ("body", name)}])
         return given
@@ -462,13 +467,13 @@ def chosen(name: str) -> Any:
     return Depends(values)
 
 
-async def _fields(request: Request) -> list[tuple[str, str]]:
+async def _fields(request: Request, limit: int) -> list[tuple[str, str]]:
     body = b""
     if request.headers.get("content-type", "").startswith("application/x-www-form-urlencoded"):
         try:
-            body = await read_body(request, limit=_FORM_LIMIT, seconds=_FORM_SECONDS)
+            body = await read_body(request, limit=limit, seconds=_FORM_SECONDS)
         except BodyTooLargeError:
-            raise HTTPException(413, f"The form has more than {_FORM_LIMIT} bytes.", {"Connection": "close"}) from None
+            raise HTTPException(413, f"The form has more than {limit} bytes.", {"Connection": "close"}) from None
         except (BodyTooSlowError, ClientDisconnect):
             raise HTTPException(408, "The form did not arrive in time.", {"Connection": "close"}) from None
     return parse_qsl(body.decode("latin-1"))

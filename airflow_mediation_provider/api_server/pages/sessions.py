@@ -26,7 +26,16 @@ from airflow_mediation_provider.journal.session_list import (
     known_connections,
     list_sessions,
 )
-from airflow_mediation_provider.journal.session_search import COUNTED, SCANNED, Filters, Group, Keyset, Only, Sort
+from airflow_mediation_provider.journal.session_search import (
+    COUNTED,
+    SCANNED,
+    Filters,
+    GoneError,
+    Group,
+    Keyset,
+    Only,
+    Sort,
+)
 from airflow_mediation_provider.journal.transaction import read
 from airflow_mediation_provider.protocol.sessions.usual import Punctuality
 from airflow_mediation_provider.protocol.status import RunType, SessionStatus, names_nothing, parse_status
@@ -380,6 +389,8 @@ def _as_json(row: Row, meter_name: str | None) -> dict[str, Any]:
         "certain": listed.best_certain,
         "marks": listed.best_marks.split(),
         "silent": row.silent,
+        "longer_than_usual": row.long,
+        "next_late": row.late is not None,
         "ended": listed.best_ended,
         "ended_at": to_json(listed.over_at),
         "tasks": [{name: getattr(each, name) for name in _TASK_NAMES} for each in row.tasks],
@@ -418,7 +429,12 @@ def _list(request: Request, reader: Reader, search: Search, before: str, after: 
         listing = list_sessions(session, filters, limit=MISSED_SCANNED if missed else PAGE, **places)
         return listing, around(session, listing.sessions, request.app.state.tempos)
 
-    listing, found = read(work)
+    try:
+        listing, found = read(work)
+    except GoneError:
+        raise HTTPException(
+            410, "The session at which this part of the list begins was deleted: search again."
+        ) from None
     rows = rows_of(found, reader, now)
     if missed:
         listing, rows = _missed(listing, rows, back=not after)

@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
+from datetime import timedelta
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import pytest
 from airflow import settings
 
+from airflow_mediation_provider.journal import receipts
 from airflow_mediation_provider.journal.callout_list import (
     CalloutFilters,
     CalloutKind,
+    CalloutListing,
     connections_with_callouts,
     find_callout,
     list_callouts,
 )
 from airflow_mediation_provider.journal.receipts import Seen, acknowledge_unparsed, record_receipts
 from airflow_mediation_provider.journal.session_search import Keyset
-from airflow_mediation_provider.journal.transaction import read
+from airflow_mediation_provider.journal.transaction import read, write
 from airflow_mediation_provider.protocol.callouts.receipt import NO_CONNECTION, Receipt
 from tests.unit.journal.old_rows import NEW, NOW, OLD, keep, session_of, told
 from tests.unit.journal.plans import explained, uses_an_index
@@ -53,6 +56,34 @@ def test_unparsed_callouts_are_those_of_the_named_connections_the_latest_first()
     assert [row_id for row_id, _ in unparsed("zuora", "other", limit=2, before=Keyset(NOW, 2))] == [3, 1]
 
 
+@pytest.mark.parametrize("kind", [CalloutKind.UNREADABLE, CalloutKind.REFUSED])
+def test_paging_forth_and_back_shows_each_callout_once_also_of_several_connections(kind: CalloutKind) -> None:
+    conn_ids = ("zuora", "other")
+    times = [NOW - timedelta(seconds=number // 3) for number in range(11)]
+    keep(*(told(None, at, **UNPARSED, conn_id=conn_ids[number % 2]) for number, at in enumerate(times)))
+    seen = Seen()
+    for number, at in enumerate(times):
+        seen.add(Receipt(conn_id=conn_ids[number % 2], received_at=at, status=401))
+    record_receipts(seen)
+
+    def page(**places: Keyset | None) -> CalloutListing:
+        filters = CalloutFilters(conn_ids=conn_ids, kind=kind)
+        return read(lambda session: list_callouts(session, filters, limit=3, **places))
+
+    pages = [page()]
+    while pages[-1].older:
+        pages.append(page(before=pages[-1].older))
+    everything = [each.place for part in pages for each in part.callouts]
+    assert len(set(everything)) == 11
+    assert everything == sorted(everything, reverse=True)
+    assert [part.newer is not None for part in pages] == [False, True, True, True]
+    back = [pages[-1]]
+    while back[-1].newer:
+        back.append(page(after=back[-1].newer))
+    assert [part.callouts for part in back[::-1]] == [part.callouts for part in pages]
+    assert all(part.older for part in back[1:])
+
+
 def test_those_that_a_user_acknowledged_are_left_out_on_request() -> None:
     conn_ids = {1: "zuora", 2: "zuora", 3: "other"}
     keep(*(told(None, NOW, **UNPARSED, id=number, conn_id=conn_id) for number, conn_id in conn_ids.items()))
@@ -68,6 +99,21 @@ def test_those_that_a_user_acknowledged_are_left_out_on_request() -> None:
     detail = read(lambda session: find_callout(session, row_id=2))
     assert detail is not None
     assert detail.callout.acknowledged == (NOW, "b" * 250)
+
+
+def test_many_are_acknowledged_in_short_transactions(monkeypatch: pytest.MonkeyPatch) -> None:
+    keep(*(told(None, NOW - timedelta(seconds=number // 2), **UNPARSED, id=number) for number in range(1, 8)))
+    monkeypatch.setattr(receipts, "_BATCH", 2)
+    done: list[Any] = []
+
+    def watched(work: Callable[..., Any], **options: Any) -> Any:
+        done.append(write(work, **options))
+        return done[-1]
+
+    monkeypatch.setattr(receipts, "write", watched)
+    assert acknowledge_unparsed("zuora", "alice", NOW, until=NOW - timedelta(seconds=1)) == 6
+    assert [count for count, _ in done] == [2, 2, 2, 0]
+    assert listed(kind=CalloutKind.UNREADABLE, open_only=True) == [(1, None)]
 
 
 def test_a_session_has_the_callouts_of_each_meter_or_of_one() -> None:

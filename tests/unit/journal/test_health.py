@@ -17,7 +17,7 @@ from airflow_mediation_provider.journal.receipts import acknowledge_unparsed
 from airflow_mediation_provider.journal.tables import ReporterRow
 from airflow_mediation_provider.journal.transaction import read
 from tests.unit.journal.old_rows import NOW, concluded, is_in, keep, session_of, told, wait_of
-from tests.unit.journal.plans import explained, uses_an_index
+from tests.unit.journal.plans import explained, uses_an_index, worked
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -218,6 +218,20 @@ def test_an_acknowledged_unparsed_callout_is_no_problem_any_more() -> None:
     keep(*(told(None, ago(hours=1), kind="unparsed", id=number) for number in (1, 2)))
     assert acknowledge_unparsed("zuora", "alice", NOW, row_id=1) == 1
     assert trouble() == {"unparsed": 1}
+
+
+def test_any_number_of_acknowledged_callouts_costs_the_same(
+    sqlite_database: str, airflow_on: Callable[[str], str]
+) -> None:
+    airflow_on(sqlite_database)
+    keep(told(None, NOW, kind="unparsed"))
+    steps = []
+    for _ in range(2):
+        keep(*(told(None, ago(hours=1), kind="unparsed", acknowledged_at=NOW) for _ in range(1_500)))
+        with worked() as work:
+            assert trouble() == {"unparsed": 1}
+        steps += work
+    assert steps[1] < 1.05 * steps[0]
 
 
 def test_a_running_session_without_a_report_for_hours_is_silent() -> None:

@@ -291,6 +291,18 @@ class TestTriggeredByTasks:
         self.leaves("load", link=link, triggered=triggered)
         assert self.found() == []
 
+    def test_of_each_run_only_so_many_values_are_searched(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Thousands of mapped tasks may have left some."""
+        self.run("load", "a", self.CONF)
+        for task_id in ("load", "mapped", "then_load"):
+            self.leaves(task_id, link="/dags/load/runs/a", triggered="a" if task_id == "load" else None)
+        assert [by for *_, by in self.found()] == ["load"]
+        self.run("load", "b", self.CONF)
+        self.leaves("zulu", link="/dags/load/runs/b", triggered="b")
+        assert [by for *_, by in self.found()] == ["load", "zulu"]
+        monkeypatch.setattr(consequences, "_LEFT", 4)
+        assert [by for *_, by in self.found()] == ["load"]
+
     def test_a_task_of_another_run_is_not_searched(self) -> None:
         self.run("load", "a", self.CONF)
         self.run("usage", "r-2")

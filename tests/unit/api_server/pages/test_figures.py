@@ -41,6 +41,8 @@ if TYPE_CHECKING:
 NOTHING = "\N{EN DASH}"
 SECRET = "s3cret-of-zuora"
 CALLOUTS, POLLS = "zuora", "polls"
+REGULAR = "2001"
+"""The meter that starts often enough to have a rhythm, and has not started for hours."""
 LOOP = [["INITIALIZING", 2], *[["RUNNING", 7], ["PAUSED", 3]] * 25, ["RUNNING", None]]
 
 
@@ -71,7 +73,7 @@ class Kind:
 
 TOLD: dict[str, Any] = {}
 KINDS = {
-    "2001": Kind(script=completes(600).script, callout=TOLD),
+    REGULAR: Kind(script=completes(600).script, callout=TOLD, count=7),
     "2002": Kind(script=ends("FAILED", 360).script, callout=TOLD),
     "2003": Kind(script=ends("CANCELED", 125).script, callout=TOLD),
     "2004": Kind(script=[["TESTING", 30], ["TESTING_PASSED", None]], run_type="DEBUG", callout=TOLD),
@@ -157,7 +159,7 @@ class World:
 
     async def play(self) -> None:
         """Start all sessions, some minutes apart, and let the hours pass."""
-        for number in range(3):
+        for number in range(max(kind.count for kind in KINDS.values())):
             for meter_id, kind in KINDS.items():
                 if number >= kind.count:
                     continue
@@ -316,11 +318,15 @@ async def check_figures(alice: Browser, world: World) -> None:
     assert len(truths) >= 50
     listed = {row["Session"]: row for row in await rows(alice)}
     assert listed.keys() == truths.keys()
+    regular = max((each for each in truths.values() if each.session.meter_id == REGULAR), key=lambda each: each.began)
+    assert "next one late" in listed[regular.session.session_id]["Status"]
 
     for session_id, truth in truths.items():
         row, kind = listed[session_id], truth.kind
         about = (truth.session.meter_id, session_id, row)
         status = truth.session.status
+        if truth is regular:
+            row["Status"] = row["Status"].removesuffix(f" next one late: none started since {in_words(truth.began)}")
         # Each mark is there for a reason, and without one the line is true.
         assert marks(row["Status"]) >= set(kind.marks) - {"unknown status (99)"}, about
         assert bool(marks(row["Status"])) is bool(kind.marks), about
@@ -393,7 +399,109 @@ async def check_counts(alice: Browser, world: World) -> None:
     assert {status: int(count) for count, status in keys} == dict(shown)
 
 
+def instant(text: str | None) -> datetime | None:
+    return text and datetime.fromisoformat(text)  # type: ignore[return-value]
+
+
+def by_meter(world: World) -> dict[str, list[Truth]]:
+    """What the tenant did, by meter, the newest session first."""
+    found: dict[str, list[Truth]] = {}
+    for truth in sorted(world.truths().values(), key=lambda each: each.began, reverse=True):
+        found.setdefault(truth.session.meter_id, []).append(truth)
+    return found
+
+
+def expected_facts(truths: list[Truth], now: datetime) -> dict[str, str]:
+    """The figures of a meter without uncertain sessions, the newest first."""
+    ended = [(each, each.session.status, each.ended) for each in truths if each.ended]
+    good = [(each, at) for each, status, at in ended if status in ("COMPLETED", "TESTING_PASSED")]
+    bad = sum(status in ("FAILED", "TESTING_FAILED") for _, status, _ in ended)
+    streak = len([*itertools.takewhile(lambda each: each[1] == ended[0][1], ended)])
+    spans = [later.began - earlier.began for later, earlier in itertools.pairwise(truths)]
+    usual, starts = "too few of the newest sessions succeeded", "no regular rhythm, so the next one is never late"
+    if len(spans) > 4:
+        took = sorted(at - each.began for each, at in good)
+        usual = f"{humanize(took[0])} to {humanize(took[-1])} of {len(took)} successes"
+        every = timedelta(minutes=round(sorted(spans)[len(spans) // 2].total_seconds() / 60))
+        starts = f"about every {humanize(every)}, the last one {humanize(now - truths[0].began)} ago late"
+    return {
+        "Last success": f"{in_words(good[0][1])} {good[0][0].session.session_id}"
+        if good
+        else f"none of the newest {len(truths)} sessions",
+        "Streak": f"{streak} {ended[0][1]} in a row",
+        "Failure rate": f"{bad} of {len(ended)} ended sessions failed ({round(100 * bad / len(ended))} %), since"
+        f" {in_words(truths[-1].began)}",
+        "Usual duration": usual,
+        "Starts": starts,
+        "Run type": truths[0].kind.run_type,
+        "Connection": truths[0].kind.conn_id,
+    }
+
+
+async def check_meters(alice: Browser, world: World) -> None:
+    now, exact = world.now(), 0
+    for meter_id, truths in by_meter(world).items():
+        page = await alice.sees("/meter", conn=truths[0].kind.conn_id, meter=meter_id)
+        [line] = [each for each in page.one("table", class_="matrix").all("tr") if each.one("th").text == "Session"]
+        cells = [each.text for each in line.all("bdi", class_="hidden")]
+        bars = [each.text for each in page.one("figure", class_="trend").all("title")]
+        answer = page.one("div", id="meter").all("p", class_="notice")[0].text
+        assert [each.split()[0] for each in cells] == [each.session.session_id for each in reversed(truths)], meter_id
+        assert [each.split()[3] for each in bars] == [each.session.session_id for each in reversed(truths)], meter_id
+        if truths[0].kind.marks:
+            # The answer, the mark of the last session, or a session that goes on for hours shows what is not certain.
+            last = (await alice.sees("/session", **truths[0].key)).one("h1").text
+            assert "not certain" in answer or "has been live for" in answer or marks(last), (meter_id, answer)
+            continue
+        exact += 1
+        debug = ", DEBUG" if truths[0].kind.run_type == "DEBUG" else ""
+        for truth, cell, bar in zip(reversed(truths), cells, bars, strict=True):
+            session_id, status, ended = truth.session.session_id, truth.session.status, truth.ended
+            assert ended is not None
+            assert cell == f"{session_id} {status}{debug}, from {in_words(truth.began)}"
+            assert bar == f"{in_words(truth.began)}: {session_id} {status}, {humanize(ended - truth.began)}"
+        assert facts(page) == expected_facts(truths, now), meter_id
+        of_last = truths[0].session
+        assert f"{of_last.session_id} ended {of_last.status} " in answer, answer
+    assert exact >= 10
+
+
+async def check_json(alice: Browser, world: World) -> None:
+    truths, now = world.truths(), world.now()
+    listed: list[dict[str, Any]] = []
+    where: dict[str, str] = {}
+    while True:
+        reply = (await alice.get("/sessions.json", **where)).json()
+        listed += reply["sessions"]
+        assert reply["complete"]
+        if reply["older"] is None:
+            break
+        where = {"before": reply["older"]}
+    assert [each["session_id"] for each in listed] == sorted(truths, key=lambda each: truths[each].began, reverse=True)
+    newest = {meter_id: of_meter[0].session.session_id for meter_id, of_meter in by_meter(world).items()}
+    for each in listed:
+        truth = truths[each["session_id"]]
+        kind, status = truth.kind, truth.session.status
+        assert (each["conn_id"], each["meter_id"]) == (kind.conn_id, truth.session.meter_id)
+        assert each["next_late"] is (each["session_id"] == newest[REGULAR]), each
+        assert each["longer_than_usual"] is False
+        if kind.marks:
+            assert each["marks"] or each["silent"] or each["evidence"] == "poll", each
+            assert each["silent"] is not each["ended"], each
+            continue
+        assert (each["status"], each["certain"], each["marks"]) == (status, True, []), each
+        assert (each["ended"], each["silent"], each["evidence"]) == (truth.ended is not None, False, "callout"), each
+        for name, at in {"begun_at": truth.began, "started_at": truth.began, "ended_at": truth.ended}.items():
+            shown = instant(each[name])
+            assert shown is not None
+            assert at is not None
+            assert abs(shown - at) < timedelta(seconds=1), (name, each)
+    assert now > truths[newest[REGULAR]].began
+
+
 async def test_each_figure_equals_the_simulators_log_or_is_marked_as_uncertain(alice: Browser, world: World) -> None:
     await check_figures(alice, world)
     await check_phases(alice, world)
     await check_counts(alice, world)
+    await check_meters(alice, world)
+    await check_json(alice, world)

@@ -263,6 +263,8 @@ class TestMarks:
         assert marked["R-live"] == "RUNNING longer than usual"
         assert marked["R-short"] == "RUNNING"
         assert set(marked.values()) == {"RUNNING longer than usual", "RUNNING", "COMPLETED"}
+        listed = (await alice.get("/sessions.json")).json()["sessions"]
+        assert [each["session_id"] for each in listed if each["longer_than_usual"]] == ["R-live"]
         page = await alice.sees("/session", **KEY, session="R-live")
         assert page.one("h1").text == "R-live RUNNING longer than usual"
 
@@ -271,6 +273,8 @@ class TestMarks:
         keep(ended(20, hours=0.5, meter_id="1002"), ended(21, hours=0.1, run_type="DEBUG", status="TESTING_PASSED"))
         marked = [row["Session"] for row in (await alice.sees("/sessions")).cells() if "next one late" in row["Status"]]
         assert marked == ["R-0"]
+        listed = (await alice.get("/sessions.json")).json()["sessions"]
+        assert [each["session_id"] for each in listed if each["next_late"]] == ["R-0"]
         assert sentence(await alice.sees("/meter", **KEY)).endswith("one starts about every 1h, the last one 3h ago.")
 
     async def test_no_mark_is_older_than_the_sessions_that_are_listed(self, alice: Browser) -> None:

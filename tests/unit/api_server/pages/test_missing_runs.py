@@ -15,6 +15,7 @@ from sqlalchemy import select
 from airflow_mediation_provider.api_server.pages import missing_runs
 from airflow_mediation_provider.assets import on_meter_session
 from airflow_mediation_provider.journal import triggered_runs
+from airflow_mediation_provider.journal.session_list import SessionKey
 from airflow_mediation_provider.protocol.sessions.asset_uri import asset_uri
 from tests.unit.api_server.pages.conftest import now
 from tests.unit.api_server.pages.html import asked, parsed
@@ -107,6 +108,28 @@ async def test_a_paused_dag_gets_all_its_missing_runs_after_it_is_unpaused(alice
     again = await results(alice, *chosen)
     assert set(again.values()) == {"already there the Dag has a run for this session"}
     assert airflow.runs("load") == airflow.runs("other")
+
+
+async def test_a_run_that_the_scheduler_may_still_make_is_announced_and_not_listed(
+    alice: Browser, airflow: Airflow, manager: Manager, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for dag_id in ("load", "secret"):
+        airflow.know(dag_id, on_meter_session("1", "COMPLETED"), paused=True)
+    ends(1, 2)
+    manager.deny("dag", "GET", "RUN", "secret")
+    for dag_id in ("load", "secret"):
+        airflow.pause(dag_id, paused=False)
+    monkeypatch.setattr(triggered_runs, "_SCHEDULED_WITHIN", timedelta(minutes=1))
+    page = await alice.sees("/missing-runs")
+    assert startable(page) == []
+    assert "2 more runs are not there yet: the sessions changed within the last minute" in page.text
+    assert "No run is missing." not in page.text
+    page = await alice.sees("/session", conn=CONN, meter="1", session="R-1")
+    assert "No run of load is there yet" in page.text
+    monkeypatch.setattr(triggered_runs, "_SCHEDULED_WITHIN", timedelta(0))
+    page = await alice.sees("/missing-runs")
+    assert startable(page) == [run("R-1"), run("R-2")]
+    assert "not there yet" not in page.text
 
 
 async def test_a_result_is_that_of_its_own_connection(alice: Browser, airflow: Airflow) -> None:
@@ -252,3 +275,26 @@ async def test_a_form_that_names_no_run_is_refused(alice: Browser, wrong: str) -
     reply = await press(alice, wrong)
     assert reply.status_code == 400
     assert "Missing or invalid parameters: run." in reply.text
+
+
+async def test_a_form_has_room_for_all_runs_of_a_page_with_the_longest_ids(alice: Browser, airflow: Airflow) -> None:
+    airflow.know("load", on_meter_session("1", "COMPLETED"))
+    longest = "\N{PARTY POPPER}" * 250
+    runs = [str(missing_runs.MissingRun(longest, SessionKey(longest, longest, longest), f"S{n}")) for n in range(200)]
+    reply = await press(alice, *runs)
+    assert (reply.status_code, len(reply.request.content) > 2_000_000) == (200, True)
+    done = [row["Result"] for row in parsed(reply.text).cells()]
+    assert done == ["refused the journal has no such session"] * 200
+
+
+async def test_a_field_that_a_form_has_twice_is_refused(alice: Browser, airflow: Airflow) -> None:
+    """The last one would count, and nothing would show it."""
+    airflow.know("load", on_meter_session("1", "COMPLETED"), paused=True)
+    ends(1)
+    airflow.pause("load", paused=False)
+    fields = {"conn": CONN, "meter": "1", "session": "R-1", "dag_id": ["load", "load"]}
+    address = f"{alice.base}/mediation/session/replay"
+    reply = await alice.client.post(address, data=fields, headers={"Sec-Fetch-Site": "same-origin"})
+    assert reply.status_code == 400
+    assert "Field dag_id given 2 times." in reply.text
+    assert airflow.runs("load") == []

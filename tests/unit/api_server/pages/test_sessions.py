@@ -6,6 +6,8 @@ from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from airflow import settings
+from sqlalchemy import delete
 
 from airflow_mediation_provider.api_server.http import TtlMap
 from airflow_mediation_provider.api_server.pages import health, rendering, session
@@ -13,6 +15,7 @@ from airflow_mediation_provider.api_server.pages import sessions as module
 from airflow_mediation_provider.assets import on_meter_session
 from airflow_mediation_provider.journal import session_list as journal_listing
 from airflow_mediation_provider.journal import session_search as journal_search
+from airflow_mediation_provider.journal.tables import SessionRow
 from airflow_mediation_provider.protocol.times import in_words
 from tests.unit.api_server.pages.conftest import now
 from tests.unit.api_server.pages.html import asked, parsed
@@ -340,6 +343,24 @@ class TestFilters:
         page = await alice.sees("/sessions", sort="end")
         assert names(page) == ["R-5", "R-4"]
         assert page.one("p", class_="notice").text.startswith("Only the newest 2 sessions that match a filter are")
+
+    async def test_a_sorted_list_that_continues_at_a_deleted_session_is_refused(
+        self, alice: Browser, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """No session would follow, as if the list ended there."""
+        monkeypatch.setattr(module, "PAGE", 2)
+        keep(*(began(f"R-{number}", number) for number in range(6)))
+        for sort in ("end", "duration"):
+            page = await alice.sees("/sessions", sort=sort)
+            _, where = asked(page.one("a", id="older").attributes["href"])
+            last = page.cells()[-1]["Session"]
+            with settings.NonScopedSession() as database:
+                database.execute(delete(SessionRow).where(SessionRow.session_id == last))
+                database.commit()
+            for path in ("/sessions", "/sessions.json"):
+                gone = await alice.get(path, **where)
+                assert gone.status_code == 410
+                assert "The session at which this part of the list begins was deleted: search again." in gone.text
 
     async def test_filters_are_shown_in_the_form(self, alice: Browser) -> None:
         keep(began("R-1", 0), began("R-2", 0, conn_id="other"))
