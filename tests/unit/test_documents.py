@@ -6,6 +6,7 @@ import ast
 import configparser
 import inspect
 import re
+import subprocess
 import tomllib
 from datetime import timedelta
 from functools import cache
@@ -300,6 +301,26 @@ def test_the_page_of_the_commands_has_each_command_and_option() -> None:
         if row[0].startswith("`airflow ")
     }
     assert listed == dict(commands())
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
+def test_each_command_in_a_document_exists(document: Path) -> None:
+    known = {tuple(path.split()[2:]): set(options) for path, options in commands()}
+    text = re.sub(r"\\\n", " ", document.read_text())
+    for words in re.findall(r"airflow mediation ([a-z][a-z-]+(?: [^\n`|;,()]*)?)", text):
+        named, *rest = words.split()
+        path = (named, rest[0]) if named == "db" and rest else (named,)
+        if path != ("db",):
+            assert path in known, words
+            assert set(re.findall(r"(?<=\s)--[a-z-]+", words)) <= known[path], words
+
+
+@pytest.mark.services
+@pytest.mark.parametrize("source", [*blocks("bash"), *blocks("console")])
+def test_each_block_of_a_shell_is_read_by_it(source: str) -> None:
+    script = re.sub(r"^\$ ", "", source, flags=re.MULTILINE)
+    read = subprocess.run(["bash", "-n"], input=script, capture_output=True, text=True, check=False)
+    assert (read.returncode, read.stderr) == (0, "")
 
 
 def test_the_page_of_the_connection_has_each_key() -> None:
