@@ -20,6 +20,7 @@ import pytest
 import yaml
 from airflow.cli.cli_config import GroupCommand
 from airflow.sdk import DAG
+from airflow.sdk.exceptions import AirflowFailException
 
 from airflow_mediation_provider import exceptions, get_provider_info
 from airflow_mediation_provider.assets import on_meter_session
@@ -28,6 +29,7 @@ from airflow_mediation_provider.hooks.settings import KNOWN_EXTRA
 from airflow_mediation_provider.journal.manager import MediationDBManager
 from airflow_mediation_provider.operators.meter import RunMeterOperator
 from airflow_mediation_provider.protocol.callouts.settings import CALLOUT_EXTRA
+from airflow_mediation_provider.protocol.zuora.errors import is_final
 from demo.scenes import SCENES
 
 if TYPE_CHECKING:
@@ -400,6 +402,17 @@ def test_troubleshooting_names_each_class_of_error() -> None:
     classes = [name for name in exceptions.__all__ if inspect.isclass(getattr(exceptions, name))]
     assert len(classes) > 15
     assert [name for name in classes if f"`{name}`" not in page] == []
+
+
+def test_troubleshooting_has_which_errors_are_retried() -> None:
+    checked = 0
+    for row in cells("troubleshooting.md"):
+        names = re.findall(r"`(\w+)`", row[1]) if len(row) == 4 else []
+        if len(names) == 1 and (error := getattr(exceptions, names[0], None)) is not None:
+            retried = not (issubclass(error, AirflowFailException) or is_final(error("")))
+            assert row[3].startswith("yes" if retried else "no"), row
+            checked += 1
+    assert checked > 20
 
 
 def red_statements() -> Iterator[str]:
