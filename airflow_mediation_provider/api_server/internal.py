@@ -59,7 +59,7 @@ from airflow_mediation_provider.protocol.wire import (
 from airflow_mediation_provider.protocol.zuora.api_usage import merged
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Awaitable, Callable, Iterable
 
     from airflow_mediation_provider.api_server.connections import Connections, MediationConnection
     from airflow_mediation_provider.protocol.zuora.api_usage import HourlyUsage
@@ -75,6 +75,8 @@ NOT_AUTHENTICATED: Final = "not authenticated"
 
 log = logging.getLogger(__name__)
 
+WRITE_SECONDS: Final = 5.0
+"""API usage is written together, once in so many seconds: on SQLite each write would delay a callout's."""
 PAUSE_SECONDS: Final = 30.0
 """After a database error, so long passes until the next attempt to write."""
 router = APIRouter()
@@ -164,10 +166,13 @@ class ApiUsageBuffer:
     It keeps at most a day of counts for each connection, regardless of how long the database is away.
 
     :param write: the journal's ``record_calls`` by default
+    :param sleep: waits some seconds
     """
 
-    def __init__(self, write: Callable[..., None] | None = None) -> None:
-        self._write = write or record_calls
+    def __init__(
+        self, write: Callable[..., None] | None = None, sleep: Callable[[float], Awaitable[None]] = asyncio.sleep
+    ) -> None:
+        self._write, self._sleep = write or record_calls, sleep
         # One thread of its own: it takes a connection from the pool that Airflow itself uses.
         self._thread = ThreadPoolExecutor(1, "mediation-calls")
         self._unwritten: dict[str, tuple[HourlyUsage, ...]] = {}
@@ -182,8 +187,7 @@ class ApiUsageBuffer:
         """
         with reported(conn_id) as own:
             self._add(conn_id, (*calls, *own))
-        idle = self._writing is None or self._writing.done()
-        if self._unwritten and idle and asyncio.get_running_loop().time() >= self._paused_until:
+        if self._unwritten and (self._writing is None or self._writing.done()):
             self._writing = asyncio.create_task(self._write_all())
 
     def _add(self, conn_id: str, calls: tuple[HourlyUsage, ...]) -> None:
@@ -191,18 +195,19 @@ class ApiUsageBuffer:
             self._unwritten[conn_id] = merged((*self._unwritten.get(conn_id, ()), *calls))
 
     async def _write_all(self) -> None:
-        """Write until nothing is left, or a write fails."""
+        """Write until nothing is left, each time what was reported since the last write."""
         loop = asyncio.get_running_loop()
         while self._unwritten:
-            conn_id = next(iter(self._unwritten))
-            calls = self._unwritten.pop(conn_id)
-            try:
-                await loop.run_in_executor(self._thread, partial(self._write, conn_id=conn_id, calls=calls))
-            except JournalUnavailable as error:
-                self._add(conn_id, calls)
-                self._paused_until = loop.time() + PAUSE_SECONDS
-                log.warning("The counts of calls to Zuora could not be stored yet: %s", error)
-                return
+            await self._sleep(self._paused_until - loop.time())
+            self._paused_until = loop.time() + WRITE_SECONDS
+            for conn_id in list(self._unwritten):
+                calls = self._unwritten.pop(conn_id)
+                try:
+                    await loop.run_in_executor(self._thread, partial(self._write, conn_id=conn_id, calls=calls))
+                except JournalUnavailable as error:
+                    self._add(conn_id, calls)
+                    self._paused_until = loop.time() + PAUSE_SECONDS
+                    log.warning("The counts of calls to Zuora could not be stored yet: %s", error)
 
 
 @router.post(OBSERVATIONS_PATH, responses=error_docs(400, 401, 404, 405, 408, 413, 503))

@@ -8,8 +8,10 @@ that MySQL stores.
 
 from __future__ import annotations
 
+import math
 from dataclasses import fields, replace
 from datetime import UTC, datetime
+from functools import cache
 from typing import TYPE_CHECKING, Any, Final
 
 from airflow_mediation_provider.journal.tables import TransitionRow, VerdictRow
@@ -245,13 +247,12 @@ def why_unfit(table: type[Base], values: Mapping[str, Any]) -> str:
 
 def _unfit_names(table: type[Base], values: Mapping[str, Any]) -> list[str]:
     """Return the columns that cannot store their value; values of JSON are for ``stored_json``."""
-    columns = table.__table__.columns
+    lengths = _lengths(table)
 
     def fits(name: str, value: Any) -> bool:
         match value:
             case str():
-                length = getattr(columns[name].type, "length", None)
-                return _storable(value) == value and (length is None or len(value) <= length)
+                return _is_storable(value) and len(value) <= lengths[name]
             case datetime():
                 return _TIMES[0] <= value <= _TIMES[1]
             case int() | float():
@@ -259,6 +260,12 @@ def _unfit_names(table: type[Base], values: Mapping[str, Any]) -> list[str]:
         return True
 
     return [name for name, value in values.items() if not fits(name, value)]
+
+
+@cache
+def _lengths(table: type[Base]) -> Mapping[str, float]:
+    """Return how many characters each column of a table has, infinite where there is no limit."""
+    return {each.name: getattr(each.type, "length", None) or math.inf for each in table.__table__.columns}
 
 
 def stored_json(value: Any) -> Any:
@@ -271,13 +278,14 @@ def stored_json(value: Any) -> Any:
 
 def may_be_stored(table: type[Base], name: str, values: Iterable[str]) -> frozenset[str]:
     """Return those of some values that a row can have: the others need not be searched, and no database takes them."""
-    length = getattr(table.__table__.columns[name].type, "length", None) or 0
-    # Asked for each wait of each request, so the usual ids are not encoded.
-    return frozenset(
-        value
-        for value in values
-        if len(value) <= length and ("\0" not in value if value.isascii() else _storable(value) == value)
-    )
+    length = _lengths(table)[name]
+    return frozenset(value for value in values if len(value) <= length and _is_storable(value))
+
+
+def _is_storable(text: str) -> bool:
+    """Return whether every database stores a text as it is."""
+    # Asked for each text of each wait, and the usual ones need not be encoded.
+    return "\0" not in text if text.isascii() else _storable(text) == text
 
 
 def _storable(text: str | None) -> str | None:

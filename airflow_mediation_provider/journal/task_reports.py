@@ -18,10 +18,10 @@ from uuid import UUID
 
 from airflow.models.taskinstance import TaskInstance
 from airflow.utils.state import TaskInstanceState
-from sqlalchemy import and_, delete, func, insert, or_, select, true, update
+from sqlalchemy import and_, bindparam, delete, func, insert, or_, select, true, update
 
 from airflow_mediation_provider.journal.rows import CONCLUDED, stored_json, verdict_of, verdict_values, why_unfit
-from airflow_mediation_provider.journal.tables import CallsRow, ReporterRow, VerdictRow, WaitRow
+from airflow_mediation_provider.journal.tables import Base, CallsRow, ReporterRow, VerdictRow, WaitRow
 from airflow_mediation_provider.journal.transaction import UnstorableError, add, write
 from airflow_mediation_provider.protocol.sessions.verdict import TRIGGERER, WORKER
 from airflow_mediation_provider.protocol.wire import to_plain
@@ -62,11 +62,28 @@ _WAITING: Final = tuple(
 _LONGEST_NOTE: Final = 100_000
 """Characters of a note's texts; a branch may name many tasks."""
 _OF_TASK: Final = ("meter_id", "session_id", "dag_id", "run_id", "task_id", "map_index", "try_number")
+_FEW: Final = 50
+"""So many waits, which may begin in a second, share one transaction: its commit takes as long as ten waits."""
 _BATCH: Final = 25
-"""Waits of one transaction: on SQLite it takes no longer than a few callouts, which come in between."""
+"""Of more, so many at a time: on SQLite that takes no longer than a few callouts, which come in between."""
 _BREATH_SECONDS: Final = 0.005
 """Between two of these transactions, for the callouts that wait for the turn to write or for the processor."""
 _NOT_COLUMNS: Final = frozenset({"begins"})
+# Without the ORM, which would take as long as all else; the statements of each report are built once.
+_WAIT: Final = Base.metadata.tables[WaitRow.__tablename__]
+_REPORTER: Final = Base.metadata.tables[ReporterRow.__tablename__]
+_KNOWN: Final = (
+    select(*(_WAIT.c[name] for name in ("id", "conn_id", "owner", "ended_at", "outcome", "session_id", "reporter")))
+    .where(_WAIT.c.id.in_(bindparam("ids", expanding=True)))
+    .order_by(_WAIT.c.id)
+    .with_for_update()
+)
+_BEGIN: Final = insert(_WAIT)
+_SEE: Final = (
+    update(_REPORTER)
+    .where(_REPORTER.c.id == bindparam("reporter"), _REPORTER.c.conn_id == bindparam("of_conn_id"))
+    .values(seen_at=bindparam("now"))
+)
 _HOUR: Final = timedelta(hours=1)
 _DAY: Final = timedelta(days=1)
 
@@ -185,40 +202,73 @@ def record_waits(
     # The same order in all writers, so that two of them never wait for each other.
     reports = sorted((each for each in open if _fits(each)), key=lambda each: each.id)
     ends = sorted((each for each in ended if _fits(each)), key=lambda each: each.id)
+    chunks = [*map(_Chunk, _chunks(reports)), *(_Chunk(ends=each) for each in _chunks(ends))] or [_Chunk()]
+    # With the last ones: what is reported as known is stored.
+    chunks[-1] = chunks[-1]._replace(sees=bool(reporter))
+
+    def store(chunk: _Chunk, session: Session) -> bool:
+        if chunk.reports:
+            _go_on(conn_id, chunk.reports, session, reporter=reporter or None, now=now)
+        _end(conn_id, chunk.ends, session, now=now)
+        return chunk.sees and _see(conn_id, reporter, now, session)
+
     stored: set[str] = set()
-    for chunk in _chunks(reports):
-        if stored:
+    known = False
+    for number, chunk in enumerate(chunks):
+        if number:
             time.sleep(_BREATH_SECONDS)
-        stored |= _stored(partial(_go_on, conn_id, reporter=reporter or None, now=now), chunk, deadline)
-    for chunk_of_ends in _chunks(ends):
-        _stored(partial(_end, conn_id, now=now), chunk_of_ends, deadline)
-    # Last: what is reported as known is stored.
-    known = bool(reporter) and write(
-        partial(_see, conn_id, reporter, now), deadline_seconds=deadline - time.monotonic()
-    )
+        ids, known = _stored(store, chunk, deadline)
+        stored |= ids
     return Kept(open=all(report.id in stored for report in open if report.begins), reporter_known=known)
 
 
-def _stored(step: Callable[..., None], items: Sequence[WaitReport | WaitEnded], deadline: float) -> set[str]:
-    """Store some waits together, or where the database refuses a value each by itself; return the ids of the stored."""
+class _Chunk(NamedTuple):
+    """What one transaction stores.
+
+    :param sees: also that the waits of the reporter go on
+    """
+
+    reports: Sequence[WaitReport] = ()
+    ends: Sequence[WaitEnded] = ()
+    sees: bool = False
+
+    @property
+    def parts(self) -> Sequence[_Chunk]:
+        """The same as chunks of one item each."""
+        seen = [_Chunk(sees=True)] if self.sees else []
+        return [*(_Chunk([each]) for each in self.reports), *(_Chunk(ends=[each]) for each in self.ends), *seen]
+
+
+def _stored(store: Callable[[_Chunk, Session], bool], chunk: _Chunk, deadline: float) -> tuple[set[str], bool]:
+    """Store a chunk together, or where the database refuses a value each item by itself.
+
+    :return: the ids of the reports that are stored, and whether the reporter was known
+    """
+    parts = chunk.parts
+    if not parts:
+        return set(), False
     try:
-        write(partial(step, items), deadline_seconds=deadline - time.monotonic())
-        return {each.id for each in items}
+        known = write(partial(store, chunk), deadline_seconds=deadline - time.monotonic())
     except UnstorableError as error:
-        if len(items) == 1:
+        if len(parts) == 1:
+            items: list[WaitReport | WaitEnded] = [*chunk.reports, *chunk.ends]
+            if not items:
+                raise
             log.warning("A report of wait %.80a is not stored: %s", items[0].id, error)
-            return set()
-    return {stored for each in items for stored in _stored(step, [each], deadline)}
+            return set(), False
+        found = [_stored(store, part, deadline) for part in parts]
+        return set().union(*(ids for ids, _ in found)), found[-1][1]
+    return {report.id for report in chunk.reports}, known
 
 
 def _chunks(items: Sequence[T]) -> Iterable[Sequence[T]]:
-    return (items[start : start + _BATCH] for start in range(0, len(items), _BATCH))
+    size = _FEW if len(items) <= _FEW else _BATCH
+    return (items[start : start + size] for start in range(0, len(items), size))
 
 
 def _see(conn_id: str, reporter: str, now: datetime, session: Session) -> bool:
     """Note that all waits of a reporter go on, and return whether it was known."""
-    row = update(ReporterRow).where(ReporterRow.id == reporter, ReporterRow.conn_id == conn_id).values(seen_at=now)
-    known: Any = session.execute(row.execution_options(synchronize_session=False))
+    known: Any = session.execute(_SEE, {"reporter": reporter, "of_conn_id": conn_id, "now": now})
     if known.rowcount:
         return True
     add(session, ReporterRow, {"id": reporter, "conn_id": conn_id, "seen_at": now})
@@ -264,11 +314,9 @@ def _go_on(
     conn_id: str, reports: Sequence[WaitReport], session: Session, *, reporter: str | None, now: datetime
 ) -> None:
     """Store waits that begin or go on, by few statements for all of them."""
-    columns = (WaitRow.id, WaitRow.conn_id, WaitRow.owner, WaitRow.ended_at, WaitRow.outcome, WaitRow.session_id)
-    which = WaitRow.id.in_([report.id for report in reports])
     # On SQLite no other writer is in between, so that this transaction may read first.
-    known = select(*columns, WaitRow.reporter).where(which).order_by(WaitRow.id).with_for_update()
-    rows: dict[str, Any] = {row.id: row for row in session.execute(known)}
+    known = session.execute(_KNOWN, {"ids": [report.id for report in reports]})
+    rows: dict[str, Any] = {row.id: row for row in known}
     unchanged: list[WaitReport] = []
     written: list[WaitReport] = []
     for report in reports:
@@ -290,7 +338,7 @@ def _go_on(
             _values(report) | more | {"owner": report.owner or None, "condition": stored_json(report.condition)}
             for report in written
         ]
-        session.execute(insert(WaitRow), values)
+        session.execute(_BEGIN, values)
 
 
 def _may_go_on(row: Row[Any], report: WaitReport) -> bool:

@@ -273,7 +273,8 @@ def storable(value: Any, depth: int = 0) -> Any:
     if isinstance(value, list):
         return [storable(each, depth + 1) for each in value]
     if isinstance(value, str):
-        return re.sub("[\0\ud800-\udfff]", "\ufffd", value)
+        # Nearly every text is ASCII, and needs no search.
+        return value if value.isascii() and "\0" not in value else re.sub("[\0\ud800-\udfff]", "\ufffd", value)
     return str(value) if isinstance(value, float) and not math.isfinite(value) else value
 
 

@@ -13,10 +13,11 @@ import pytest
 from airflow import settings
 from sqlalchemy.orm import Session
 
+from airflow_mediation_provider.api_server import internal
 from airflow_mediation_provider.api_server.app import create_app
 from airflow_mediation_provider.api_server.connections import Connections, MediationConnection
 from airflow_mediation_provider.api_server.feed import feed_of
-from airflow_mediation_provider.api_server.internal import ApiUsageBuffer
+from airflow_mediation_provider.api_server.internal import PAUSE_SECONDS, WRITE_SECONDS, ApiUsageBuffer
 from airflow_mediation_provider.hooks.api_usage import count_request, forget_all, unreported
 from airflow_mediation_provider.journal.task_reports import budget
 from airflow_mediation_provider.journal.transaction import JournalUnavailable
@@ -69,11 +70,25 @@ class Journal:
         self.kept.append((conn_id, sum(each.calls for each in calls)))
 
 
+class Pauses:
+    """Stands in for the time: the first write is made at once, and a later one once the pause is over."""
+
+    def __init__(self) -> None:
+        self.begun: list[float] = []
+        self.over = asyncio.Event()
+
+    async def sleep(self, seconds: float) -> None:
+        self.begun.append(max(seconds, 0.0))
+        if seconds > 0:
+            await self.over.wait()
+
+
 class TestTheKeeper:
     async def test_delays_no_request_and_adds_up_reports_while_it_writes(self) -> None:
-        journal = Journal()
+        journal, pauses = Journal(), Pauses()
         journal.open.clear()
-        keeper = ApiUsageBuffer(journal.record)
+        pauses.over.set()
+        keeper = ApiUsageBuffer(journal.record, pauses.sleep)
         keeper.keep("zuora", calls(1))
         await until(lambda: journal.tries == 1)
         for _ in range(100):
@@ -87,24 +102,41 @@ class TestTheKeeper:
         assert sorted(journal.kept) == [("other", 100), ("zuora", 1), ("zuora", 200)]
 
     async def test_counts_that_cannot_be_written_are_kept_and_retried_after_a_pause(
-        self, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+        self, caplog: pytest.LogCaptureFixture
     ) -> None:
-        journal = Journal()
+        journal, pauses = Journal(), Pauses()
         journal.away = True
-        keeper = ApiUsageBuffer(journal.record)
+        keeper = ApiUsageBuffer(journal.record, pauses.sleep)
         keeper.keep("zuora", calls(1))
-        await until(lambda: "could not be stored yet: the database is locked" in caplog.text)
+        await until(lambda: len(pauses.begun) == 2)
+        for _ in range(10):
+            keeper.keep("zuora", calls(2))
+        assert (journal.tries, len(caplog.records)) == (1, 1)
+        assert "could not be stored yet: the database is locked" in caplog.text
+
+        journal.away = False
+        pauses.over.set()
+
+        await until(lambda: bool(journal.kept))
+        assert journal.kept == [("zuora", 21)]
+        assert [round(each) for each in pauses.begun] == [0, PAUSE_SECONDS]
+
+    async def test_what_is_reported_within_seconds_is_written_together(self) -> None:
+        journal, pauses = Journal(), Pauses()
+        keeper = ApiUsageBuffer(journal.record, pauses.sleep)
+        keeper.keep("zuora", calls(1))
+        await until(lambda: bool(journal.kept))
         for _ in range(10):
             keeper.keep("zuora", calls(2))
             await asyncio.sleep(0)
-        assert (journal.tries, len(caplog.records)) == (1, 1)
+        assert journal.kept == [("zuora", 1)]
+        keeper.keep("other", calls(3))
 
-        journal.away = False
-        monkeypatch.setattr(keeper, "_paused_until", 0.0)
-        keeper.keep("zuora", calls(4))
+        pauses.over.set()
 
-        await until(lambda: bool(journal.kept))
-        assert journal.kept == [("zuora", 25)]
+        await until(lambda: len(journal.kept) == 3)
+        assert journal.kept == [("zuora", 1), ("zuora", 20), ("other", 3)]
+        assert [round(each) for each in pauses.begun] == [0, WRITE_SECONDS]
 
     async def test_includes_the_calls_of_this_process(self) -> None:
         journal = Journal()
@@ -129,7 +161,8 @@ class TestTheKeeper:
 
 class TestARequest:
     @pytest.fixture
-    def app(self, airflow_database: str) -> Iterator[Any]:
+    def app(self, airflow_database: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+        monkeypatch.setattr(internal, "WRITE_SECONDS", 0.0)
         found = {"zuora": MediationConnection("zuora", None, SECRET, {})}
         made = create_app(Connections(found.get))
         yield made
@@ -186,8 +219,7 @@ class TestARequest:
         monkeypatch.setattr(app.state.calls, "_write", away)
 
         assert await self.post(app, FEED_PATH, FeedRequest(calls=REPORT).to_bytes()) == 200
-        await self.settled(app)
-        assert "could not be stored yet: away" in caplog.text
+        await until(lambda: "could not be stored yet: away" in caplog.text)
 
     async def test_of_an_older_process_has_no_calls(self, app: Any) -> None:
         assert await self.post(app, FEED_PATH, b'{"protocol": 1, "meters": {}}') == 200

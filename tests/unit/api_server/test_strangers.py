@@ -44,7 +44,7 @@ if TYPE_CHECKING:
     from tests.unit.statsd import StatsdServer
 
 SECRET = "s3cret-of-zuora"
-INVENTED = [f"invented-{number}" for number in range(2_000)]
+INVENTED = [f"invented-{number}" for number in range(10_000)]
 
 
 def spellings(conn_id: str) -> Iterator[str]:
@@ -77,7 +77,7 @@ def in_environment(monkeypatch: pytest.MonkeyPatch, sqlite_database: str, airflo
 @pytest.mark.usefixtures("in_environment")
 async def test_of_the_spellings_of_a_connection_in_the_environment_one_is_its_id(statsd: StatsdServer, said) -> None:
     schedule_on(asset_uri("mediation_default", CHANGE["meterId"], "COMPLETED"))
-    ids = list(islice(spellings("mediation_default"), 40))
+    ids = list(islice(spellings("mediation_default"), 300))
     app = create_app()
 
     async with client_of(app) as client:

@@ -196,8 +196,11 @@ def test_a_wait_that_the_driver_refuses_leaves_the_others(monkeypatch: pytest.Mo
     monkeypatch.setattr(task_reports, "why_unfit", lambda table, columns: "")
     monkeypatch.setattr(task_reports, "_values", refused)
     waits = [replace(REPORT, id=each, begins=True) for each in ("a", "bad", "c")]
-    assert not record_waits(conn_id=CONN, open=waits).open
+    ends = [replace(MET, id=each, owner="") for each in ("bad", "c")]
+    assert record_waits(conn_id=CONN, open=waits, reporter="r") == (False, False)
     assert sorted(row.id for row in all_of(WaitRow)) == ["a", "c"]
+    assert record_waits(conn_id=CONN, open=waits, ended=ends, reporter="r") == (False, True)
+    assert {row.id: row.outcome for row in all_of(WaitRow)} == {"a": None, "c": "MET"}
 
 
 def test_calls_of_an_impossible_hour_are_left_out() -> None:

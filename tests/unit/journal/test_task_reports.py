@@ -205,16 +205,35 @@ def test_reports_of_an_older_version_that_change_nothing_are_stored_by_few_state
     assert all(when > before[id_] for id_, when in seen().items())
 
 
-def test_a_callout_comes_in_between_the_parts_of_a_long_report(monkeypatch: pytest.MonkeyPatch) -> None:
-    waits = [replace(REPORT, id=f"w{n:04}", task_id=f"t{n}", owner=f"o{n}", begins=True) for n in range(60)]
-    steps: list[str] = []
+@pytest.fixture
+def steps(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The transactions, and the pauses between them."""
+    found: list[str] = []
     written = task_reports.write
 
     def write(work: Any, *, deadline_seconds: float) -> Any:
-        steps.append("write")
+        found.append("write")
         return written(work, deadline_seconds=deadline_seconds)
 
     monkeypatch.setattr(task_reports, "write", write)
-    monkeypatch.setattr(task_reports.time, "sleep", lambda _seconds: steps.append("pause"))
-    record_waits(conn_id=CONN, open=waits, ended=[replace(MET, id="w0001", owner="o1")], reporter="r")
-    assert steps == ["write", "pause", "write", "pause", "write", "write", "write"]
+    monkeypatch.setattr(task_reports.time, "sleep", lambda _seconds: found.append("pause"))
+    return found
+
+
+def begun(count: int) -> list[WaitReport]:
+    return [replace(REPORT, id=f"w{n:04}", task_id=f"t{n}", owner=f"o{n}", begins=True) for n in range(count)]
+
+
+def test_a_callout_comes_in_between_the_parts_of_a_long_report(steps: list[str]) -> None:
+    ended = [replace(MET, id="w0001", owner="o1")]
+    assert record_waits(conn_id=CONN, open=begun(60), ended=ended, reporter="r") == (True, False)
+    assert steps == ["write", "pause", "write", "pause", "write", "pause", "write"]
+
+
+def test_the_waits_that_begin_in_a_second_are_stored_in_one_transaction_with_their_reporter(steps: list[str]) -> None:
+    assert record_waits(conn_id=CONN, open=begun(50), reporter="r") == (True, False)
+    assert record_waits(conn_id=CONN, open=begun(1), reporter="r") == (True, True)
+    assert steps == ["write", "write"]
+    steps.clear()
+    assert record_waits(conn_id=CONN) == (True, False)
+    assert steps == []

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from datetime import timedelta
+from itertools import product
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -20,12 +21,12 @@ if TYPE_CHECKING:
 
     from .conftest import TaskInstance
 
-NUMBERS = ["0", "-1", "1798761600", "1" + "0" * 12, "9" * 400, "inf"]
+NUMBERS = ["0", "-1", "1798761600", "1" + "0" * 12, "9" * 400, "inf", "soon"]
 
 
-@pytest.fixture(params=NUMBERS, ids=lambda number: f"{number:.14}")
+@pytest.fixture(params=product(["Retry-After", "RateLimit-Reset"], NUMBERS), ids=lambda sent: f"{': '.join(sent):.28}")
 def header(request: pytest.FixtureRequest) -> dict[str, str]:
-    return {"RateLimit-Reset": request.param}
+    return dict([request.param])
 
 
 def limited(sim: Simulator, header: dict[str, str], path: str, **fields: Any) -> None:

@@ -15,7 +15,7 @@ from jwt import ExpiredSignatureError, InvalidSignatureError
 from starlette.applications import Starlette
 from starlette.routing import Mount
 
-from airflow_mediation_provider.api_server import LazyApp, auth
+from airflow_mediation_provider.api_server import LazyApp, auth, internal
 from airflow_mediation_provider.api_server.app import create_app
 from airflow_mediation_provider.api_server.connections import (
     Connections,
@@ -141,7 +141,8 @@ def base_path() -> str:
 
 
 @pytest.fixture
-async def pages(directory: Directory) -> AsyncIterator[LazyApp]:
+async def pages(directory: Directory, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[LazyApp]:
+    monkeypatch.setattr(internal, "WRITE_SECONDS", 0.0)
     made = create_app(Connections(directory.find, lambda: 0.0))
     yield LazyApp(lambda: made)
     # A thread that still writes would outlive its database.
