@@ -185,10 +185,17 @@ class MeterSessionTrigger(BaseTrigger):
     async def on_kill(self) -> None:
         """Stop the meter, if the operator is set to stop it and the stop policy allows it.
 
-        Airflow 3.3 also calls this after it has moved the trigger to another triggerer.
+        Airflow 3.3 also calls this after it has moved the trigger to another triggerer, and cancels the call again each
+        second until it ends.
         """
         if not self.stop_on_kill:
             return
+        stopping = asyncio.create_task(self._stop_and_log())
+        while not stopping.done():
+            with suppress(asyncio.CancelledError):
+                await asyncio.shield(stopping)
+
+    async def _stop_and_log(self) -> None:
         condition = SessionWait.from_dict(self.wait).condition
         meter = f"meter {condition.meter_id} version {condition.version}"
         try:

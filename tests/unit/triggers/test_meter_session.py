@@ -418,6 +418,26 @@ def test_a_stop_gives_up_before_airflows_time_limit(stage: Stage, task_state):
     assert stage.clock.seconds <= 100 + 29
 
 
+def test_a_stop_that_airflow_cancels_again_each_second_is_made(stage: Stage, task_state):
+    made, stage.zuora.hanging["m"] = trigger(stop_on_kill=True), 5
+    made.task_instance = SimpleNamespace(**stage.identity, try_number=1)
+
+    async def main():
+        following = asyncio.create_task(events_of(made))
+        await asyncio.sleep(100)
+        following.cancel()
+        await asyncio.gather(following, return_exceptions=True)
+        killing = asyncio.create_task(asyncio.wait_for(made.on_kill(), 30))
+        while not killing.done():
+            await asyncio.sleep(1)
+            killing.cancel("user-action")
+        # The call of Python 3.11 does not wait for what it cancels.
+        await asyncio.wait(asyncio.all_tasks() - {asyncio.current_task()}, timeout=30)
+
+    run(main(), stage.clock)
+    assert [meter for _, meter in stage.zuora.stopped] == ["m"]
+
+
 def test_the_event_of_a_timeout_contains_the_facts_of_the_triggerer(stage: Stage):
     stage.zuora.script("m", (0, "RUNNING"))
     (event,) = run(events_of(of_a_task(stage, trigger())), stage.clock)
