@@ -18,7 +18,7 @@ PYTEST = rm -rf $(SCRATCH) && mkdir -p $(SCRATCH) && trap 'rm -rf $(SCRATCH)' EX
 # The output of parallel targets is printed one after the other, if make supports it.
 APART = $(if $(filter output-sync,$(.FEATURES)),--output-sync=target)
 
-.PHONY: help setup demo test lint unit services unit-and-services e2e integration e2e-and-own-airflow shared-airflow drill-callouts drill-any-meter drill-export drill-history drill-stops \
+.PHONY: help setup demo test lint unit services unit-and-services e2e integration e2e-and-own-airflow shared-airflow drill-callouts drill-any-meter drill-cluster drill-export drill-history drill-stops \
 	bench bench-bounds compat mutants docs format constraints clean
 
 help:  ## this list
@@ -76,6 +76,9 @@ drill-callouts: setup  ## hold callouts against the truth: doubled, disordered, 
 
 drill-any-meter: setup  ## 10,000 changes of 2,000 meters, one Dag on any of them: each arrival one run; and how fast callouts are (ten minutes)
 	@$(BIN)/python -m tests.drill.any_meter
+
+drill-cluster: setup  ## a fault in each round on a cluster: CeleryExecutor, two of each process, nginx; goes on after an interruption (ROUNDS="worker redis", SESSIONS=18, AGAIN=1; hours)
+	@$(BIN)/python -m tests.drill.cluster $(if $(ROUNDS),--rounds $(ROUNDS)) $(if $(SESSIONS),--sessions $(SESSIONS)) $(if $(filter-out 0,$(AGAIN)),--again)
 
 drill-history: setup  ## no open port: callouts go nowhere, the history alone is read, and a triggerer is killed (fifteen minutes)
 	@$(BIN)/python -m tests.drill.callout_history

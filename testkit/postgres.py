@@ -19,6 +19,7 @@ from sqlalchemy import URL, NullPool, create_engine, text
 from testkit.processes import free_ports, kill_processes_in, processes_in
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from typing import Self
 
 PREFIX = "mediation-postgres-"
@@ -44,10 +45,13 @@ class Postgres:
     The files of a user of this class that was killed are removed by the next one.
 
     :param durable: every commit waits for the disk, as in production: for measurements; tests do not need it
+    :param parent: where its directory is made, which the user of PostgreSQL must reach; by default where temporary
+        files are
     """
 
-    def __init__(self, *, durable: bool = False) -> None:
+    def __init__(self, *, durable: bool = False, parent: Path | None = None) -> None:
         self.durable = durable
+        self._parent = parent
         self.port = 0
         self._password = secrets.token_hex(16)
         self._root: Path | None = None
@@ -69,9 +73,8 @@ class Postgres:
 
         :raises PostgresError: there are no binaries, or they do not run; the message contains the end of the log
         """
-        _remove_abandoned()
-        parent = _parents()[0]
-        self._root = Path(tempfile.mkdtemp(prefix=PREFIX, dir=parent))
+        _remove_abandoned([self._parent] if self._parent else _parents())
+        self._root = Path(tempfile.mkdtemp(prefix=PREFIX, dir=self._parent or _parents()[0]))
         self._owner = (self._root / "owner").open("w")
         fcntl.flock(self._owner, fcntl.LOCK_EX)
         if account := _account():
@@ -88,7 +91,28 @@ class Postgres:
         settings = {**SETTINGS, **({} if self.durable else NOT_DURABLE), "port": str(self.port)}
         with (self._root / "data" / "postgresql.conf").open("a") as file:
             file.writelines(f"{key} = '{value}'\n" for key, value in settings.items())
-        _run(self._root, "pg_ctl", "start", "--pgdata", "data", "--log", "log", "--wait", "--silent")
+        self.resume()
+
+    def crash(self) -> None:
+        """End the server at once: its clients lose their connections, and the next start recovers from its log."""
+        if self.running:
+            _run(self._cluster, "pg_ctl", "stop", "--pgdata", "data", "--mode", "immediate", "--silent")
+
+    def resume(self) -> None:
+        """Start the server, if it does not run."""
+        if not self.running:
+            _run(self._cluster, "pg_ctl", "start", "--pgdata", "data", "--log", "log", "--wait", "--silent")
+
+    @property
+    def running(self) -> bool:
+        """Return whether the server runs."""
+        return bool(processes_in(self._cluster / "data"))
+
+    @property
+    def _cluster(self) -> Path:
+        if self._root is None:
+            raise PostgresError("it was not started")
+        return self._root
 
     def close(self) -> None:
         """Stop the cluster and remove its directory."""
@@ -231,9 +255,9 @@ def _remove(root: Path) -> None:
     shutil.rmtree(root)
 
 
-def _remove_abandoned() -> None:
+def _remove_abandoned(parents: Sequence[Path]) -> None:
     """Remove the clusters whose owner is dead: it would hold the lock."""
-    for parent in _parents():
+    for parent in parents:
         for root in parent.glob(f"{PREFIX}*"):
             try:
                 with (root / "owner").open("r+") as owner:

@@ -87,7 +87,7 @@ class AirflowStack(AirflowClient):
         # SQLite allows one write at a time, and on a busy machine a write can wait longer than the default timeout of
         # five seconds: Airflow's triggerer would end.
         database = database or f"sqlite:///{self.home / 'airflow.db'}?timeout=60"
-        settings = _environment(self.root, dags.resolve(), self.url, self._execution_url, database)
+        settings = environment(self.root, dags.resolve(), self.url, self._execution_url, database)
         settings["AIRFLOW__CORE__SIMPLE_AUTH_MANAGER_ALL_ADMINS"] = str(login is None)
         if authority is not None:
             cert, key = authority.issue("api-server")
@@ -181,7 +181,7 @@ class AirflowStack(AirflowClient):
         self.processes.close()
 
 
-def _environment(root: Path, dags: Path, url: str, execution_url: str, database: str) -> dict[str, str]:
+def environment(root: Path, dags: Path, url: str, execution_url: str, database: str) -> dict[str, str]:
     """Return the environment of all components: the user's without any Airflow setting, plus the private ones."""
     inherited = {
         name: value

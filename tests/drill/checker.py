@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 from airflow_mediation_provider.protocol.status import ANY_TERMINAL
+from tests.drill.history import ANY_METER
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -61,11 +62,13 @@ class Bounds:
         no others
     :param lossy: whether callouts may be lost permanently: then only what arrived is compared with the journal
     :param repaired: whether lost callouts were added in another way afterwards
+    :param blind: whether waits could not read the journal for a while: they may end by polls then, without certainty
     """
 
     ambiguous: int = 0
     lossy: bool = False
     repaired: bool = False
+    blind: bool = False
 
 
 def check(history: History, bounds: Bounds) -> list[Result]:
@@ -81,6 +84,11 @@ def check(history: History, bounds: Bounds) -> list[Result]:
         waits_are_right,
     ]
     return [each(history, bounds) for each in checks]
+
+
+def check_tasks(history: History) -> list[Result]:
+    """Make the checks of a drill whose tasks start sessions, stop them, and run after them."""
+    return [each(history) for each in (starts_are_single, stops_are_ordered, tasks_succeed)]
 
 
 def _name(meter_id: object, session_id: object) -> str:
@@ -205,7 +213,7 @@ def events_are_changes(history: History, _: Bounds) -> Result:
     found = Counter((event.meter_id, event.key, event.status) for event in history.events)
     violations = []
     for (meter, session, status), count in found.items():
-        walk = history.walks.get((meter, session or ""))
+        walk = history.walk_of(meter, session)
         times = walk.times_reached(status) if walk else 0
         if count > times:
             what = f"{count} events of {status}, reached {times} times"
@@ -214,8 +222,11 @@ def events_are_changes(history: History, _: Bounds) -> Result:
         state = history.state_of.get((meter, session))
         # If a session reached a status and left it again, both may have been reported only together.
         certain = state is not None and not state.ambiguous and state.status == walk.last
-        if certain and (meter, walk.last) in wanted and not found[meter, session, walk.last]:
-            violations.append(Violation("event", _name(meter, session), f"is {walk.last}, without an event for it"))
+        violations += [
+            Violation("event", _name(meter, session), f"is {walk.last}, without an event for it")
+            for of in (meter, ANY_METER)
+            if certain and (of, walk.last) in wanted and not found[of, session, walk.last]
+        ]
     return Result("asset events, one each time a status was reached", len(history.events), violations)
 
 
@@ -231,11 +242,12 @@ def runs_are_sessions(history: History, _: Bounds) -> Result:
         sessions[session].append((meter, session))
     for dag_id, pairs in awaited.items():
         for (meter, session), walk in history.walks.items():
-            times_reached = sum(walk.times_reached(status) for of, status in pairs if of == meter)
+            times_reached = sum(walk.times_reached(status) for of, status in pairs if of in (meter, ANY_METER))
             times = ran.pop((dag_id, session), 0)
             state = history.state_of.get((meter, session))
             known = state is not None and not state.ambiguous and state.status == walk.last
-            due = known and (meter, walk.last) in pairs and walk.last in ANY_TERMINAL
+            due = known and not pairs.isdisjoint({(meter, walk.last), (ANY_METER, walk.last)})
+            due = due and walk.last in ANY_TERMINAL
             expected += due
             if times > times_reached:
                 what = f"ran {times} times for {session}, which reached its status {times_reached} times"
@@ -266,7 +278,7 @@ def waits_are_right(history: History, bounds: Bounds) -> Result:
             unsure, message = unsure + 1, ""
         # Of two ends, it cannot be determined which was left again before the report of that has arrived.
         two_ends = len(ANY_TERMINAL & set(walk.statuses)) > 1
-        if not message and wait.certain is False and not (bounds.lossy or two_ends):
+        if not message and wait.certain is False and not (bounds.lossy or bounds.blind or two_ends):
             message = "is not certain, though nothing was lost"
         if message:
             violations.append(Violation("wait", wait.id, f"{message} ({wait.session_id}: {', '.join(walk.statuses)})"))
@@ -296,3 +308,48 @@ def _wrong(history: History, bounds: Bounds, wait: Wait, walk: Walk) -> str:
     if wait.outcome == "failed" and (wait.end_status not in wait.fail_on or not walk.reached(str(wait.end_status))):
         return f"failed by {wait.end_status}, which the session never reached"
     return "" if wait.outcome in ("met", "failed") else f"ended with {wait.outcome}"
+
+
+def starts_are_single(history: History) -> Result:
+    """Check that each task that starts a session started one, whichever tries it took, and nothing else did."""
+    started = Counter(start.meter_id for start in history.starts)
+    violations = [
+        Violation("start", wait.id, f"started {times} sessions of meter {wait.meter_id}")
+        for wait in history.waits
+        if wait.own and (times := started.pop(wait.meter_id, 0)) != 1
+    ]
+    violations += [Violation("start", f"meter {each}", f"started {n} times by no task") for each, n in started.items()]
+    keys = Counter(start.unique_key for start in history.starts)
+    violations += [Violation("start", str(each), f"used for {n} starts") for each, n in keys.items() if n > 1]
+    return Result("tasks started one session each", len(history.starts), violations)
+
+
+def stops_are_ordered(history: History) -> Result:
+    """Check that the sessions of the tasks that a user marked as failed were stopped, once each, and no others."""
+    ordered = {wait.meter_id: wait for wait in history.waits if wait.killed}
+    calls = Counter(stop.meter_id for stop in history.stops)
+    stopped = Counter(session for stop in history.stops for session in stop.sessions)
+    violations = [
+        Violation("stop", f"meter {meter}", f"{times} stop calls, though no user marked a task")
+        for meter, times in calls.items()
+        if meter not in ordered
+    ]
+    for meter, wait in ordered.items():
+        if (calls[meter], stopped[wait.session_id]) != (1, 1):
+            what = f"{calls[meter]} stop calls, and {wait.session_id} was stopped {stopped[wait.session_id]} times"
+            violations.append(Violation("stop", wait.id, what))
+    return Result("stop calls, one for each task that a user marked", len(history.stops), violations)
+
+
+def tasks_succeed(history: History) -> Result:
+    """Check that all other tasks succeeded, and that those of a session's run know their session."""
+    violations = []
+    for task in history.tasks:
+        name = f"{task.dag_id}.{task.task_id} {task.run_id}"
+        if task.state != "success":
+            violations.append(Violation("task", name, f"is {task.state}"))
+        elif task.given is not None and task.given != task.key:
+            violations.append(
+                Violation("task", name, f"got {task.given or 'no session'}, and its run is of {task.key}")
+            )
+    return Result("other tasks succeeded, each with its session", len(history.tasks), violations)

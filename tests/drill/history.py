@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 Subject = tuple[str, str]  # meter and session
+ANY_METER = "*"  # in the address of an asset and in a schedule
 
 
 @dataclass(frozen=True)
@@ -116,6 +117,8 @@ class Wait:
     :param named: the session that it ended with, if the condition names none: the first of the meter from an instant
         on, which is really ``session_id``
     :param ended_at: when it ended, seconds since the epoch
+    :param own: whether the task started the session itself, on a meter that nothing else starts
+    :param killed: whether a user marked the task as failed, so that it stops its session
     """
 
     id: str
@@ -130,6 +133,41 @@ class Wait:
     alone: bool = True
     named: str | None = None
     ended_at: float = 0.0
+    own: bool = False
+    killed: bool = False
+
+
+@dataclass(frozen=True)
+class Start:
+    """A session that a task started by Zuora's API."""
+
+    meter_id: str
+    session_id: str
+    unique_key: str | None
+
+
+@dataclass(frozen=True)
+class Stop:
+    """A stop call to a meter, and the sessions that it ended."""
+
+    meter_id: str
+    sessions: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Task:
+    """A task that does not wait for a session.
+
+    :param key: the session that started its Dag run, if one did
+    :param given: the session that the run named to it; ``None`` for a task that asks for none
+    """
+
+    dag_id: str
+    run_id: str
+    task_id: str
+    state: str | None
+    key: str | None = None
+    given: str | None = None
 
 
 @dataclass(frozen=True)
@@ -144,6 +182,9 @@ class History:
     consumers: list[Consumer] = field(default_factory=list)
     runs: list[Run] = field(default_factory=list)
     waits: list[Wait] = field(default_factory=list)
+    starts: list[Start] = field(default_factory=list)
+    stops: list[Stop] = field(default_factory=list)
+    tasks: list[Task] = field(default_factory=list)
 
     def save(self, path: Path) -> None:
         """Write it as JSON."""
@@ -162,6 +203,9 @@ class History:
             "consumers": Consumer,
             "runs": Run,
             "waits": Wait,
+            "starts": Start,
+            "stops": Stop,
+            "tasks": Task,
         }
         return cls(**{f.name: [_load(kinds[f.name], each) for each in data[f.name]] for f in fields(cls)})
 
@@ -169,6 +213,12 @@ class History:
     def state_of(self) -> dict[Subject, State]:
         """Return the journal's state of each session."""
         return {(state.meter_id, state.session_id): state for state in self.states}
+
+    def walk_of(self, meter_id: str, session_id: str | None) -> Walk | None:
+        """Return what a session did; ``meter_id`` may be any meter."""
+        if meter_id != ANY_METER:
+            return self.walks.get((meter_id, session_id or ""))
+        return next((walk for (_, session), walk in self.walks.items() if session == session_id), None)
 
     @cached_property
     def walks(self) -> dict[Subject, Walk]:

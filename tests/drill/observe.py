@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import urlsplit
 
 from sqlalchemy import create_engine, text
@@ -10,14 +10,25 @@ from sqlalchemy import create_engine, text
 from tests.drill.history import AssetEvent, Attempt, Change, History, Row, Run, State
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Mapping
 
     from tests.drill.history import Consumer, Wait
 
-_ROWS = "SELECT kind, notification_id, meter_id, session_id, previous_status, status, source FROM mediation_transition"
-_STATES = "SELECT meter_id, session_id, run_type, status, ambiguous, conflict, terminal FROM mediation_session"
-_EVENTS = "SELECT asset.uri, asset_event.partition_key FROM asset_event JOIN asset ON asset.id = asset_event.asset_id"
-_RUNS = "SELECT dag_id, partition_key, state FROM dag_run"
+_ROWS = (
+    "SELECT kind, notification_id, meter_id, session_id, previous_status, status, source FROM mediation_transition"
+    " WHERE id > :mediation_transition"
+)
+_STATES = (
+    "SELECT meter_id, session_id, run_type, status, ambiguous, conflict, terminal FROM mediation_session"
+    " WHERE id > :mediation_session"
+)
+_EVENTS = (
+    "SELECT asset.uri, asset_event.partition_key FROM asset_event JOIN asset ON asset.id = asset_event.asset_id"
+    " WHERE asset_event.id > :asset_event"
+)
+_RUNS = "SELECT dag_id, partition_key, state FROM dag_run WHERE id > :dag_run"
+BEGINNING: Final = dict.fromkeys(("mediation_transition", "mediation_session", "asset_event", "dag_run"), 0)
+"""The last row of each table before a drill, or before one of its rounds."""
 
 
 def read_log(entries: Iterable[dict[str, Any]]) -> tuple[list[Change], list[Attempt]]:
@@ -59,29 +70,43 @@ class Database:
     def __init__(self, address: str) -> None:
         self._engine = create_engine(address)
 
-    def _read(self, statement: str) -> list[Any]:
+    def read(self, statement: str, **values: Any) -> list[Any]:
+        """Return the rows of a query."""
         with self._engine.connect() as connection:
-            return list(connection.execute(text(statement)))
+            return list(connection.execute(text(statement), values))
 
-    def runs(self) -> list[Run]:
+    def last_rows(self) -> dict[str, int]:
+        """Return the last row of each table, for ``after``."""
+        return {table: self.read(f"SELECT coalesce(max(id), 0) FROM {table}")[0][0] for table in BEGINNING}
+
+    def runs(self, after: Mapping[str, int] = BEGINNING) -> list[Run]:
         """Return all Dag runs."""
-        return [Run(*row) for row in self._read(_RUNS)]
+        return [Run(*row) for row in self.read(_RUNS, **after)]
 
-    def history(self, log: Iterable[dict[str, Any]], consumers: list[Consumer], waits: list[Wait]) -> History:
-        """Return everything that was recorded; ``log`` is the simulator's."""
+    def history(
+        self,
+        log: Iterable[dict[str, Any]],
+        consumers: list[Consumer],
+        waits: list[Wait],
+        after: Mapping[str, int] = BEGINNING,
+    ) -> History:
+        """Return everything that was recorded; ``log`` is the simulator's.
+
+        :param after: of each table, only rows after this one
+        """
         changes, attempts = read_log(log)
         states = [
             State(*row[:4], *(bool(flag) for flag in row[4:]))  # SQLite has no booleans
-            for row in self._read(_STATES)
+            for row in self.read(_STATES, **after)
         ]
         return History(
             changes=changes,
             attempts=attempts,
-            rows=[Row(*row) for row in self._read(_ROWS)],
+            rows=[Row(*row) for row in self.read(_ROWS, **after)],
             states=states,
-            events=[_event(uri, key) for uri, key in self._read(_EVENTS)],
+            events=[_event(uri, key) for uri, key in self.read(_EVENTS, **after)],
             consumers=consumers,
-            runs=self.runs(),
+            runs=self.runs(after),
             waits=waits,
         )
 
