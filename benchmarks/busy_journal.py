@@ -15,7 +15,7 @@ from datetime import UTC, datetime, timedelta
 from functools import cache
 from typing import TYPE_CHECKING, Any, Final
 
-from sqlalchemy import create_engine, func, select
+from sqlalchemy import func, select
 
 from airflow_mediation_provider.journal.receipts import MOST_ACCEPTED, MOST_REFUSED
 from airflow_mediation_provider.journal.rows import transition_values
@@ -31,7 +31,7 @@ from airflow_mediation_provider.protocol.callouts.receipt import ACCEPTED, Proof
 from airflow_mediation_provider.protocol.sessions.journal_entry import EntryKind, JournalEntry
 from airflow_mediation_provider.protocol.status import ANY_TERMINAL, RunType
 from airflow_mediation_provider.protocol.transition import SessionTransition, Source
-from benchmarks.journal_load import Stencil, chunks, load, vacuum
+from benchmarks.journal_load import Stencil, chunks, load, load_stored, loading, vacuum, without_indexes
 from benchmarks.journal_starts import TABLES, Starts, make_assets
 
 if TYPE_CHECKING:
@@ -59,14 +59,18 @@ LIVE: Final = 5
 """The newest sessions are live: as many as Zuora runs at a time."""
 LOST: Final = 25
 """The number of sessions that never end, the oldest one among them: their ends were never reported."""
-_DETAILED: Final = 20
-"""Each change was reported for the newest 1/20 of the sessions; for the older ones only the start and the end."""
+_DETAILED: Final = 3
+"""Each change was reported for the newest third of the sessions; for the older ones only the start and the end."""
 _WALK: Final = ("INITIALIZING", "RUNNING", "USAGE_PUSHING", "PUSH_COMPLETED")
 _LASTS: Final = timedelta(minutes=25)
+_MODEL: Final = ("R-model", datetime(2000, 1, 1, tzinfo=UTC))
+"""Id and start of the session from whose rows those of the others are made."""
+_CONNECTIONS: Final = {meter: conn_id for conn_id, meters in METERS.items() for meter in meters}
 _CHUNK: Final = 5_000
 _64_BITS: Final = (1 << 64) - 1
 _ROWS: Final = (TransitionRow, SessionRow, WaitRow, CallsRow, ReceiptRow, AnswersRow)
-_TABLES: Final = (*(table.__table__ for table in _ROWS), *TABLES)
+_JOURNAL: Final = tuple(table.__table__ for table in _ROWS)
+_TABLES: Final = (*_JOURNAL, *TABLES)
 _REPEATED: Final = 20
 """One of so many callouts was sent twice."""
 
@@ -96,9 +100,14 @@ class Plan:
         """Return the number of the newest session."""
         return self.numbers[-1]
 
+    @property
+    def lost(self) -> range:
+        """Return the numbers of the sessions whose end was never reported, the oldest first."""
+        return self.numbers[:: self.sessions // LOST]
+
     def goes_on(self, number: int) -> bool:
         """Return whether a session is live, or its end was never reported."""
-        return number > self.last - LIVE or (number - self.first) % (self.sessions // LOST) == 0
+        return number > self.last - LIVE or number in self.lost
 
     def is_awaited(self, number: int) -> bool:
         """Return whether a task waits for a session, or waited."""
@@ -120,7 +129,7 @@ class Plan:
         meter = 1001 + _drawn(number, 199)
         if meter in METERS[SILENT] and number - self.first > self.sessions // 2:
             meter = 1001
-        return next(conn_id for conn_id, meters in METERS.items() if meter in meters), str(meter)
+        return _CONNECTIONS[meter], str(meter)
 
     def walk(self, number: int) -> tuple[RunType, tuple[str, ...]]:
         """Return run type and statuses of a session."""
@@ -188,19 +197,18 @@ def seed(address: str, sessions: int = SESSIONS, last_day: int = LAST_DAY) -> Pl
     :param last_day: those that started within the last day
     """
     plan = Plan(sessions, last_day, datetime.now(UTC))
-    engine = create_engine(address)
-    with engine.begin() as connection:
+    with loading(address) as connection:
         assert not connection.scalar(select(func.count()).select_from(SessionRow)), "the journal is not empty"
         make_assets(connection, plan.now)
-        _load_sessions(connection, plan)
-        load(connection, WaitRow.__table__, [_unnamed_wait(number, plan.now) for number in range(5)])
-        for polls in chunks(range(sessions // 50), _CHUNK):
-            load(connection, TransitionRow.__table__, [_poll(number, sessions // 50, plan.now) for number in polls])
-        unread = [_unread(number, plan.now) for number in range(min(sessions // 100, 1000))]
-        load(connection, TransitionRow.__table__, unread)
-        load(connection, CallsRow.__table__, list(_calls(plan.now)))
+        with without_indexes(connection, _JOURNAL):
+            _load_sessions(connection, plan)
+            load(connection, WaitRow.__table__, [_unnamed_wait(number, plan.now) for number in range(5)])
+            for polls in chunks(range(sessions // 50), _CHUNK):
+                load(connection, TransitionRow.__table__, [_poll(number, sessions // 50, plan.now) for number in polls])
+            unread = [_unread(number, plan.now) for number in range(min(sessions // 100, 1000))]
+            load(connection, TransitionRow.__table__, unread)
+            load(connection, CallsRow.__table__, list(_calls(plan.now)))
         _load_receipts(connection, plan)
-    engine.dispose()
     vacuum(address, _TABLES)
     return plan
 
@@ -213,34 +221,33 @@ def seed_burst(address: str, plan: Plan, sessions: int) -> Plan:
     :param sessions: how many more
     """
     burst = Plan(sessions, sessions, datetime.now(UTC), first=plan.last + 1)
-    engine = create_engine(address)
-    with engine.begin() as connection:
+    with loading(address) as connection:
         _load_sessions(connection, burst)
-    engine.dispose()
     vacuum(address, _TABLES)
     return burst
 
 
 def _load_sessions(connection: Connection, plan: Plan) -> None:
     starts = Starts(connection)
-    some = session_of(plan.first), plan.began(plan.first)
 
     @cache
     def stencil(conn_id: str, meter_id: str, run_type: RunType, steps: tuple[str, ...]) -> Stencil:
-        return Stencil(_reports(meter_id, run_type, steps, *some), conn_id)
+        return Stencil(_reports(meter_id, run_type, steps, *_MODEL), conn_id, connection.dialect)
 
     for numbers in chunks(plan.numbers, _CHUNK):
         changes, sessions = [], []
         for number in numbers:
-            reports, row = stencil(*plan.meter(number), *plan.walk(number)).rows(session_of(number), plan.began(number))
+            one = stencil(*plan.meter(number), *plan.walk(number))
+            reports, row = one.rows(session_of(number), plan.began(number))
             changes += reports
             sessions.append(row)
-        load(connection, TransitionRow.__table__, changes)
-        load(connection, SessionRow.__table__, sessions)
+        of_change, of_session = one.columns
+        load_stored(connection, TransitionRow.__table__, of_change, changes)
+        load_stored(connection, SessionRow.__table__, of_session, sessions)
         if numbers[-1] > plan.last - plan.sessions // 10:
-            starts.load(sessions)
-            awaited = zip(numbers, sessions, strict=True)
-            waits = [_wait(row, plan.now) for number, row in awaited if plan.is_awaited(number)]
+            last = {number: (plan.meter(number)[0], plan.reports(number)[-1]) for number in numbers}
+            starts.load(last.values())
+            waits = [_wait(*reported, plan.now) for number, reported in last.items() if plan.is_awaited(number)]
             load(connection, WaitRow.__table__, waits)
 
 
@@ -251,15 +258,17 @@ def _drawn(number: int, of: int) -> int:
     return (mixed ^ mixed >> 27) % of
 
 
-def _wait(row: dict[str, Any], now: datetime) -> dict[str, Any]:
-    """Return the ended wait of a task for a session."""
-    ended = row["last_observed_at"] if row["terminal"] else None
+def _wait(conn_id: str, last: SessionTransition, now: datetime) -> dict[str, Any]:
+    """Return the wait of a task for a session, by the session's last report."""
+    ended = last.observed_at if last.status in ANY_TERMINAL else None
     return {
         **_unnamed_wait(0, now),
-        **{name: row[name] for name in ("conn_id", "meter_id", "session_id")},
-        "id": f"wait-{row['session_id']}",
-        "run_id": f"run-{row['session_id']}",
-        "created_at": row["begun_at"],
+        "conn_id": conn_id,
+        "meter_id": last.meter_id,
+        "session_id": last.session_id,
+        "id": f"wait-{last.session_id}",
+        "run_id": f"run-{last.session_id}",
+        "created_at": last.started_at,
         "seen_at": ended or now,
         "ended_at": ended,
         "outcome": "met" if ended else None,

@@ -15,10 +15,12 @@ from airflow_mediation_provider.protocol.sessions.asset_uri import asset_uri
 from benchmarks.journal_load import load
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Iterable
     from datetime import datetime
 
     from sqlalchemy import Connection
+
+    from airflow_mediation_provider.protocol.transition import SessionTransition
 
 CONN_ID: Final = "zuora_prod"
 METERS: Final = [str(number) for number in range(1000, 1100)]
@@ -36,6 +38,11 @@ def dag_of(meter_id: str) -> str:
     :raises KeyError: there is none
     """
     return _DAGS[meter_id]
+
+
+def triggers(meter_id: str, status: str) -> bool:
+    """Return whether a Dag is scheduled on a status of a meter's sessions."""
+    return meter_id in _DAGS and status == "COMPLETED"
 
 
 def run_of(session_id: str) -> str:
@@ -89,25 +96,24 @@ class Starts:
         self._events = connection.scalar(select(func.max(AssetEvent.id))) or 0
         self._runs = connection.scalar(select(func.max(DagRun.id))) or 0
 
-    def load(self, sessions: Iterable[Mapping[str, Any]]) -> None:
+    def load(self, sessions: Iterable[tuple[str, SessionTransition]]) -> None:
         """Write the events and runs of some sessions.
 
-        :param sessions: rows of the journal
+        :param sessions: connection and last report of each
         """
         events, runs, pairs = [], [], []
-        for row in sessions:
-            asset_id = self._assets.get((row["meter_id"], row["status"])) if row["conn_id"] == CONN_ID else None
+        for conn_id, last in sessions:
+            asset_id = self._assets.get((last.meter_id, last.status)) if conn_id == CONN_ID else None
             if asset_id is None:
                 continue
             self._events += 1
-            at, session_id = row["updated_at"], row["session_id"]
-            event = {"id": self._events, "asset_id": asset_id, "extra": row["transition"], "timestamp": at}
+            at, session_id = last.observed_at, str(last.session_id)
+            event = {"id": self._events, "asset_id": asset_id, "extra": last.to_dict(), "timestamp": at}
             events.append({**event, "source_map_index": -1, "partition_key": session_id})
-            dag_id = _DAGS.get(row["meter_id"])
-            if dag_id is None or row["status"] != "COMPLETED" or is_missed(session_id):
+            if not triggers(last.meter_id, last.status) or is_missed(session_id):
                 continue
             self._runs += 1
-            runs.append(_run(self._runs, dag_id, session_id, at))
+            runs.append(_run(self._runs, dag_of(last.meter_id), session_id, at))
             pairs.append({"dag_run_id": self._runs, "event_id": self._events})
         load(self._connection, AssetEvent.__table__, events)
         load(self._connection, DagRun.__table__, runs)

@@ -6,11 +6,11 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import TYPE_CHECKING, Final
 
-from airflow_mediation_provider.api_server.pages.sessions import PAGE
+from airflow_mediation_provider.api_server.pages.sessions import MISSED_SCANNED, PAGE
 from airflow_mediation_provider.journal.session_search import Keyset
 from airflow_mediation_provider.protocol.urls import address, session_page, task_page
 from benchmarks.busy_journal import BUSY, EU, POLLED, PROD, SANDBOX, SILENT, WAITED, session_of
-from benchmarks.journal_starts import dag_of, is_missed, run_of
+from benchmarks.journal_starts import CONN_ID, dag_of, is_missed, run_of, triggers
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 LIST_SECONDS: Final = 0.100
 COUNT_SECONDS: Final = 1.0
 """The health line beside very many sessions is fetched separately: no page waits for it."""
-NOTHING: Final = "No session "
+NOTHING: Final = "No matching sessions"
 _DEEP: Final = 1000
 
 
@@ -47,7 +47,7 @@ def questions(plan: Plan) -> list[Question]:
 
 def first_page(plan: Plan) -> Question:
     """Return the list as it is opened."""
-    return Question("first page", address("", "/sessions"), session_of(plan.last))
+    return Question("first page", address("", "/sessions"), _listed(plan.last))
 
 
 def burst_questions(plan: Plan) -> list[Question]:
@@ -65,8 +65,13 @@ def burst_questions(plan: Plan) -> list[Question]:
 
 
 def _filtered(what: str, shows: str | int, **parameters: object) -> Question:
-    text = shows if isinstance(shows, str) else session_of(shows)
+    text = shows if isinstance(shows, str) else _listed(shows)
     return Question(f"list: {what}", address("", "/sessions", **parameters), text)
+
+
+def _listed(number: int) -> str:
+    """Return what the table has of a session: the form repeats what is searched for."""
+    return f"<bdi>{session_of(number)}</bdi></a></th>"
 
 
 def _chart(what: str, **parameters: object) -> Question:
@@ -125,20 +130,21 @@ def _searches(plan: Plan) -> Iterator[Question]:
     yield _filtered("search: a session's id", plan.sessions // 2, q=session_of(plan.sessions // 2))
     yield _filtered("search: the start of all sessions' ids", plan.last, q="r-0")
     yield _filtered("search: a meter's id", failed, q=some, status="FAILED")
-    yield _filtered("search: the start of many meters' ids", plan.last, q="1")
+    yield _filtered("search: the start of many meters' ids", "More sessions match", q="1")
     yield _filtered("search: a Dag", newest_awaited(plan), q=WAITED)
     yield _filtered("search: a run", newest_awaited(plan), q=f"run-{session_of(newest_awaited(plan))}")
     yield _filtered("search: a notification", failed, q=f"{session_of(failed)}-1")
     yield _filtered("search: nothing", NOTHING, q="none-such")
     yield _filtered("two statuses", failed, status=["FAILED", "CANCELED"])
-    for group, shown in (("failed", failed), ("ended", "success"), ("live", plan.last), ("attention", failed)):
+    ended = newest(PROD, None, "COMPLETED")
+    for group, shown in (("failed", failed), ("ended", ended), ("live", plan.last), ("attention", failed)):
         yield _filtered(f"group: {group}", shown, group=group)
     yield _filtered("group: failed, of the busiest meter", newest(PROD, BUSY, "FAILED"), group="failed", meter=BUSY)
     for only in ("uncertain", "conflict", "ambiguous", "unknown"):
         yield _filtered(f"only: {only} (never)", NOTHING, only=only)
-    yield _filtered("only: silent", "silent", only="silent")
-    yield _filtered("only: no run started", "no run", only="no-run")
-    yield _filtered("longer than an hour", "matching sessions", longer="1h")
+    yield _filtered("only: silent", plan.lost[-1], only="silent")
+    yield _filtered("only: no run started", _newest_missed(plan), only="no-run")
+    yield _filtered("longer than an hour", " sessions so far: ", longer="1h")
     for sort in ("end", "duration"):
         yield _filtered(f"sorted by {sort}", "are sorted", sort=sort)
         yield _filtered(f"FAILED, sorted by {sort}", 't-failed">FAILED', sort=sort, status="FAILED")
@@ -148,6 +154,15 @@ def _searches(plan: Plan) -> Iterator[Question]:
 def newest_awaited(plan: Plan) -> int:
     """Return the newest session for which a task waited."""
     return next(number for number in reversed(plan.numbers) if plan.is_awaited(number))
+
+
+def _newest_missed(plan: Plan) -> int | str:
+    """Return the newest session whose Dag was paused then; it may be older than what a search covers at once."""
+    for number in reversed(plan.numbers[-MISSED_SCANNED:]):
+        conn_id, meter_id = plan.meter(number)
+        if conn_id == CONN_ID and triggers(meter_id, plan.walk(number)[1][-1]) and is_missed(session_of(number)):
+            return number
+    return NOTHING
 
 
 def _charts(plan: Plan) -> Iterator[Question]:
@@ -192,7 +207,7 @@ def _callouts(plan: Plan) -> Iterator[Question]:
     yield listed("unreadable, of a connection that has none", "No matching callouts", kind="unreadable", conn=EU)
     yield listed("a session", newest, session=newest)
     yield listed("a day long ago", "No matching callouts", since="2020-01-01T00:00", until="2020-01-02T00:00")
-    yield listed("a deep page", ">200</span>", before=Keyset(plan.now - timedelta(days=2), 1), conn=PROD)
+    yield listed("a deep page", ">200</span>", before=Keyset(plan.now - timedelta(hours=6), 1), conn=PROD)
     yield Question("a callout", address("", "/callout", receipt=1), "Headers")
 
 
@@ -204,7 +219,7 @@ def _tabs(plan: Plan) -> Iterator[Question]:
     waited = session_of(newest_awaited(plan))
     yield Question("task tab", task_page("", WAITED, f"run-{waited}", "wait", -1), waited)
     unnamed = task_page("", WAITED, "run-unnamed-0", "wait", -1)
-    yield Question("task tab: no session yet", unnamed, "It takes the first session")
+    yield Question("task tab: no session yet", unnamed, "It was for the first session that started")
     started = session_of(_started(plan))
     path = address("", "/run", dag_id=dag_of(BUSY), run_id=run_of(started))
     yield Question("run tab", path, started)
