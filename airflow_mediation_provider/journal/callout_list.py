@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from sqlalchemy import and_, case, func, or_, select, union
 
-from airflow_mediation_provider.journal.queries import distinct_values
+from airflow_mediation_provider.journal.queries import distinct_values, of_session_ids
 from airflow_mediation_provider.journal.session_list import is_of_kind, known_connections
 from airflow_mediation_provider.journal.session_search import Keyset
 from airflow_mediation_provider.journal.tables import AnswersRow, ListedRow, ReceiptRow, TransitionRow
@@ -221,7 +221,7 @@ def _by_reports(
     row = TransitionRow
     query = select(*_REPORT_COLUMNS).where(row.conn_id == conn_id)
     if filters.session_id is not None:
-        of_id = select(ListedRow.meter_id).filter_by(conn_id=conn_id, session_id=filters.session_id)
+        of_id = select(ListedRow.meter_id).where(of_session_ids(conn_id, [filters.session_id]))
         meters = [filters.meter_id] if filters.meter_id is not None else session.scalars(of_id).all()
         query = query.where(row.meter_id.in_(meters), row.session_id == filters.session_id, _IS_CALLOUT)
     else:

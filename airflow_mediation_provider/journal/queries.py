@@ -23,7 +23,7 @@ from airflow_mediation_provider.journal.rows import (
     transition_of,
     why_unfit,
 )
-from airflow_mediation_provider.journal.tables import Base, SessionRow, TransitionRow
+from airflow_mediation_provider.journal.tables import Base, ListedRow, SessionRow, TransitionRow
 from airflow_mediation_provider.journal.transaction import JournalUnavailable, read
 from airflow_mediation_provider.protocol.maintenance import missing
 from airflow_mediation_provider.protocol.sessions.journal_entry import EntryKind
@@ -32,7 +32,7 @@ from airflow_mediation_provider.protocol.status import RunType
 from airflow_mediation_provider.protocol.transition import Source
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping, Sequence
+    from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 
     from sqlalchemy import ColumnElement, Executable, Row, Select
     from sqlalchemy.orm import InstrumentedAttribute, Session
@@ -70,8 +70,8 @@ _NAMED: Final = select(*_VERSION_OF_ROW).where(
 _STATES: Final = select(*(_ROW[name] for name in STATE_COLUMNS), cast(_ROW.transition, Text).label("transition")).where(
     _ROW.id.in_(bindparam("ids", expanding=True))
 )
-# So many meters share a statement, which is built once for each number: building takes longer than running.
-_METERS_OF_STATEMENT: Final = (1, 5, 20)
+# So many meters or names share a statement, which is built once for each number: building takes longer than running.
+_OF_STATEMENT: Final = (1, 5, 20)
 # A question for many meters lets the process's other threads work between its statements: to take turns by themselves,
 # they wait for 5 ms each time.
 _UNINTERRUPTED: Final = 8
@@ -178,7 +178,7 @@ def known_sessions(
             for version in of_meter or named[session_id]:
                 # States of other meters are for the waits of this one, whatever the asker has of those meters.
                 add(version, known=bool(of_meter) and has(version))
-    live = _collect(read_on, _live, [{"meter": meter_id} for meter_id in meters])
+    live = collect(read_on, _live, [{"meter": meter_id} for meter_id in meters])
     for row in chain(live, _collect_first(read_on, meters), _collect_passed_over(read_on, meters)):
         version = _Version(*row[:4])
         add(version, known=has(version))
@@ -275,6 +275,16 @@ def without_index(column: Any) -> ColumnElement[Any]:
     return func.coalesce(column, column)
 
 
+def of_session_ids(conn_id: str, session_ids: Collection[str]) -> ColumnElement[bool]:
+    """Return the condition that a session has one of some ids, of whichever meter, found by the index of these ids.
+
+    An index that has all columns of a query would seem better to SQLite, even if it leads to all sessions of the
+    connection: so one column that is in no index is compared too.
+    """
+    row = ListedRow
+    return and_(row.conn_id == conn_id, row.session_id.in_(session_ids), row.revision >= 0)
+
+
 def _last_before(session: Session, conn_id: str, since: datetime, source: Source) -> datetime | None:
     return last_callout_at(session, conn_id, max(since, _BEFORE_ALL) - _CALLOUTS_BEFORE, since, source)
 
@@ -317,7 +327,7 @@ def _collect_first(read_on: Callable[..., Sequence[Any]], meters: Mapping[str, M
     while left:
         asked = [{"meter": meter_id, "since": instants.pop()} for meter_id, instants in left.items()]
         begun: dict[tuple[str, str], list[datetime]] = defaultdict(list)
-        for row in _collect(read_on, _first, asked, page=page):
+        for row in collect(read_on, _first, asked, page=page):
             begun[row.meter_id, row.run_type].append(row.begun_at)
             yield row
         for meter_id, instants in list(left.items()):
@@ -341,36 +351,38 @@ def _collect_passed_over(read_on: Callable[..., Sequence[Any]], meters: Mapping[
         {"meter": meter_id, "since": since, "until": min(since, _EVER) + _WRONG_ZONE}
         for meter_id, since in latest.items()
     ]
-    for row in _collect(read_on, _received_after, asked):
+    for row in collect(read_on, _received_after, asked):
         if row.begun_at < latest[row.meter_id]:
             yield row
 
 
-def _collect(
+def collect(
     read_on: Callable[..., Sequence[Any]],
     part: Callable[[int], Iterable[Select[Any]]],
     asked: Sequence[Mapping[str, Any]],
     **parameters: Any,
 ) -> Iterable[Any]:
-    """Yield the rows of one query a meter, many in a statement.
+    """Yield the rows of the same queries with different parameters, many in a statement.
 
-    :param part: makes the queries of one meter, whose parameters end with its number
-    :param asked: the parameters of each meter
+    :param read_on: executes a statement with parameters; the rows have an ``id``
+    :param part: makes the queries, whose parameters end with a number; always the same function, as statements are kept
+    :param asked: the parameters of each, a meter for example
+    :param parameters: those that all have
     """
-    most = _METERS_OF_STATEMENT[-1]
+    most = _OF_STATEMENT[-1]
     for start in range(0, len(asked), most):
         chunk = asked[start : start + most]
-        size = next(size for size in _METERS_OF_STATEMENT if size >= len(chunk))
-        # The last meter fills the statement up: its rows are the same again.
+        size = next(size for size in _OF_STATEMENT if size >= len(chunk))
+        # The last one fills the statement up: its rows are the same again.
         each = [*chunk, *[chunk[-1]] * (size - len(chunk))]
         numbered = {f"{name}{number}": value for number, of in enumerate(each) for name, value in of.items()}
-        rows = read_on(_of_meters(part, size), **numbered, **parameters)
+        rows = read_on(_in_one(part, size), **numbered, **parameters)
         yield from {row.id: row for row in rows}.values() if size > len(chunk) else rows
 
 
 @cache
-def _of_meters(part: Callable[[int], Iterable[Select[Any]]], size: int) -> Executable:
-    """Return one statement for so many meters."""
+def _in_one(part: Callable[[int], Iterable[Select[Any]]], size: int) -> Executable:
+    """Return one statement for so many, a meter each for example."""
     return union_all(*(select(query.subquery()) for number in range(size) for query in part(number)))
 
 

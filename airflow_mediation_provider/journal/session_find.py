@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from airflow.models.asset import AssetModel, DagScheduleAssetReference
 from airflow.models.dagrun import DagRun
-from sqlalchemy import func, or_, select, true, union_all
+from sqlalchemy import Integer, bindparam, func, or_, select, true
 
-from airflow_mediation_provider.journal.queries import distinct_values
+from airflow_mediation_provider.journal.queries import collect, distinct_values, of_session_ids
 from airflow_mediation_provider.journal.session_list import SessionKey, known_connections
 from airflow_mediation_provider.journal.session_search import Alternative
 from airflow_mediation_provider.journal.tables import ListedRow, MeterRow, TransitionRow, WaitRow
@@ -20,19 +20,24 @@ from airflow_mediation_provider.journal.triggered_runs import sessions_of_runs
 from airflow_mediation_provider.protocol.sessions.asset_uri import SCHEME
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterator
+    from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 
-    from sqlalchemy import ColumnElement, Select
+    from sqlalchemy import Executable, Select
     from sqlalchemy.orm import Session
 
     from airflow_mediation_provider.journal.session_search import Condition
+
+    _Part = Callable[[int], Iterator[Select[Any]]]
 
 MOST: Final = 200
 """So many sessions of one kind of id are found."""
 _METERS: Final = 20
 _CONNECTIONS: Final = 50
 _DAGS: Final = 100
-_KEY: Final = tuple(getattr(ListedRow, name) for name in SessionKey._fields)
+
+
+def _columns(table: Any) -> tuple[Any, ...]:
+    return tuple(getattr(table, name) for name in SessionKey._fields)
 
 
 class Found(NamedTuple):
@@ -80,25 +85,18 @@ def find(session: Session, text: str, dags: Dags) -> Found:
     conn_ids = known_connections(session)[:_CONNECTIONS]
     alternatives, limited = _meters(session, text)
     spelled = {text, text.upper()}
-    own = [
-        _starting((ListedRow.id,), ListedRow.session_id, each, ListedRow.conn_id == conn_id)
-        for conn_id in conn_ids
-        for each in spelled
-    ]
-    ids = set(session.scalars(union_all(*own))) if own else set()
+    ids = {
+        row.id for row in _starting(session, _SESSIONS, [(conn_id, each) for conn_id in conn_ids for each in spelled])
+    }
     if len(ids) > MOST:
         # With so many matches, some are among the newest sessions.
         starts = (ListedRow.session_id.startswith(each, autoescape=True) for each in spelled)
         alternatives.append(Alternative({}, (or_(*starts),)))
         ids.clear()
-    parts = [*_of_waits(text, dags.waiting)]
-    parts += [
-        _starting(_columns(TransitionRow), TransitionRow.notification_id, text, TransitionRow.conn_id == conn_id)
-        for conn_id in conn_ids
-    ]
-    keys = {SessionKey(*row) for row in session.execute(union_all(*parts))} if parts else set()
-    runs = [*_of_runs(text, dags.triggered)]
-    run_ids = set(session.scalars(union_all(*runs))) if runs else set()
+    found = [*_starting(session, _NOTIFICATIONS, [(conn_id, text) for conn_id in conn_ids])]
+    found += _of_dags(session, _WAITS, _NEWEST_WAITS, text, dags.waiting)
+    keys = {SessionKey(row.conn_id, row.meter_id, row.session_id) for row in found}
+    run_ids = {row.id for row in _of_dags(session, _RUNS, _NEWEST_RUNS, text, dags.triggered)}
     keys.update(sessions_of_runs(session, DagRun.id.in_(run_ids)) if run_ids else ())
     limited |= dags.limited or len(keys) > MOST or len(run_ids) > MOST
     ids.update(_numbers(session, sorted(keys, reverse=True)[:MOST]))
@@ -110,8 +108,8 @@ def find(session: Session, text: str, dags: Dags) -> Found:
 def _numbers(session: Session, keys: Collection[SessionKey]) -> Iterator[int]:
     # By one connection after the other: of three columns together, SQLite compares all sessions with the keys.
     for conn_id in {key.conn_id for key in keys}:
-        of_ids = ListedRow.session_id.in_([key.session_id for key in keys if key.conn_id == conn_id])
-        for number, *key in session.execute(select(ListedRow.id, *_KEY).where(ListedRow.conn_id == conn_id, of_ids)):
+        of_ids = of_session_ids(conn_id, [key.session_id for key in keys if key.conn_id == conn_id])
+        for number, *key in session.execute(select(ListedRow.id, *_columns(ListedRow)).where(of_ids)):
             if SessionKey(*key) in keys:
                 yield number
 
@@ -126,35 +124,57 @@ def _meters(session: Session, text: str) -> tuple[list[Alternative], bool]:
     return found[:_METERS], len(found) > _METERS
 
 
-def _of_waits(text: str, dag_ids: Collection[str]) -> Iterator[Select[Any]]:
-    """Return the tasks of Dags that start with the text, and those of runs that do."""
-    for dag_id in sorted(dag_ids):
-        of_dag = WaitRow.dag_id == dag_id
-        if dag_id.startswith(text):
-            # The ids of runs have their time.
-            newest = select(*_columns(WaitRow)).where(of_dag).order_by(WaitRow.run_id.desc()).limit(MOST + 1).subquery()
-            yield select(*newest.c).where(newest.c.session_id.is_not(None))
-        else:
-            yield _starting(_columns(WaitRow), WaitRow.run_id, text, of_dag)
+def _of_dags(session: Session, starting: _Part, newest: _Part, text: str, dag_ids: Collection[str]) -> Iterator[Any]:
+    """Yield the rows of Dags that start with a text, and those of runs that do."""
+    yield from _collected(session, newest, [{"within": each} for each in sorted(dag_ids) if each.startswith(text)])
+    yield from _starting(session, starting, [(each, text) for each in sorted(dag_ids) if not each.startswith(text)])
 
 
-def _of_runs(text: str, dag_ids: Collection[str]) -> Iterator[Select[Any]]:
-    for dag_id in sorted(dag_ids):
-        of_dag = DagRun.dag_id == dag_id
-        if dag_id.startswith(text):
-            newest = select(DagRun.id).where(of_dag).order_by(DagRun.run_id.desc()).limit(MOST + 1).subquery()
-            yield select(newest.c.id)
-        else:
-            yield _starting((DagRun.id,), DagRun.run_id, text, of_dag)
+def _starting(session: Session, part: _Part, asked: Iterable[tuple[str, str]]) -> Iterable[Any]:
+    """Return the rows whose name starts with a text.
+
+    :param asked: within what, and the text
+    """
+
+    def start(text: str) -> str:
+        return text.replace("/", "//").replace("%", "/%").replace("_", "/_")
+
+    return _collected(session, part, [{"within": each, "text": text, "start": start(text)} for each, text in asked])
 
 
-def _columns(table: Any) -> tuple[Any, ...]:
-    return tuple(getattr(table, name) for name in SessionKey._fields)
+def _collected(session: Session, part: _Part, asked: Sequence[Mapping[str, str]]) -> Iterable[Any]:
+    def execute(statement: Executable, **parameters: Any) -> Sequence[Any]:
+        return session.execute(statement, parameters).all()
+
+    return collect(execute, part, asked, most=MOST + 1)
 
 
-def _starting(columns: tuple[Any, ...], name: Any, text: str, where: ColumnElement[bool]) -> Select[Any]:
-    """Return the query for rows whose name starts with a text, of those that an index has from the text on."""
-    entries = select(*columns, name.label("name")).where(where, name >= text).order_by(name).limit(MOST + 1).subquery()
-    known = entries.c.session_id.is_not(None) if "session_id" in entries.c else true()
-    own = [entries.c[column.key] for column in columns]
-    return select(*own).where(entries.c.name.startswith(text, autoescape=True), known)
+def _by_name(name: Any, within: Any, *columns: Any, newest: bool = False) -> _Part:
+    """Return what makes a query for rows by an index of their names within a connection or a Dag.
+
+    :param name: the indexed name; its index has it after ``within``
+    :param within: the connection or the Dag
+    :param columns: what the rows have besides their id
+    :param newest: take those with the last names, instead of those whose name starts with a text
+    """
+
+    def part(number: int) -> Iterator[Select[Any]]:
+        entries = select(name.class_.id, *columns, name.label("name")).where(within == bindparam(f"within{number}"))
+        entries = entries.order_by(name.desc() if newest else name).limit(bindparam("most", type_=Integer))
+        if not newest:
+            entries = entries.where(name >= bindparam(f"text{number}"))
+        of = entries.subquery().c
+        starts = true() if newest else of.name.startswith(bindparam(f"start{number}"), escape="/")
+        known = of.session_id.is_not(None) if "session_id" in of else true()
+        yield select(*(each for each in of if each.key != "name")).where(starts, known)
+
+    return part
+
+
+_SESSIONS: Final = _by_name(ListedRow.session_id, ListedRow.conn_id)
+_NOTIFICATIONS: Final = _by_name(TransitionRow.notification_id, TransitionRow.conn_id, *_columns(TransitionRow))
+# The ids of runs have their time.
+_WAITS: Final = _by_name(WaitRow.run_id, WaitRow.dag_id, *_columns(WaitRow))
+_NEWEST_WAITS: Final = _by_name(WaitRow.run_id, WaitRow.dag_id, *_columns(WaitRow), newest=True)
+_RUNS: Final = _by_name(DagRun.run_id, DagRun.dag_id)
+_NEWEST_RUNS: Final = _by_name(DagRun.run_id, DagRun.dag_id, newest=True)

@@ -182,12 +182,14 @@ def list_sessions(
     limit: int,
     before: Keyset | None = None,
     after: Keyset | None = None,
+    bare: bool = False,
 ) -> Listing:
     """Return the first sessions, or those next to a position; by end or duration of the newest ``COUNTED`` ones.
 
     :param limit: how many at most
     :param before: those right after this position in the list: older ones
     :param after: those right before it: newer ones
+    :param bare: without their phases and the names of their meters, to search many of them
     :raises GoneError: the list is sorted by end or duration, and the session at the position was deleted
     """
     back, place = after is None, before or after
@@ -201,7 +203,7 @@ def list_sessions(
         within = or_(*(and_(each, *times) for each in which))
         rows = _first_sorted(session, within, limit + 1, place, filters.sort_value(), back=back)
     more, rows = len(rows) > limit, rows[:limit]
-    listed = _all_listed(session, rows)
+    listed = _bare(rows) if bare else with_phases(session, _bare(rows))
     cut = reach is not None and not more
     onward = listed[-1].place if more else reach
     if after is not None:
@@ -263,7 +265,7 @@ def find_sessions(session: Session, keys: Iterable[SessionKey]) -> dict[SessionK
     for start in range(0, len(wanted), _BATCH):
         batch = wanted[start : start + _BATCH]
         rows = session.execute(select(*_COLUMNS).where(or_(*(and_(*_is(ListedRow, key)) for key in batch)))).all()
-        by_key = {each.key: each for each in _all_listed(session, rows)}
+        by_key = {each.key: each for each in with_phases(session, _bare(rows))}
         found |= {key: by_key[key] for key in batch if key in by_key}
     return found
 
@@ -297,8 +299,7 @@ def newest_reported(
         if not {(each.conn_id, meter_id, each.status) for meter_id in (each.meter_id, ANY_METER)}.isdisjoint(reached)
     ]
     rows = session.execute(select(*_COLUMNS).where(row.id.in_(ids))).all() if ids else []
-    listed = (ListedSession(**dict(zip(_FIELDS, each, strict=True))) for each in rows)
-    return sorted(listed, key=lambda each: each.place, reverse=True), len(newest) == limit
+    return sorted(_bare(rows), key=lambda each: each.place, reverse=True), len(newest) == limit
 
 
 class Counts(NamedTuple):
@@ -357,12 +358,15 @@ _OF_TASKS: Final = union(*map(distinct_values, (WaitRow.conn_id, HistoryRow.conn
 _OF_SCHEDULES: Final = select(AssetActive.uri).where(AssetActive.uri.startswith(f"{SCHEME}://", autoescape=True))
 
 
-def _all_listed(session: Session, rows: Sequence[Row[Any]]) -> list[ListedSession]:
-    """Return rows with what other tables have of their sessions."""
-    bare = [ListedSession(**dict(zip(_FIELDS, row, strict=True))) for row in rows]
-    drawn = _phases(session, bare)
-    names = meter_names(session, {each.meter for each in bare})
-    return [replace(each, meter_name=names.get(each.meter), phases=drawn[each.key]) for each in bare]
+def _bare(rows: Iterable[Row[Any]]) -> list[ListedSession]:
+    return [ListedSession(**dict(zip(_FIELDS, row, strict=True))) for row in rows]
+
+
+def with_phases(session: Session, listed: Sequence[ListedSession]) -> list[ListedSession]:
+    """Return sessions with their phases and the names of their meters."""
+    drawn = _phases(session, listed)
+    names = meter_names(session, {each.meter for each in listed})
+    return [replace(each, meter_name=names.get(each.meter), phases=drawn[each.key]) for each in listed]
 
 
 class _Report(NamedTuple):

@@ -113,8 +113,16 @@ class Alternative(NamedTuple):
     where: tuple[ColumnElement[bool], ...] = ()
 
     def indexed(self) -> list[ColumnElement[bool]]:
-        """Return the conditions by which an index leads to the sessions."""
-        return [_is(getattr(ListedRow, name), value) for name, value in self.values.items()]
+        """Return the conditions by which an index leads to the sessions.
+
+        Of a connection and a meter it is the index of the meter's id: SQLite would read all sessions of the connection
+        in their order, until there are enough of a meter that may have few.
+        """
+        both = {"conn_id", "meter_id"} <= self.values.keys()
+        columns = {name: getattr(ListedRow, name) for name in self.values}
+        if both:
+            columns["conn_id"] = without_index(ListedRow.conn_id)
+        return [_is(columns[name], value) for name, value in self.values.items()]
 
     def checked(self) -> ColumnElement[bool]:
         """Return the condition where another index leads to the sessions."""

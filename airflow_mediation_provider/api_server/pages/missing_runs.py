@@ -186,7 +186,7 @@ def _shown(request: Request, search: tuple[Search, str], *, dry: Dry | None, res
 
 def _dry_run(reader: Reader, filters: Filters, dag_id: str, before: Keyset | None) -> Dry:
     def work(session: Session) -> tuple[list[_Without], dict[str, str], Listing]:
-        listing = list_sessions(session, filters, limit=EXAMINED, before=before)
+        listing = list_sessions(session, filters, limit=EXAMINED, before=before, bare=True)
         found = [each for each in _without_run(session, listing.sessions) if dag_id in ("", each.run.dag_id)]
         return found, refusals(session, {each.run.dag_id for each in found}), listing
 

@@ -25,6 +25,7 @@ from airflow_mediation_provider.journal.session_list import (
     count_by_status,
     known_connections,
     list_sessions,
+    with_phases,
 )
 from airflow_mediation_provider.journal.session_search import (
     COUNTED,
@@ -426,7 +427,7 @@ def _list(request: Request, reader: Reader, search: Search, before: str, after: 
     filters = replace(filters, found=led and led.condition)
 
     def work(session: Session) -> tuple[Listing, Around]:
-        listing = list_sessions(session, filters, limit=MISSED_SCANNED if missed else PAGE, **places)
+        listing = list_sessions(session, filters, limit=MISSED_SCANNED if missed else PAGE, bare=missed, **places)
         return listing, around(session, listing.sessions, request.app.state.tempos)
 
     try:
@@ -438,6 +439,8 @@ def _list(request: Request, reader: Reader, search: Search, before: str, after: 
     rows = rows_of(found, reader, now)
     if missed:
         listing, rows = _missed(listing, rows, back=not after)
+        shown = read(lambda session: with_phases(session, [each.session for each in rows]))
+        rows = [replace(row, session=each) for row, each in zip(rows, shown, strict=True)]
     return _Found(
         filters=filters,
         rows=rows,

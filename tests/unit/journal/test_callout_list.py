@@ -169,3 +169,9 @@ class TestPlans:
         assert any(
             "ix_mediation_transition_session (conn_id=? AND meter_id=? AND session_id=?)" in s for s in of_session
         )
+
+    def test_a_session_of_any_meter_is_found_by_the_index_of_ids(self) -> None:
+        with explained() as plans:
+            listed(session_id="R-1")
+        (step,) = [plan[0] for statement, plan in plans if "FROM mediation_session" in statement]
+        assert "INDEX ix_mediation_session_named (conn_id=? AND session_id=?)" in step

@@ -83,6 +83,16 @@ def test_each_query_has_an_index(airflow_on: Callable[[str], str], sqlite_databa
     assert small
 
 
+def test_sessions_are_found_by_the_index_of_their_ids(airflow_on: Callable[[str], str], sqlite_database: str) -> None:
+    airflow_on(sqlite_database)
+    some()
+    with explained() as plans:
+        assert listed("load") == ["R-2"]
+    (step,) = [plan[0] for statement, plan in plans if "mediation_session.session_id IN" in statement]
+    # The index of meters has all columns of this query, and would lead to all sessions of the connection.
+    assert "INDEX ix_mediation_session_named (conn_id=? AND session_id=?)" in step
+
+
 def test_without_a_permission_dags_find_nothing(airflow_on: Callable[[str], str], sqlite_database: str) -> None:
     airflow_on(sqlite_database)
     some()

@@ -17,11 +17,12 @@ from airflow_mediation_provider.journal.session_list import (
     find_session,
     known_connections,
     list_sessions,
+    with_phases,
 )
 from airflow_mediation_provider.journal.session_search import Filters, Keyset
 from airflow_mediation_provider.journal.tables import CallsRow
 from airflow_mediation_provider.journal.transaction import read
-from tests.unit.journal.old_rows import NOW, keep, session_of, told, wait_of
+from tests.unit.journal.old_rows import NOW, keep, meter_of, session_of, told, wait_of
 from tests.unit.journal.plans import explained, uses_an_index, worked
 
 if TYPE_CHECKING:
@@ -280,6 +281,7 @@ FILTERS = [
     Filters(),
     Filters(conn_id="zuora"),
     Filters(meter_id="1001"),
+    Filters(conn_id="zuora", meter_id="1001"),
     Filters(statuses=("FAILED",)),
     Filters(run_type="DEBUG"),
     Filters(since=NOW),
@@ -302,6 +304,37 @@ def test_by_each_filter_the_list_is_read_off_an_index_in_its_order(
     assert len(plans) == 3 * len(FILTERS) + 3 * 3
     # One step: nothing is sorted.
     assert [each for each in plans if not uses_an_index(each[1]) or len(each[1]) > 1] == []
+
+
+def test_a_meter_with_few_sessions_costs_the_same_beside_any_number_of_others(
+    airflow_on: Callable[[str], str], sqlite_database: str
+) -> None:
+    airflow_on(sqlite_database)
+
+    def cost(filters: Filters) -> int:
+        with worked() as steps:
+            assert [each.session_id for each in listed(filters).sessions] == ["R-few"]
+        return steps[0]
+
+    keep(began("R-few", 0, meter_id="2"))
+    of_meter = Filters(conn_id="zuora", meter_id="2")
+    cost(of_meter)
+    before = cost(of_meter)
+    keep(*(began(f"R-{number}", number) for number in range(1, 1000)))
+    assert cost(of_meter) < 1.5 * before
+
+
+def test_a_search_through_many_reads_no_phases_and_finds_the_same(
+    airflow_on: Callable[[str], str], sqlite_database: str
+) -> None:
+    airflow_on(sqlite_database)
+    keep(began("R-1", 0), told("R-1", at(0)), meter_of("1001", "Storage"))
+    (full,) = listed().sessions
+    (bare,) = read(partial(list_sessions, filters=Filters(), limit=50, bare=True)).sessions
+    assert full.phases
+    assert full.meter_name == "Storage"
+    assert (bare.phases, bare.meter_name) == ((), None)
+    assert read(partial(with_phases, listed=[bare])) == [full]
 
 
 def test_the_queries_of_the_pages_use_indexes(airflow_on: Callable[[str], str], sqlite_database: str) -> None:
