@@ -20,7 +20,7 @@ from sqlalchemy.orm import aliased, lazyload
 
 from airflow_mediation_provider.journal.history import history_row
 from airflow_mediation_provider.journal.meters import RunsOfMeter, meters_of, tempos
-from airflow_mediation_provider.journal.queries import last_callout_at
+from airflow_mediation_provider.journal.queries import last_callout_at, without_index
 from airflow_mediation_provider.journal.tables import ReporterRow, SessionRow, TransitionRow, WaitRow
 from airflow_mediation_provider.journal.task_reports import REPORTER_OF_WAIT, SEEN_AT, TASK_OF_WAIT, goes_on
 from airflow_mediation_provider.protocol.callouts.cursor import HistoryCursor, is_read
@@ -262,7 +262,9 @@ def _counts() -> Select[Any]:
     # Without callouts, all sessions of a connection are such, and tasks concluded the ends of most of them.
     newest = unended.order_by(known.last_observed_at.desc()).limit(_UNENDED).subquery()
     silent = select(newest.c.best_ended).where(newest.c.best_ended.is_(False))
-    waiting = select(waits.id).join(TaskInstance, TASK_OF_WAIT).where(waits.conn_id == conn_id, goes_on())
+    # By the index of waits without an end: a connection may have had very many that ended.
+    of_connection = without_index(waits.conn_id) == conn_id
+    waiting = select(waits.id).join(TaskInstance, TASK_OF_WAIT).where(of_connection, goes_on())
     # A task on a worker reports with each poll, and Airflow itself detects when its process dies. A deferred task
     # belongs to a triggerer; if none has taken it over yet, its worker reported it last.
     unseen = waiting.outerjoin(ReporterRow, REPORTER_OF_WAIT).where(

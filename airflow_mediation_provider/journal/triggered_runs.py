@@ -301,25 +301,25 @@ def _of(*names: str) -> ColumnElement[bool]:
     return and_(*(getattr(WaitRow, name) == bindparam(name) for name in names))
 
 
+def _of_open(*names: str) -> ColumnElement[bool]:
+    """Return the condition on a wait that goes on, found by the index of waits without an end.
+
+    A connection or a meter may have had very many that ended.
+    """
+    return and_(goes_on(), *(without_index(getattr(WaitRow, name)) == bindparam(name) for name in names))
+
+
 # Built once, as each page runs them.
 _OF_SESSIONS: Final = _asked(of_rows(WaitRow), limited=False)
 _OF_RUN: Final = _asked(_of("dag_id", "run_id"))
 _OF_TASK: Final = _asked(_of("dag_id", "run_id", "task_id", "map_index"))
-# By the index of waits without an end: a meter may have had very many that ended.
-_WAITING: Final = _asked(
-    and_(
-        goes_on(),
-        *(without_index(getattr(WaitRow, name)) == bindparam(name) for name in ("conn_id", "meter_id")),
-    )
-)
-
-
+_WAITING: Final = _asked(_of_open("conn_id", "meter_id"))
 _OPEN: Final = (
     select(*_WAIT_COLUMNS, *(each.label(name) for name, each in _COMPUTED.items()))
     .join(TaskInstance, TASK_OF_WAIT)
     .outerjoin(ReporterRow, REPORTER_OF_WAIT)
     .outerjoin(DagRun, and_(DagRun.dag_id == WaitRow.dag_id, DagRun.run_id == WaitRow.run_id))
-    .where(_of("conn_id"), goes_on())
+    .where(_of_open("conn_id"))
     .order_by(WaitRow.seen_at, WaitRow.id)
     .limit(bindparam("most", type_=Integer))
 )

@@ -435,6 +435,11 @@ def test_each_query_uses_an_index() -> None:
         for step in plan
         if "mediation_" in step
     ]
+    (of_waits,) = [
+        {step for step in plan if " mediation_wait " in step} for _, plan in plans if "mediation_wait" in str(plan)
+    ]
+    # The index of sessions leads to all waits that the connection ever had.
+    assert of_waits == {"SEARCH mediation_wait USING INDEX ix_mediation_wait_ended_at (ended_at=?)"}
     # Any other index leads to all sessions of years.
     assert "(conn_id=? AND terminal=? AND last_observed_at>?)" in reached
     assert "(conn_id=? AND meter_id=? AND begun_at>?)" in later

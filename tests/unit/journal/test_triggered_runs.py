@@ -532,5 +532,9 @@ def test_the_queries_of_waits_use_indexes(airflow_on: Callable[[str], str], sqli
         read(lambda session: consequences.waits_of(session, listed))
         read(partial(consequences.waits_of_run, dag_id="usage", run_id="r"))
         read(partial(consequences.wait_of_task, dag_id="usage", run_id="r", task_id="wait", map_index=-1))
-    assert len(plans) == 3
+        read(partial(consequences.open_waits, conn_id="zuora", limit=9))
+        read(partial(consequences.waiting_for, conn_id="zuora", meter_id="1001"))
+    assert len(plans) == 5
     assert [each for each in plans if not uses_an_index(each[1])] == []
+    # Of what goes on: a connection or a meter may have had very many waits that ended.
+    assert all("ix_mediation_wait_ended_at (ended_at=?)" in str(plan) for _, plan in plans[3:])
