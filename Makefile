@@ -107,7 +107,7 @@ bench:  ## measure the cost of waiting and the faults it survives, the load of c
 bench-bounds: setup  ## measure the processor time of many waits in triggerer and API server (BEFORE=commit: compare with it; ten minutes)
 	@$(BIN)/python -m benchmarks.bounds --check $(if $(BEFORE),--before $(BEFORE)) --markdown docs/benchmarks.md
 
-docs: setup  ## build the documentation with Sphinx (build/site); a warning or a dead internal link is an error (half a minute)
+docs:  ## build the documentation with Sphinx (build/site); a warning or a dead internal link is an error (half a minute)
 	@DEPENDENCY_GROUPS="dev docs" .ci/setup
 	@rm -rf $(SCRATCH) && mkdir -p $(SCRATCH) && trap 'rm -rf $(SCRATCH)' EXIT && AIRFLOW_HOME=$(SCRATCH) \
 		$(BIN)/python -m sphinx --quiet --fail-on-warning --keep-going -c docs -b html . build/site
