@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import math
 import time
-from bisect import bisect_left
 from collections import defaultdict
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -13,7 +12,19 @@ from functools import cache
 from itertools import chain, count
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
-from sqlalchemy import Integer, Text, and_, bindparam, cast, func, literal, select, union_all
+from sqlalchemy import (
+    TIMESTAMP,
+    Integer,
+    Text,
+    and_,
+    bindparam,
+    cast,
+    func,
+    literal,
+    select,
+    type_coerce,
+    union_all,
+)
 
 from airflow_mediation_provider.journal.rows import (
     CHANGE_COLUMNS,
@@ -34,7 +45,7 @@ from airflow_mediation_provider.protocol.transition import Source
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 
-    from sqlalchemy import ColumnElement, Executable, Row, Select
+    from sqlalchemy import ColumnElement, Executable, Result, Row, Select
     from sqlalchemy.orm import InstrumentedAttribute, Session
 
     from airflow_mediation_provider.protocol.maintenance import ReconcileRequest
@@ -64,6 +75,8 @@ _OF_METER: Final = and_(SessionRow.conn_id == bindparam("conn_id"), SessionRow.m
 _ROW: Final = Base.metadata.tables[SessionRow.__tablename__].c
 _OF_CONNECTION: Final = and_(_ROW.conn_id == bindparam("conn_id"), _ROW.reported.is_(True))
 _VERSION_OF_ROW: Final = (_ROW.id, _ROW.meter_id, _ROW.session_id, _ROW.revision)
+# Few of the starts are needed, by ``_utc``.
+_BEGUN_AT: Final = type_coerce(_ROW.begun_at, TIMESTAMP(timezone=True)).label("begun_at")
 _NAMED: Final = select(*_VERSION_OF_ROW).where(
     _OF_CONNECTION, _ROW.session_id.in_(bindparam("session_ids", expanding=True))
 )
@@ -131,13 +144,6 @@ class StoredState(NamedTuple):
     json: str
 
 
-class _Version(NamedTuple):
-    id: int
-    meter_id: str
-    session_id: str
-    revision: int
-
-
 def known_sessions(
     session: Session, conn_id: str, meters: Mapping[str, MeterQuestion], *, deadline: float = math.inf
 ) -> list[StoredState]:
@@ -151,37 +157,35 @@ def known_sessions(
     """
     statements = count(1)
 
-    def read_on(query: Executable, **parameters: Any) -> Sequence[Any]:
+    def read_on(query: Executable, **parameters: Any) -> Result[Any]:
         if time.monotonic() > deadline:
             raise JournalUnavailable("the question takes too long: ask for fewer meters and instants")
         if next(statements) > _UNINTERRUPTED:
             time.sleep(_BREATH_SECONDS)
-        return session.execute(query, {"conn_id": conn_id, **parameters}).all()
+        return session.execute(query, {"conn_id": conn_id, **parameters})
 
     # Row id -> whether the asker has this version.
     found: dict[int, bool] = {}
+    revisions = {meter_id: question.known for meter_id, question in meters.items()}
 
-    def has(version: _Version) -> bool:
-        question = meters.get(version.meter_id)
-        return question is not None and question.known.get(version.session_id) == version.revision
+    def add(version: Sequence[Any], *, known: bool = True) -> None:
+        row_id, meter_id, session_id, revision = version
+        known = known and meter_id in revisions and revisions[meter_id].get(session_id) == revision
+        found[row_id] = known and found.get(row_id, True)
 
-    def add(version: _Version, *, known: bool) -> None:
-        found[version.id] = known and found.get(version.id, True)
-
-    named: dict[str, list[_Version]] = defaultdict(list)
+    named: dict[str, list[Row[Any]]] = defaultdict(list)
     for chunk in _chunks(sorted({session_id for question in meters.values() for session_id in question.sessions})):
         for row in read_on(_NAMED, session_ids=chunk):
-            named[row.session_id].append(_Version(*row))
+            named[row.session_id].append(row)
     for meter_id, question in meters.items():
         for session_id in question.sessions:
             of_meter = [version for version in named[session_id] if version.meter_id == meter_id]
             for version in of_meter or named[session_id]:
                 # States of other meters are for the waits of this one, whatever the asker has of those meters.
-                add(version, known=bool(of_meter) and has(version))
+                add(version, known=bool(of_meter))
     live = collect(read_on, _live, [{"meter": meter_id} for meter_id in meters])
     for row in chain(live, _collect_first(read_on, meters), _collect_passed_over(read_on, meters)):
-        version = _Version(*row[:4])
-        add(version, known=has(version))
+        add(row[:4])
     wanted = [row_id for row_id, known in found.items() if not known]
     return [_stored(row) for chunk in _chunks(wanted) for row in read_on(_STATES, ids=chunk)]
 
@@ -320,7 +324,7 @@ def silent_sessions(session: Session, conn_id: str, before: datetime) -> list[Se
     ]
 
 
-def _collect_first(read_on: Callable[..., Sequence[Any]], meters: Mapping[str, MeterQuestion]) -> Iterable[Any]:
+def _collect_first(read_on: Callable[..., Result[Any]], meters: Mapping[str, MeterQuestion]) -> Iterable[Any]:
     """Yield the first sessions after each instant; of a thousand instants, most are covered by another one's page."""
     left = {meter_id: sorted(question.since, reverse=True) for meter_id, question in meters.items() if question.since}
     page = _FIRST_SESSIONS if all(len(instants) == 1 for instants in left.values()) else 2 * _FIRST_SESSIONS
@@ -332,15 +336,13 @@ def _collect_first(read_on: Callable[..., Sequence[Any]], meters: Mapping[str, M
             yield row
         for meter_id, instants in list(left.items()):
             pages = [begun[meter_id, run_type] for run_type in RunType]
-            while instants and all(
-                len(of) < page or len(of) - bisect_left(of, instants[-1]) >= _FIRST_SESSIONS for of in pages
-            ):
+            while instants and all(len(of) < page or _utc(of[-_FIRST_SESSIONS]) >= instants[-1] for of in pages):
                 instants.pop()
             if not instants:
                 del left[meter_id]
 
 
-def _collect_passed_over(read_on: Callable[..., Sequence[Any]], meters: Mapping[str, MeterQuestion]) -> Iterable[Any]:
+def _collect_passed_over(read_on: Callable[..., Result[Any]], meters: Mapping[str, MeterQuestion]) -> Iterable[Any]:
     """Yield sessions that began before an instant and were first received after it.
 
     A start that was written in another zone than it was read in does this, and a wait logs it. Of many instants the
@@ -352,12 +354,17 @@ def _collect_passed_over(read_on: Callable[..., Sequence[Any]], meters: Mapping[
         for meter_id, since in latest.items()
     ]
     for row in collect(read_on, _received_after, asked):
-        if row.begun_at < latest[row.meter_id]:
+        if _utc(row.begun_at) < latest[row.meter_id]:
             yield row
 
 
+def _utc(begun_at: datetime) -> datetime:
+    """Return a start as an instant: SQLite and MySQL store it without its zone."""
+    return begun_at.astimezone(UTC) if begun_at.tzinfo else begun_at.replace(tzinfo=UTC)
+
+
 def collect(
-    read_on: Callable[..., Sequence[Any]],
+    read_on: Callable[..., Result[Any]],
     part: Callable[[int], Iterable[Select[Any]]],
     asked: Sequence[Mapping[str, Any]],
     **parameters: Any,
@@ -376,7 +383,7 @@ def collect(
         # The last one fills the statement up: its rows are the same again.
         each = [*chunk, *[chunk[-1]] * (size - len(chunk))]
         numbered = {f"{name}{number}": value for number, of in enumerate(each) for name, value in of.items()}
-        rows = read_on(_in_one(part, size), **numbered, **parameters)
+        rows = read_on(_in_one(part, size), **numbered, **parameters).all()
         yield from {row.id: row for row in rows}.values() if size > len(chunk) else rows
 
 
@@ -387,7 +394,7 @@ def _in_one(part: Callable[[int], Iterable[Select[Any]]], size: int) -> Executab
 
 
 def _of(number: int, *which: ColumnElement[bool]) -> Select[Any]:
-    columns = (*_VERSION_OF_ROW, _ROW.run_type, _ROW.begun_at)
+    columns = (*_VERSION_OF_ROW, _ROW.run_type, _BEGUN_AT)
     return select(*columns).where(_OF_CONNECTION, _ROW.meter_id == bindparam(f"meter{number}"), *which)
 
 

@@ -22,7 +22,7 @@ from airflow_mediation_provider.protocol.sessions.asset_uri import SCHEME
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 
-    from sqlalchemy import Executable, Select
+    from sqlalchemy import Executable, Result, Select
     from sqlalchemy.orm import Session
 
     from airflow_mediation_provider.journal.session_search import Condition
@@ -143,8 +143,8 @@ def _starting(session: Session, part: _Part, asked: Iterable[tuple[str, str]]) -
 
 
 def _collected(session: Session, part: _Part, asked: Sequence[Mapping[str, str]]) -> Iterable[Any]:
-    def execute(statement: Executable, **parameters: Any) -> Sequence[Any]:
-        return session.execute(statement, parameters).all()
+    def execute(statement: Executable, **parameters: Any) -> Result[Any]:
+        return session.execute(statement, parameters)
 
     return collect(execute, part, asked, most=MOST + 1)
 
