@@ -5,11 +5,14 @@ Starts the demo's stage, plays the scenes it needs, and takes the pictures with 
 
 from __future__ import annotations
 
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import quote
 
-from airflow_mediation_provider.protocol.urls import NAV_ROUTE, framed, session_page
+import httpx
+
+from airflow_mediation_provider.protocol.urls import CALLOUTS, NAV_ROUTE, address, framed, session_page
 from demo.play import play
 from demo.scenes import SCENES
 from testkit.browser import chromium
@@ -24,6 +27,8 @@ if TYPE_CHECKING:
 IMAGES = Path(__file__).parent / "images"
 # The demo's meter that runs until it is stopped.
 STREAMING = "1004"
+# A Dag and its two meters.
+EITHER, HEALED, MISSED = "on_either", "1015", "1016"
 
 
 def shoot(page: Page, name: str) -> None:
@@ -84,13 +89,14 @@ def connection_test(page: Page, stage: Stage, connection_id: str, name: str) -> 
 
 
 def framed_page(page: Page, address: str, size: tuple[int, int]) -> None:
-    """Open one of our pages within Airflow's frame, and wait until all of it is loaded."""
+    """Open one of our pages within Airflow's frame, wait until all of it is loaded, and stop counting running times."""
     page.set_viewport_size({"width": size[0], "height": size[1]})
     page.goto(address)
     inside = page.frame_locator("iframe")
     inside.locator("h1").first.wait_for()
     for part in inside.locator("[data-src]").all():
         part.locator("[data-part]").wait_for()
+    page.clock.set_fixed_time(datetime.now(UTC))
 
 
 def sessions(page: Page, stage: Stage, failed: Played) -> None:
@@ -125,22 +131,61 @@ def tabs(page: Page, stage: Stage, scheduled: Played) -> None:
     shoot(page, "run-tab")
 
 
+def ended(stage: Stage, meter: str, seconds: float, status: str) -> None:
+    """Let a session of a meter end, and wait until its callout was accepted."""
+    session_id = stage.simulator.start_session(meter, script=[["RUNNING", seconds], [status, None]])["session_id"]
+    stage.simulator.wait_log("callout", session_id=session_id, status=status, code=200)
+
+
+def operations(page: Page, stage: Stage) -> None:
+    """Take the page of a meter that failed, the callouts with a refused one, and the runs that a paused Dag missed."""
+    url = stage.airflow.url
+    stage.airflow.api("PATCH", f"/dags/{EITHER}", json={"is_paused": True})
+    for _ in range(5):
+        ended(stage, MISSED, 1, "COMPLETED")
+    stage.airflow.api("PATCH", f"/dags/{EITHER}", json={"is_paused": False})
+    stage.simulator.meter(HEALED, name="Storage")
+    for number in range(16):
+        ended(stage, HEALED, 2 + number % 3 / 2, "FAILED" if number in (6, 7) else "COMPLETED")
+    # Without a signature.
+    httpx.post(address(url, CALLOUTS + CONN_ID), json={"meterId": HEALED}, trust_env=False)
+
+    def loaded() -> bool:
+        runs = [run for run in stage.airflow.runs(EITHER) if run["state"] == "success"]
+        return len(runs) >= 14
+
+    wait_until(loaded, timeout=180, what=f"the runs of {EITHER}", every=2)
+    framed_page(page, framed(url, address(url, "/meter", conn=CONN_ID, meter=HEALED)), (1500, 960))
+    shoot(page, "meter")
+    framed_page(page, framed(url, address(url, "/callouts")), (1500, 760))
+    shoot(page, "callouts")
+
+    def listed() -> bool:
+        framed_page(page, framed(url, address(url, "/missing-runs", meter=MISSED)), (1500, 560))
+        return page.frame_locator("iframe").get_by_role("checkbox").count() > 0
+
+    wait_until(listed, timeout=120, what="the missing runs", every=5)
+    shoot(page, "missing-runs")
+
+
 def main() -> None:
     """Take all pictures."""
     with Stage(PROJECT / ".demo") as stage, chromium() as browser:
-        page = browser.new_page()
+        # The clock of the first one stands still, and Airflow's dialogs need one that goes on.
+        ours, theirs = browser.new_page(), browser.new_page()
         played = play(stage, SCENES, lambda _: None)
         failed, scheduled = (
             next(each for each in played if (each.scene.dag_id, each.scene.rows[0].status) == wanted)
             for wanted in (("run_and_branch", "FAILED"), ("on_completed", "COMPLETED"))
         )
-        sessions(page, stage, failed)
-        tabs(page, stage, scheduled)
-        graph(page, stage, failed)
-        connection_form(page, stage, "mediation_typo", "simulator-secert")
-        connection_form(page, stage, "mediation_sandbox", "simulator-secret")
-        connection_test(page, stage, "mediation_sandbox", "connection-test-good")
-        connection_test(page, stage, "mediation_typo", "connection-test-bad")
+        sessions(ours, stage, failed)
+        tabs(ours, stage, scheduled)
+        operations(ours, stage)
+        graph(theirs, stage, failed)
+        connection_form(theirs, stage, "mediation_typo", "simulator-secert")
+        connection_form(theirs, stage, "mediation_sandbox", "simulator-secret")
+        connection_test(theirs, stage, "mediation_sandbox", "connection-test-good")
+        connection_test(theirs, stage, "mediation_typo", "connection-test-bad")
 
 
 if __name__ == "__main__":
