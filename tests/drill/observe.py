@@ -68,7 +68,7 @@ class Database:
     """
 
     def __init__(self, address: str) -> None:
-        self._engine = create_engine(address)
+        self._engine = create_engine(address, pool_pre_ping=True)  # the server may have been restarted
 
     def read(self, statement: str, **values: Any) -> list[Any]:
         """Return the rows of a query."""

@@ -38,7 +38,7 @@ def test_a_round_with_a_result_is_due_only_again(tmp_path: Path) -> None:
     kept.keep(PLAYED, History())
     later = Results(tmp_path / "results")
     assert [each.name for each in later.due(["worker", "redis"], again=False)] == ["redis"]
-    assert [each.name for each in later.due(["worker", "redis"], again=True)] == ["worker", "redis"]
+    assert [each.name for each in later.due(["redis", "worker"], again=True)] == ["redis", "worker"]
 
 
 def test_the_table_has_each_round_and_names_those_that_did_not_run(tmp_path: Path) -> None:
