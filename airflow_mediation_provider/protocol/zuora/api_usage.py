@@ -10,7 +10,7 @@ and the error message reference of Mediation (its own limit, code 70002005).
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import datetime, timedelta
 from enum import StrEnum
 from typing import TYPE_CHECKING, Final, NamedTuple
@@ -95,8 +95,8 @@ class HourlyUsage:
     def __add__(self, other: HourlyUsage) -> HourlyUsage:
         """Return the sums, with the later remaining quota."""
         quotas = [each for each in (self.left, other.left) if each is not None]
-        return replace(
-            self,
+        return HourlyUsage(
+            hour=self.hour,
             calls=self.calls + other.calls,
             limited=self.limited + other.limited,
             left=max(quotas, key=lambda left: left.told_at, default=None),

@@ -13,6 +13,7 @@ import re
 from dataclasses import dataclass, field
 from datetime import UTC
 from email.utils import parsedate_to_datetime
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import quote_plus
 
@@ -174,7 +175,7 @@ _FIRST_INSTANT: Final = 1e9
 _FIRST_MILLISECONDS: Final = 1e11
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Reply:
     """An HTTP reply.
 
@@ -185,9 +186,9 @@ class Reply:
     headers: Mapping[str, str] = field(default_factory=dict, repr=False)
     body: bytes = field(default=b"", repr=False)
 
-    @property
+    @cached_property
     def json(self) -> dict[str, Any] | None:
-        """The body as a JSON object; ``None`` where it is not one (an HTML page, for example).
+        """The body as a JSON object, parsed once; ``None`` where it is not one (an HTML page, for example).
 
         Numbers without a finite value are ``None``: no XCom and no database can store them.
         """
