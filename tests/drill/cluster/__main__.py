@@ -12,6 +12,7 @@ nginx are the system's. Exits with 1 if a promise is broken.
 from __future__ import annotations
 
 import argparse
+import fcntl
 import json
 import os
 import shutil
@@ -293,7 +294,8 @@ def main(argv: list[str] | None = None) -> int:
     kept = Results(arguments.root / "results")
     passed = True
     if not arguments.table:
-        with Stage(arguments.root, arguments.before) as stage:
+        with (arguments.root / "owner").open("w") as owner, Stage(arguments.root, arguments.before) as stage:
+            fcntl.flock(owner, fcntl.LOCK_EX)  # one drill at a time has the directory
             for each in kept.due(arguments.rounds, again=arguments.again):
                 if why := stage.impossible(each):
                     print(f"\n{each.name} cannot be played: {why}", flush=True)

@@ -137,6 +137,7 @@ def clocks_apart(scene: Scene) -> None:
 def disk_full(scene: Scene) -> None:
     """Fill the file system of the database, and make room again."""
     assert scene.disk is not None
+    assert scene.disk.is_mount(), "else it would fill another file system"
     filler = scene.disk / "filler"
     with filler.open("wb", buffering=0) as file:
         try:

@@ -96,7 +96,8 @@ class Cluster(AirflowClient):
         self.root = root
         self.pythons = dict.fromkeys(COMPONENTS, python)
         self.clocks: dict[str, Mapping[str, str]] = {}
-        self.postgres = Postgres(parent=disk)
+        # The changes that were answered 200 must survive the end of the server.
+        self.postgres = Postgres(durable=True, parent=disk)
         self.restarts: Counter[str] = Counter()
         self._starts: Counter[str] = Counter()
         self._dags = dags
