@@ -1,7 +1,8 @@
 """The sessions to which a text leads: the start of an id or of a name, found by the indexes of these.
 
 Each kind of id is read from its index: a limited number of entries that do not sort before the text, in the database's
-own order. In every such order, those that start with the text come first.
+own order. Those that start with the text come first, in PostgreSQL's linguistic orders in turns with those that differ
+from it in case alone: these count towards the limit, so none is left out without notice.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from airflow_mediation_provider.protocol.sessions.asset_uri import SCHEME
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 
-    from sqlalchemy import Executable, Result, Select
+    from sqlalchemy import ColumnElement, Executable, Result, Select
     from sqlalchemy.orm import Session
 
     from airflow_mediation_provider.journal.session_search import Condition
@@ -85,24 +86,29 @@ def find(session: Session, text: str, dags: Dags) -> Found:
     conn_ids = known_connections(session)[:_CONNECTIONS]
     alternatives, limited = _meters(session, text)
     spelled = {text, text.upper()}
-    ids = {
-        row.id for row in _starting(session, _SESSIONS, [(conn_id, each) for conn_id in conn_ids for each in spelled])
-    }
-    if len(ids) > MOST:
+    own, many = _exact(_starting(session, _SESSIONS, [(conn_id, each) for conn_id in conn_ids for each in spelled]))
+    ids = {row.id for row in own}
+    if many:
         # With so many matches, some are among the newest sessions.
         starts = (ListedRow.session_id.startswith(each, autoescape=True) for each in spelled)
         alternatives.append(Alternative({}, (or_(*starts),)))
         ids.clear()
-    found = [*_starting(session, _NOTIFICATIONS, [(conn_id, text) for conn_id in conn_ids])]
-    found += _of_dags(session, _WAITS, _NEWEST_WAITS, text, dags.waiting)
-    keys = {SessionKey(row.conn_id, row.meter_id, row.session_id) for row in found}
-    run_ids = {row.id for row in _of_dags(session, _RUNS, _NEWEST_RUNS, text, dags.triggered)}
-    keys.update(sessions_of_runs(session, DagRun.id.in_(run_ids)) if run_ids else ())
-    limited |= dags.limited or len(keys) > MOST or len(run_ids) > MOST
+    notified, more_notified = _exact(_starting(session, _NOTIFICATIONS, [(conn_id, text) for conn_id in conn_ids]))
+    waits, more_waits = _exact(_of_dags(session, _WAITS, _NEWEST_WAITS, text, dags.waiting))
+    runs, more_runs = _exact(_of_dags(session, _RUNS, _NEWEST_RUNS, text, dags.triggered))
+    keys = {SessionKey(row.conn_id, row.meter_id, row.session_id) for row in (*notified, *waits)}
+    keys.update(sessions_of_runs(session, DagRun.id.in_({row.id for row in runs})) if runs else ())
+    limited |= dags.limited or len(keys) > MOST or more_notified or more_waits or more_runs
     ids.update(_numbers(session, sorted(keys, reverse=True)[:MOST]))
     if ids or not alternatives:
         alternatives.append(Alternative({"id": tuple(ids)}))
     return Found(tuple(alternatives), limited)
+
+
+def _exact(rows: Iterable[Any]) -> tuple[list[Any], bool]:
+    """Return the rows that have the text as it is written, and whether there may be more than were read."""
+    near = {row.id: row for row in sorted(rows, key=lambda row: bool(row.exact))}
+    return [row for row in near.values() if row.exact], len(near) > MOST
 
 
 def _numbers(session: Session, keys: Collection[SessionKey]) -> Iterator[int]:
@@ -164,9 +170,11 @@ def _by_name(name: Any, within: Any, *columns: Any, newest: bool = False) -> _Pa
         if not newest:
             entries = entries.where(name >= bindparam(f"text{number}"))
         of = entries.subquery().c
-        starts = true() if newest else of.name.startswith(bindparam(f"start{number}"), escape="/")
+        start: ColumnElement[str] = bindparam(f"start{number}")
+        exact = true() if newest else of.name.startswith(start, escape="/")
+        near = true() if newest else func.lower(of.name).startswith(func.lower(start), escape="/")
         known = of.session_id.is_not(None) if "session_id" in of else true()
-        yield select(*(each for each in of if each.key != "name")).where(starts, known)
+        yield select(*(each for each in of if each.key != "name"), exact.label("exact")).where(near, known)
 
     return part
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import pytest
+from airflow import settings
+from sqlalchemy import text
 
 from airflow_mediation_provider.journal import session_find as module
 from airflow_mediation_provider.journal.session_find import Dags, Found, dags_of_sessions, find
@@ -18,13 +20,13 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 
-def found(text: str) -> Found:
+def found(start: str) -> Found:
     dags = read(dags_of_sessions)
-    return read(lambda session: find(session, text, dags))
+    return read(lambda session: find(session, start, dags))
 
 
-def listed(text: str) -> list[str]:
-    filters = Filters(found=found(text).condition)
+def listed(start: str) -> list[str]:
+    filters = Filters(found=found(start).condition)
     return [each.session_id for each in read(lambda session: list_sessions(session, filters, limit=50)).sessions]
 
 
@@ -44,7 +46,7 @@ def some() -> None:
 @pytest.mark.usefixtures("airflow_database")
 def test_what_starts_with_the_text_is_found_in_any_order_of_characters() -> None:
     some()
-    for text, sessions in {
+    for start, sessions in {
         "10": ["R-2", "R-1"],
         "10-": ["R-1"],
         "a-": ["R-1"],
@@ -55,7 +57,7 @@ def test_what_starts_with_the_text_is_found_in_any_order_of_characters() -> None
         "oad": [],
         "_": [],
     }.items():
-        assert sorted(listed(text), reverse=True) == sessions, text
+        assert sorted(listed(start), reverse=True) == sessions, start
 
 
 @pytest.mark.usefixtures("airflow_database")
@@ -70,12 +72,33 @@ def test_more_sessions_than_are_found_is_reported(monkeypatch: pytest.MonkeyPatc
     assert listed("R-") == ["R-3", "R-2", "R-1", "R-0"]
 
 
+def test_in_a_linguistic_order_other_cases_hide_no_match(
+    postgres_database: str, airflow_on: Callable[[str], str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    airflow_on(postgres_database)
+    monkeypatch.setattr(module, "MOST", 4)
+    assert settings.engine is not None
+    with settings.engine.begin() as connection:
+        for table, column in (("session", "session_id"), ("wait", "run_id")):
+            kind = f'ALTER COLUMN {column} TYPE varchar(250) COLLATE "und-x-icu"'
+            connection.execute(text(f"ALTER TABLE mediation_{table} {kind}"))
+    for name in ("R-1", "r-1"):
+        keep(*(session_of(f"{name}{number}", NOW) for number in range(4)))
+        keep(
+            *(wait_of(f"{name}{number}", session_id=f"{name}{number}", run_id=f"{name}{number}") for number in range(4))
+        )
+    # By the sessions' own ids all are found; by the runs, as many as are read.
+    assert listed("R-1") == ["R-13", "R-12", "R-11", "R-10"]
+    assert found("R-1").limited
+    assert not found("R-2").limited
+
+
 def test_each_query_has_an_index(airflow_on: Callable[[str], str], sqlite_database: str) -> None:
     airflow_on(sqlite_database)
     some()
     with explained() as plans:
-        for text in ("R-1", "10", "lo", "sched", "a-", "none"):
-            listed(text)
+        for start in ("R-1", "10", "lo", "sched", "a-", "none"):
+            listed(start)
     small = [step for _, plan in plans for step in plan if step.startswith("SCAN mediation_meter")]
     others = [(statement, plan) for statement, plan in plans if "FROM mediation_meter" not in statement]
     assert [each for each in others if not uses_an_index(each[1])] == []
