@@ -78,7 +78,8 @@ class Bound:
         """Return the cells of the table."""
         claim = "" if self.most is None else f"{self.most:g} {self.unit}"
         if self.gain is not None and self.before is not None:
-            claim += f"{', ' if claim else ''}a {self.gain:g}th of the earlier commit"
+            share = "half" if self.gain == 2 else f"a {self.gain:g}th"
+            claim += f"{', ' if claim else ''}{share} of the earlier commit"
         before = "" if self.before is None else self._text(self.before)
         if self.before and self.value:
             before += f", {self.before / self.value:.1f} times as much"

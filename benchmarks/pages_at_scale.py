@@ -11,6 +11,7 @@ run. Finally, far more sessions than any real tenant has in a day are added to t
   python -m benchmarks.pages_at_scale --check              the same; exit code 1 unless all claims hold
   python -m benchmarks.pages_at_scale --only sqlite --sessions 50000 --times 10      a quick run
   python -m benchmarks.pages_at_scale --markdown docs/benchmarks.md     update the numbers in the documentation
+  python -m benchmarks.pages_at_scale --tabs COMMIT        only ten open tabs, beside an earlier commit: ten minutes
 
 Run it on a machine that does nothing else.
 """
@@ -23,6 +24,7 @@ import os
 import sys
 import tempfile
 import time
+from collections import Counter
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, NamedTuple
@@ -30,7 +32,8 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 import httpx
 
 from airflow_mediation_provider.protocol.urls import address, framed
-from benchmarks.bounds import REFERENCE_SECONDS
+from benchmarks import bounds as bounds_of
+from benchmarks.bounds import REFERENCE_SECONDS, Bound, Child
 from benchmarks.busy_journal import LAST_DAY, METERS, SESSIONS, seed, seed_burst
 from benchmarks.page_questions import Question, burst_questions, first_page, questions
 from benchmarks.report import Table, common_arguments, publish, quantile
@@ -61,6 +64,10 @@ _OPENED: Final = {
     "Airflow's own list of assets": None,
 }
 _WARM_UP: Final = 3
+TABS: Final = 10
+TAB_SESSIONS: Final = 5_000
+CHANGES: Final = (0, 30)
+"""Seconds between two changes of a session while the tabs are open; 0: nothing changes."""
 
 
 class Answer(NamedTuple):
@@ -244,7 +251,12 @@ def main() -> int:
     parser.add_argument("--burst", type=int, default=BURST, help=f"sessions added to the last day ({BURST})")
     parser.add_argument("--times", type=int, default=100, help="repetitions of each page (100)")
     parser.add_argument("--looks", type=int, default=20, help="repetitions with the browser (20)")
+    parser.add_argument("--tabs", metavar="COMMIT", help="measure only open tabs, beside an earlier commit")
     arguments = parser.parse_args()
+    if arguments.tabs:
+        tabs, bounds = open_tabs(arguments.tabs)
+        failed = [sentence for bound in bounds for sentence in bound.broken_claims()]
+        return publish(arguments, tabs, [asdict(bound) for bound in bounds], failed)
     load = os.getloadavg()[0]
 
     timings: list[Timing] = []
@@ -269,6 +281,46 @@ def main() -> int:
     )
     broken = [sentence for timing in timings for sentence in timing.broken_claims()]
     return publish(arguments, table, [asdict(timing) for timing in timings], broken)
+
+
+def open_tabs(commit: str) -> tuple[Table, list[Bound]]:
+    """Measure what open tabs of the list cost the API server, beside an earlier commit; the versions take turns."""
+    bounds = []
+    with bounds_of.tree_of(commit) as before, contextlib.ExitStack() as stack:
+        trees = {"before": before or bounds_of.ROOT, "now": bounds_of.ROOT}
+        children = {name: stack.enter_context(Child(tree)) for name, tree in trees.items()}
+        for change_every in CHANGES:
+            minute = {"tabs": TABS, "seconds": 60, "sessions": TAB_SESSIONS, "change_every": change_every}
+            found = {name: child.do("open_tabs", **minute) for name, child in children.items()}
+            requests = Counter(found["now"]["requests"])
+            changes = f"a session changes every {change_every} s" if change_every else "nothing changes"
+            answered = f"{requests['not modified']} of {requests.total()} requests are answered 304"
+            cost = {name: 1000 * each["cost"][0] for name, each in found.items()}
+            bounds.append(
+                Bound(
+                    f"SQLite: a minute of {TABS} tabs, {changes} ({answered})",
+                    cost["now"],
+                    "ms",
+                    before=cost["before"],
+                    gain=None if change_every else 2.0,
+                    control=[each["cost"][3] for each in found.values()],
+                )
+            )
+    notes = [
+        "Processor time of the API server's process after the tabs were opened, one minute each; the versions take"
+        " turns. The control is as in the bounds of the cost of waits.",
+        f"A tab asks as the page's script does: for the list of {TAB_SESSIONS:,} sessions every 5 s, the health line"
+        " every 15 s, the chart every 60 s.",
+        f"Earlier commit: {commit}, before the search, the further filters and the pages of meters and callouts.",
+    ]
+    table = Table(
+        name="open_tabs",
+        title="Ten open tabs of the list",
+        columns=bounds_of.COLUMNS,
+        rows=[bound.row() for bound in bounds],
+        notes=notes,
+    )
+    return table, bounds
 
 
 def _progress(what: str) -> None:

@@ -9,21 +9,25 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import contextlib
 import gc
 import hashlib
 import hmac
 import importlib
 import json
 import os
+import re
 import sys
 import time
-from contextlib import contextmanager
+from collections import Counter
 from dataclasses import dataclass, fields, replace
 from datetime import UTC, datetime, timedelta
+from html import unescape
+from itertools import cycle
 from typing import TYPE_CHECKING, Any, Final
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 
 SECRET: Final = "s3cret-of-the-benchmark"
 CONN_ID: Final = "bench"
@@ -34,6 +38,11 @@ QUIET: Final = "quiet"
 READS_A_MINUTE: Final = 240
 """Of the database, for changes: one each quarter of a second while a request waits."""
 _READ_SECONDS: Final = 0.26
+_MOUNT: Final = "/mediation"
+_LIST: Final = f"{_MOUNT}/sessions"
+_TAB_SECONDS: Final = 5.0
+"""A tab asks for its page so often, in each version."""
+_PART: Final = re.compile(r'data-src="([^"]+)" data-every="(\d+)"')
 
 
 def control() -> float:
@@ -53,6 +62,7 @@ def set_up(address: str, home: str) -> None:
         AIRFLOW__DATABASE__LOAD_DEFAULT_CONNECTIONS="False",
         AIRFLOW__CORE__LOAD_EXAMPLES="False",
         AIRFLOW__CORE__SIMPLE_AUTH_MANAGER_ALL_ADMINS="True",
+        AIRFLOW__API_AUTH__JWT_SECRET=2 * SECRET,
         AIRFLOW__LOGGING__LOGGING_LEVEL="ERROR",
         AIRFLOW_CONN_BENCH=json.dumps(callouts),
         AIRFLOW_CONN_OTHER=json.dumps(callouts),
@@ -99,7 +109,7 @@ class Cost:
         return [self.seconds, self.collections, self.collecting, self.control]
 
 
-@contextmanager
+@contextlib.contextmanager
 def measured() -> Iterator[Cost]:
     """Measure what happens within the context."""
     cost, began = Cost(control=control()), 0.0
@@ -173,12 +183,33 @@ class Server:
     async def _post(
         self, path: str, body: bytes, headers: Mapping[str, str], *, accepted: tuple[int, ...] = (200,)
     ) -> bytes:
+        answer, _ = await self._send("POST", path, body, headers, accepted=accepted)
+        return answer
+
+    async def _get(self, address: str, headers: Mapping[str, str]) -> tuple[str, dict[bytes, bytes]]:
+        """Open the address of a page as a browser does, and return its text and the headers of the answer."""
+        path, _, query = address.partition("?")
+        answer, found = await self._send("GET", path, b"", headers, query=query, accepted=(200, 304))
+        return answer.decode(), found
+
+    async def _send(
+        self,
+        method: str,
+        path: str,
+        body: bytes,
+        headers: Mapping[str, str],
+        *,
+        query: str = "",
+        accepted: tuple[int, ...],
+    ) -> tuple[bytes, dict[bytes, bytes]]:
+        root = _MOUNT if path.startswith(_MOUNT) else ""
         encoded = [(name.lower().encode(), value.encode()) for name, value in headers.items()]
-        scope: dict[str, Any] = {"type": "http", "asgi": {"version": "3.0"}, "http_version": "1.1", "method": "POST"}
-        scope |= {"path": path, "raw_path": path.encode(), "root_path": "", "scheme": "http", "query_string": b""}
-        scope |= {"headers": encoded, "client": ("127.0.0.1", 1), "server": ("127.0.0.1", 2)}
+        scope: dict[str, Any] = {"type": "http", "asgi": {"version": "3.0"}, "http_version": "1.1", "method": method}
+        scope |= {"path": path, "raw_path": path.encode(), "root_path": root, "query_string": query.encode()}
+        scope |= {"headers": encoded, "client": ("127.0.0.1", 1), "server": ("127.0.0.1", 2), "scheme": "http"}
         gone = asyncio.get_running_loop().create_future()
         answer, status, sent = bytearray(), 0, False
+        found: dict[bytes, bytes] = {}
 
         async def receive() -> dict[str, Any]:
             nonlocal sent
@@ -190,11 +221,12 @@ class Server:
         async def send(message: Any) -> None:
             nonlocal status
             status = message.get("status", status)
+            found.update(message.get("headers", ()))
             answer.extend(message.get("body", b""))
 
         await self._app(scope, receive, send)
         assert status in accepted, (status, bytes(answer[:500]))
-        return bytes(answer)
+        return bytes(answer), found
 
     # ---- commands ----
 
@@ -356,6 +388,86 @@ class Server:
             reading = reader.seconds * READS_A_MINUTE / 10
             costs.append([looks.seconds, polls.seconds, reading, looks.control, looks.collections + polls.collections])
         return costs
+
+    async def open_tabs(self, tabs: int, seconds: float, sessions: int, change_every: float) -> dict[str, Any]:
+        """Keep tabs of the list open, which ask as the script of the page does, and return what that costs.
+
+        :param sessions: of the journal, which is filled by the first call
+        :param change_every: seconds between two changes of the newest session; 0: nothing changes
+        """
+        if not self._sessions:
+            journal = importlib.import_module("benchmarks.busy_journal")
+            os.environ |= {f"AIRFLOW_CONN_{each.upper()}": os.environ["AIRFLOW_CONN_BENCH"] for each in journal.METERS}
+            await asyncio.to_thread(journal.seed, self._address, sessions, sessions // 20)
+            self._sessions = sessions
+        asked: Counter[str] = Counter()
+        opened = [await self._open_tab(asked) for _ in range(tabs)]
+        asked.clear()
+        over = asyncio.Event()
+
+        async def keep_open(number: int, load: Callable[[str], Awaitable[str]], parts: Mapping[str, float]) -> None:
+            async def every(address: str, period: float) -> None:
+                for _ in range(int(seconds / period)):
+                    await asyncio.sleep(period)
+                    await load(address)
+
+            # As if they had been opened one after the other.
+            await asyncio.sleep(number / tabs * _TAB_SECONDS)
+            await asyncio.gather(*(every(*part) for part in parts.items()))
+
+        changing = asyncio.create_task(self._change_now_and_then(change_every, over))
+        with measured() as cost:
+            await asyncio.gather(*(keep_open(number, *tab) for number, tab in enumerate(opened)))
+        over.set()
+        await changing
+        return {"cost": cost.plain(), "requests": asked}
+
+    async def _open_tab(self, asked: Counter[str]) -> tuple[Callable[[str], Awaitable[str]], dict[str, float]]:
+        """Open the list, and return what loads an address again, and the addresses with the seconds between two loads.
+
+        :param asked: counts the answers
+        """
+        known: dict[str, str] = {}
+        token = self._token()
+
+        async def load(address: str) -> str:
+            headers = {"Accept": "text/html", "Cookie": f"_token={token}"}
+            if address in known:
+                headers["If-None-Match"] = known[address]
+            text, found = await self._get(address, headers)
+            asked["answered in full" if text else "not modified"] += 1
+            if tag := found.get(b"etag"):
+                known[address] = tag.decode()
+            return text
+
+        text = await load(_LIST)
+        assert "data-live" in text
+        parts = {unescape(address): float(period) for address, period in _PART.findall(text)}
+        assert len(parts) == 2, parts
+        for address in parts:
+            await load(address)
+        return load, {_LIST: _TAB_SECONDS, **parts}
+
+    def _token(self) -> str:
+        from airflow.api_fastapi.app import get_auth_manager
+        from airflow.api_fastapi.auth.managers.simple.user import SimpleAuthManagerUser
+
+        return str(get_auth_manager().generate_jwt(SimpleAuthManagerUser(username="bench", role="ADMIN")))
+
+    async def _change_now_and_then(self, period: float, over: asyncio.Event) -> None:
+        from airflow import settings
+        from sqlalchemy import text
+
+        assert settings.engine is not None
+        newest = "SELECT id FROM mediation_session ORDER BY begun_at DESC LIMIT 1"
+        change = text(f"UPDATE mediation_session SET best_status = :status WHERE id = ({newest})")
+        for status in cycle(("RUNNING", "USAGE_PUSHING")):
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(over.wait(), period or None)
+            if over.is_set():
+                return
+            with settings.engine.begin() as connection:
+                connection.execute(change, {"status": status})
 
     async def serve(self) -> int:
         """Serve on a free port of 127.0.0.1, and return it."""

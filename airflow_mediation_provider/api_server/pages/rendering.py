@@ -126,7 +126,7 @@ Text = Annotated[str, StringConstraints(pattern="^[^\x00]*$")]
 """A part of an address: databases store no text with a NUL in it."""
 Texts = Annotated[list[Text], Query(default_factory=list)]
 """A part of an address that may be there several times."""
-RECENT_SECONDS: Final = 2.0
+RECENT_SECONDS: Final = 4.0
 RECENT_PAGES: Final = 2_000
 """The tags of so many answers are kept so long."""
 _LONGEST_NAME: Final = 80
