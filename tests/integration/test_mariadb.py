@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import pytest
 from sqlalchemy import create_engine, inspect
 
-from airflow_mediation_provider.journal.tables import VERSION_TABLE, Base
+from airflow_mediation_provider.journal.tables import Base
 from tests.journal_schema import schema, schema_of_models
 from tests.mariadb import airflow, mariadb
 
@@ -40,6 +40,6 @@ def test_airflow_db_migrate_creates_the_tables_on_mariadb(engine: Engine, addres
     assert schema(engine) == expected
     airflow(address, tmp_path, "db", "check-migrations", "--migration-wait-timeout", "0")
     airflow(address, tmp_path, "mediation", "db", "downgrade", "--to-revision", "base", "--yes")
-    assert {each for each in inspect(engine).get_table_names() if each.startswith("mediation_")} == {VERSION_TABLE}
+    assert {each for each in inspect(engine).get_table_names() if each.startswith("mediation_")} == set()
     airflow(address, tmp_path, "mediation", "db", "migrate")
     assert schema(engine) == expected
