@@ -147,6 +147,7 @@ _BY_LETTERS: Final[dict[str, str]] = {
     **{status.replace("_", ""): str(status) for status in SessionStatus},
     "CANCELLED": str(SessionStatus.CANCELED),
 }
+_DOCUMENTED: Final = frozenset(map(str, SessionStatus))
 _NOTHING: Final = re.compile(r"(?:null|none|nil|undefined|n/?a|[\W_]*)", re.IGNORECASE)
 # As many characters as the journal's column holds.
 _LONGEST_RUN_TYPE: Final = 16
@@ -251,6 +252,8 @@ def parse_status(value: object, description: object = None) -> str:
         document it: an unknown status is kept as it is and ends no wait that does not name it
     :raises ValueError: both ``value`` and ``description`` are empty
     """
+    if isinstance(value, str) and value in _DOCUMENTED:
+        return str(value)  # the usual case, and the only one in which nothing has to be searched
     text, named = _known(_upper(value)), _known(_upper(description))
     if text.isdecimal():
         return str(STATUS_BY_CODE.get(int(text)) or named or text)
