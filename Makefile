@@ -46,9 +46,9 @@ unit: setup  ## unit tests that start no database, server or process, each row o
 services: setup  ## unit tests that start a database, a server or a process: a few minutes
 	@$(PYTEST) -m services --numprocesses logical --dist worksteal tests/unit
 
-# Both, with half of Hypothesis' own number of examples, on the processors that the tests on a real Airflow leave idle while they wait.
+# Both, with a third of Hypothesis' own number of examples, on the processors that the tests on a real Airflow leave idle while they wait.
 unit-and-services: setup
-	@$(PYTEST) --hypothesis-profile=half --numprocesses 2 --dist worksteal tests/unit
+	@$(PYTEST) --hypothesis-profile=third --numprocesses 2 --dist worksteal tests/unit
 
 e2e: setup  ## tests of the pages, in a browser on a real Airflow
 	@$(PYTEST) tests/e2e

@@ -219,11 +219,11 @@ def environment(root: Path, dags: Path, url: str, execution_url: str, database: 
         },
         "triggerer": {"job_heartbeat_sec": 2},
         "dag_processor": {
-            "refresh_interval": 5,
+            "refresh_interval": 2,
             "bundle_refresh_check_interval": 2,
             # A changed file is parsed at once; this setting is for the unchanged ones.
-            "min_file_process_interval": 120,
-            "stale_dag_threshold": 600,
+            "min_file_process_interval": 3600,
+            "stale_dag_threshold": 7200,
         },
     }
     return {

@@ -3,7 +3,7 @@
 `stage.airflow` starts, stops and queries Airflow (`trigger`, `wait_run`, `task_instances`, `logs`, `clear`, `pids`,
 `stop`, `start` ...), `stage.simulator` controls the simulated tenant and has the log of its requests. Tests share the
 tenant, so each uses a meter of its own: the `meter` fixture. Dags of tests are in `dags/` beside this file, or created
-`add_dag`.
+by `add_dags`.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from testkit.stage import PROJECT, Stage
 from tests.unit.statsd import StatsdServer
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Mapping
 
 _meters = itertools.count(20_001)
 # Its sessions send callouts, as those of the examples' meters do.
@@ -69,12 +69,13 @@ def stage(tmp_path_factory: pytest.TempPathFactory, statsd: StatsdServer, sqlite
 
 
 @pytest.fixture
-def add_dag(stage: Stage) -> Callable[[str, str], None]:
-    """Add another Dag to Airflow: `add_dag(dag_id, source)` returns when Airflow has parsed it."""
+def add_dags(stage: Stage) -> Callable[[Mapping[str, str]], None]:
+    """Add Dags to Airflow: `add_dags({dag_id: source})` returns when Airflow has parsed them."""
 
-    def add(dag_id: str, source: str) -> None:
-        (stage.dags / f"{dag_id}.py").write_text(source)
-        stage.airflow.wait_dags({dag_id})
+    def add(sources: Mapping[str, str]) -> None:
+        for dag_id, source in sources.items():
+            (stage.dags / f"{dag_id}.py").write_text(source)
+        stage.airflow.wait_dags(sources.keys())
 
     return add
 

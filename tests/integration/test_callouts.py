@@ -16,7 +16,7 @@ import pytest
 from testkit.processes import wait_until
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
     from testkit.stack import AirflowStack
     from testkit.stage import Stage
@@ -37,6 +37,17 @@ def {dag_id}():
     session()
 
 {dag_id}()
+"""
+
+
+EMPTY = """
+from airflow.providers.standard.operators.empty import EmptyOperator
+from airflow.sdk import DAG
+from airflow_mediation_provider.assets import on_meter_session
+
+# The scheduler itself ends its only task.
+with DAG({dag_id!r}, schedule={schedule}, catchup=False, max_active_runs=40):
+    EmptyOperator(task_id="nothing")
 """
 
 
@@ -154,10 +165,10 @@ def on(meter_id: str, status: str = "COMPLETED", *, conn_id: str = CONN_ID, **op
 
 
 def test_a_callout_sent_with_curl_and_openssl_starts_the_dag(
-    callouts: Callouts, meter: Callable[..., str], add_dag: Callable[[str, str], None]
+    callouts: Callouts, meter: Callable[..., str], add_dags: Callable[[Mapping[str, str]], None]
 ) -> None:
     meter_id, session = meter(), "R-70000001"
-    add_dag("on_callout", DAG.format(dag_id="on_callout", schedule=on(meter_id)))
+    add_dags({"on_callout": DAG.format(dag_id="on_callout", schedule=on(meter_id))})
 
     assert json.loads(callouts.post(meter_id, session, "COMPLETED")) == {"success": True}
     began = time.monotonic()
@@ -176,10 +187,10 @@ def test_a_callout_sent_with_curl_and_openssl_starts_the_dag(
 
 
 def test_a_callout_wakes_the_deferred_sensor(
-    callouts: Callouts, meter: Callable[..., str], add_dag: Callable[[str, str], None]
+    callouts: Callouts, meter: Callable[..., str], add_dags: Callable[[Mapping[str, str]], None]
 ) -> None:
     dag_id, meter_id, session = "on_callout_sensor", meter(), "R-70500001"
-    add_dag(dag_id, SENSOR.format(dag_id=dag_id, meter_id=meter_id, conn_id=CONN_ID))
+    add_dags({dag_id: SENSOR.format(dag_id=dag_id, meter_id=meter_id, conn_id=CONN_ID)})
     run_id = callouts.airflow.trigger(dag_id)
     callouts.airflow.wait_task(dag_id, run_id, "wait", {"deferred"})
 
@@ -195,10 +206,10 @@ def test_a_callout_wakes_the_deferred_sensor(
 
 
 def test_every_callout_of_a_burst_starts_its_run(
-    callouts: Callouts, meter: Callable[..., str], add_dag: Callable[[str, str], None]
+    callouts: Callouts, meter: Callable[..., str], add_dags: Callable[[Mapping[str, str]], None]
 ) -> None:
     meter_id, sessions = meter(), {f"R-7100{number:04}" for number in range(20)}
-    add_dag("on_burst", DAG.format(dag_id="on_burst", schedule=on(meter_id)))
+    add_dags({"on_burst": EMPTY.format(dag_id="on_burst", schedule=on(meter_id))})
 
     began = time.monotonic()
     with ThreadPoolExecutor(8) as pool:
@@ -211,10 +222,11 @@ def test_every_callout_of_a_burst_starts_its_run(
 
 
 def test_a_session_of_either_meter_starts_a_run(
-    callouts: Callouts, meter: Callable[..., str], add_dag: Callable[[str, str], None]
+    callouts: Callouts, meter: Callable[..., str], add_dags: Callable[[Mapping[str, str]], None]
 ) -> None:
     one, other = meter(), meter()
-    add_dag("on_either_of_two", DAG.format(dag_id="on_either_of_two", schedule=f"{on(one)} | {on(other, 'FAILED')}"))
+    schedule = f"{on(one)} | {on(other, 'FAILED')}"
+    add_dags({"on_either_of_two": EMPTY.format(dag_id="on_either_of_two", schedule=schedule)})
 
     callouts.post(one, "R-72000001", "COMPLETED")
     callouts.post(other, "R-72000002", "FAILED")
@@ -224,7 +236,7 @@ def test_a_session_of_either_meter_starts_a_run(
 
 
 def test_a_session_of_any_meter_starts_a_run_if_it_fits(
-    callouts: Callouts, meter: Callable[..., str], add_dag: Callable[[str, str], None]
+    callouts: Callouts, meter: Callable[..., str], add_dags: Callable[[Mapping[str, str]], None]
 ) -> None:
     known, any_meter = meter(), f"on_meter_session(ANY_METER, {{!r}}, mediation_conn_id={CONN_ID!r}{{}})"
     source = DAG.replace("import on_meter_session", "import ANY_METER, on_meter_session")
@@ -236,8 +248,7 @@ def test_a_session_of_any_meter_starts_a_run_if_it_fits(
         ),
         "on_test_canceled": any_meter.format("CANCELED", ", run_type='DEBUG'"),
     }
-    for dag_id, schedule in schedules.items():
-        add_dag(dag_id, source.format(dag_id=dag_id, schedule=schedule))
+    add_dags({dag_id: source.format(dag_id=dag_id, schedule=schedule) for dag_id, schedule in schedules.items()})
 
     callouts.post("made-tomorrow", "R-72100001", "FAILED", "RUNNING")
     callouts.post("made-tomorrow", "R-72100002", "FAILED", "PAUSED")
@@ -256,11 +267,11 @@ def test_a_session_of_any_meter_starts_a_run_if_it_fits(
 
 
 def test_a_dag_that_was_paused_gets_exactly_the_missing_runs(
-    callouts: Callouts, meter: Callable[..., str], add_dag: Callable[[str, str], None]
+    callouts: Callouts, meter: Callable[..., str], add_dags: Callable[[Mapping[str, str]], None]
 ) -> None:
     meter_id, sessions = meter(), {f"R-7300{number:04}" for number in range(20)}
-    for dag_id in ("on_paused", "on_beside"):
-        add_dag(dag_id, DAG.format(dag_id=dag_id, schedule=on(meter_id)))
+    sources = {"on_paused": DAG, "on_beside": EMPTY}
+    add_dags({dag_id: source.format(dag_id=dag_id, schedule=on(meter_id)) for dag_id, source in sources.items()})
     callouts.post(meter_id, "R-73000000", "COMPLETED")
     callouts.wait_runs("on_paused", {"R-73000000"})
     callouts.pause("on_paused", paused=True)
@@ -286,14 +297,14 @@ def test_a_dag_that_was_paused_gets_exactly_the_missing_runs(
 
 
 def test_a_schedule_with_poll_interval_works_without_callouts(
-    stage: Stage, callouts: Callouts, meter: Callable[..., str], add_dag: Callable[[str, str], None]
+    stage: Stage, callouts: Callouts, meter: Callable[..., str], add_dags: Callable[[Mapping[str, str]], None]
 ) -> None:
     """Zuora cannot reach this Airflow: the triggerer finds the ends by polls, and each starts one run."""
     connect(stage, "mediation_polled", {})
     meter_id = meter(script=[["RUNNING", 8], ["COMPLETED", 0]])
     schedule = on(meter_id, conn_id="mediation_polled", poll_interval=5)
-    add_dag("on_polled", DAG.format(dag_id="on_polled", schedule=schedule))
-    add_dag("on_polled_too", DAG.format(dag_id="on_polled_too", schedule=schedule))
+    names = ("on_polled", "on_polled_too")
+    add_dags({dag_id: DAG.format(dag_id=dag_id, schedule=schedule) for dag_id in names})
 
     for number in (1, 2):
         # The result of a first poll is not a change.
@@ -331,13 +342,17 @@ def cut_off(stage: Stage) -> Iterator[str]:
 
 
 def test_the_callout_history_starts_dags_and_wakes_sensors(
-    stage: Stage, callouts: Callouts, cut_off: str, meter: Callable[..., str], add_dag: Callable[[str, str], None]
+    stage: Stage,
+    callouts: Callouts,
+    cut_off: str,
+    meter: Callable[..., str],
+    add_dags: Callable[[Mapping[str, str]], None],
 ) -> None:
     """Zuora cannot reach this Airflow: the triggerer reads the history of the callouts that went nowhere."""
     meter_id = meter(script=[["INITIALIZING", 2], ["RUNNING", 4], ["COMPLETED", None]])
     schedule = on(meter_id, conn_id=cut_off, callout_history=5, previous_statuses="RUNNING")
-    add_dag("on_history", DAG.format(dag_id="on_history", schedule=schedule))
-    add_dag("on_history_sensor", SENSOR.format(dag_id="on_history_sensor", meter_id=meter_id, conn_id=cut_off))
+    sensor = SENSOR.format(dag_id="on_history_sensor", meter_id=meter_id, conn_id=cut_off)
+    add_dags({"on_history": DAG.format(dag_id="on_history", schedule=schedule), "on_history_sensor": sensor})
 
     def read() -> bool:
         """Whether the connection's history was read; an example reads that of another one, without a category."""

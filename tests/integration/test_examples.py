@@ -13,7 +13,7 @@ from demo.scenes import SCENES
 from testkit.stage import PROJECT
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
 
     from demo.play import Played
     from testkit.stage import Stage
@@ -65,7 +65,7 @@ def test_loading_a_session_again_leaves_the_same_rows(stage: Stage, played: dict
 
 
 def test_the_dag_of_the_readme_works(
-    stage: Stage, meter: Callable[..., str], add_dag: Callable[[str, str], None]
+    stage: Stage, meter: Callable[..., str], add_dags: Callable[[Mapping[str, str]], None]
 ) -> None:
     source, _ = re.findall(r"```python\n(.*?)```", (PROJECT / "README.md").read_text(), re.DOTALL)
     meter_id = meter(script=[["RUNNING", 4], ["COMPLETED", 0]], records=8)
@@ -74,7 +74,7 @@ def test_the_dag_of_the_readme_works(
     # By hand instead of on the hour, at the simulator's pace, and on a meter that no other test uses.
     mine = source.replace(shown, "@dag(schedule=None)\ndef hourly_usage() -> None:").replace('"1001"', f'"{meter_id}"')
     mine = mine.replace("fail_on=()", "fail_on=(), poke_interval=3, settle=3, retries=2, retry_delay=1")
-    add_dag("hourly_usage", mine)
+    add_dags({"hourly_usage": mine})
     run_id = stage.airflow.trigger("hourly_usage")
     stage.airflow.wait_success("hourly_usage", run_id)
     (session,) = stage.simulator.sessions(meter_id)

@@ -6,7 +6,7 @@ import sys
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
 
     from testkit.stage import Stage
 
@@ -24,9 +24,9 @@ with DAG("inline", schedule=None, is_paused_upon_creation=True):
 
 
 def test_dags_test_waits_inline_and_logs_no_errors(
-    stage: Stage, add_dag: Callable[[str, str], None], meter: Callable[..., str]
+    stage: Stage, add_dags: Callable[[Mapping[str, str]], None], meter: Callable[..., str]
 ):
-    add_dag("inline", SOURCE.format(meter=meter(script=[["RUNNING", 15], ["COMPLETED", None]])))
+    add_dags({"inline": SOURCE.format(meter=meter(script=[["RUNNING", 15], ["COMPLETED", None]]))})
     processes: Any = stage.airflow.processes
     processes.run("dags-test", [sys.executable, "-m", "airflow", "dags", "test", "inline"], timeout=180)
     log = processes.log_file("dags-test").read_text()

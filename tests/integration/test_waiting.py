@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
 
     from testkit.stage import Stage
 
@@ -29,10 +29,10 @@ SENSOR = """
 
 
 def test_the_sensor_wakes_for_a_session_started_elsewhere(
-    stage: Stage, meter: Callable[..., str], add_dag: Callable[[str, str], None]
+    stage: Stage, meter: Callable[..., str], add_dags: Callable[[Mapping[str, str]], None]
 ) -> None:
     tasks = "".join(SENSOR.format(mode=mode, arguments=arguments) for mode, arguments in MODES.items())
-    add_dag("sensors", SENSORS.format(modes=list(MODES), tasks=tasks))
+    add_dags({"sensors": SENSORS.format(modes=list(MODES), tasks=tasks)})
     meters = {mode: meter(script=[["INITIALIZING", 4], ["RUNNING", 8], ["COMPLETED", 0]]) for mode in MODES}
     run_id = stage.airflow.trigger("sensors", meters)
     sessions = {}

@@ -23,9 +23,9 @@ if TYPE_CHECKING:
     from tests.unit.task_stage import Stage
 
 # No failures by a busy machine: no example has a deadline. By itself a test runs Hypothesis' own number of examples, or
-# a multiple of it, as do those that kill mutants. `make test` runs half of them, and `make unit` a tenth.
+# a multiple of it, as do those that kill mutants. `make test` runs a third of them, and `make unit` a tenth.
 settings.register_profile("full", deadline=None)
-settings.register_profile("half", settings.get_profile("full"), max_examples=settings.default.max_examples // 2)
+settings.register_profile("third", settings.get_profile("full"), max_examples=settings.default.max_examples // 3)
 settings.register_profile("quick", settings.get_profile("full"), max_examples=settings.default.max_examples // 10)
 settings.load_profile("full")
 

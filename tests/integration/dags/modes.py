@@ -20,7 +20,7 @@ MODES: dict[str, dict[str, Any]] = {
 }
 # Long enough to be deferred, and for the scheduler to process that: Airflow takes a task that resumes before for one
 # whose process was lost, and retries it.
-TIMEOUT = 40
+TIMEOUT = 30
 ENDS: dict[str, dict[str, Any]] = {
     "completed": {},
     "failed": {},

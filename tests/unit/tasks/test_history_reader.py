@@ -23,8 +23,7 @@ BESIDE = callout_settings("zuora", {"callout_token": "t"})
 
 
 @pytest.mark.full
-@pytest.mark.parametrize("late", [0, 300])
-@pytest.mark.parametrize("hours", [5.5, -7, 0, 14])
+@pytest.mark.parametrize(("hours", "late"), [(5.5, 300), (-7, 0), (0, 300), (14, 0)])
 def test_each_change_is_stored_once_in_an_unknown_zone(hours: float, late: float):
     world = World(offset=timedelta(hours=hours), late=late)
     for number in range(20):
