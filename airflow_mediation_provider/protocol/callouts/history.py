@@ -32,7 +32,7 @@ from airflow_mediation_provider.protocol.times import to_json, to_utc
 from airflow_mediation_provider.protocol.transition import Source
 from airflow_mediation_provider.protocol.urls import takes_callouts_of
 from airflow_mediation_provider.protocol.zuora.errors import PermanentError
-from airflow_mediation_provider.protocol.zuora.replies import Json, Page, objects, text_of
+from airflow_mediation_provider.protocol.zuora.replies import Json, Page, check_page_number, objects, text_of
 from airflow_mediation_provider.protocol.zuora.requests import Call, query_of
 
 if TYPE_CHECKING:
@@ -73,7 +73,7 @@ def callout_history(
     :param object_id: only events of this object
     :param failed_only: only records of attempts that failed, which is Zuora's own default
     :param page_size: 1 to 40
-    :raises PermanentError: a page was received twice: the paging would never end
+    :raises PermanentError: a page was received twice, or there are more than 10,000: the paging would never end
 
     https://developer.zuora.com/v1-api-reference/api/operation/GET_CalloutHistory/
     """
@@ -100,7 +100,7 @@ def history_span(
     :param start: the start of the span by Zuora's clock, without a zone
     :param end: its end; ``None``: up to now
     :param event_category: only events of this category
-    :raises PermanentError: a page was received twice: the paging would never end
+    :raises PermanentError: a page was received twice, or there are more than 10,000: the paging would never end
 
     https://developer.zuora.com/v1-api-reference/api/operation/GET_CalloutHistory/
     """
@@ -129,6 +129,7 @@ def _pages(query: dict[str, str | None]) -> Generator[Call[Page], Page, None]:
     number, last = 0, None
     while True:
         number += 1
+        check_page_number("callout history", number)
         page = yield Call(
             what="callout history",
             method="GET",

@@ -14,6 +14,7 @@ from airflow_mediation_provider.protocol.zuora.errors import PermanentError
 from airflow_mediation_provider.protocol.zuora.replies import (
     Json,
     Page,
+    check_page_number,
     envelope,
     objects,
     read_page,
@@ -148,7 +149,7 @@ def audit_trail_entries(
 
     :param export_type: ``SAMPLE`` (records that passed) or ``ERROR``
     :param page_size: 1 to 500
-    :raises PermanentError: a cursor was received twice: the paging would never end
+    :raises PermanentError: a cursor was received twice, or there are more than 10,000 pages: the paging would never end
 
     https://developer.zuora.com/v1-api-reference/api/audit-trail/getaudittrailentriesformeter
     """
@@ -179,6 +180,7 @@ def _pages(what: str, path: str, query: tuple[tuple[str, str], ...]) -> Generato
         if cursor in seen:
             raise PermanentError(f"The {what} names the same next page twice, so it would never end: stopped there.")
         seen.add(cursor)
+        check_page_number(what, len(seen) + 1)
 
 
 def create_export_job(

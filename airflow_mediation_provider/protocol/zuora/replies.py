@@ -11,9 +11,10 @@ from __future__ import annotations
 import re
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from airflow_mediation_provider.protocol.status import RunType, parse_status, run_type_of_report
+from airflow_mediation_provider.protocol.zuora.errors import PermanentError
 from airflow_mediation_provider.protocol.zuora.refusals import (
     MEANING,
     METER_UNKNOWN,
@@ -73,6 +74,19 @@ class Page:
 
     entries: list[Json]
     next_cursor: str | None
+
+
+MOST_PAGES: Final = 10_000
+"""Of one read: Zuora alone says whether there is a further page, and some readers keep all of them."""
+
+
+def check_page_number(what: str, number: int) -> None:
+    """Refuse a page beyond the last one that a read may have.
+
+    :raises PermanentError: there are too many
+    """
+    if number > MOST_PAGES:
+        raise PermanentError(f"The {what} has more than {MOST_PAGES:,} pages: ask for a shorter span of time.")
 
 
 def read_run(reply: Json, meter_id: str, version: str, run_type: RunType) -> MeterRun:

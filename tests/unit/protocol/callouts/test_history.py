@@ -12,6 +12,7 @@ from airflow_mediation_provider.protocol.callouts.settings import callout_settin
 from airflow_mediation_provider.protocol.sessions.journal_entry import JournalEntry
 from airflow_mediation_provider.protocol.transition import Source
 from airflow_mediation_provider.protocol.wire import from_plain, to_plain
+from airflow_mediation_provider.protocol.zuora import replies
 from airflow_mediation_provider.protocol.zuora.errors import PermanentError
 
 SETTINGS = callout_settings("zuora", {})
@@ -75,6 +76,15 @@ class TestCall:
         calls.send(page)
         with pytest.raises(PermanentError, match="same page twice"):
             calls.send(page)
+
+    def test_more_pages_than_a_read_may_have_are_refused(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(replies, "MOST_PAGES", 3)
+        calls = callout_history(NOW - timedelta(hours=1), NOW)
+        call = next(calls)
+        for number in range(2):
+            call = calls.send(call.read({"calloutHistories": [{"n": number}], "nextPage": "more"}))
+        with pytest.raises(PermanentError, match="has more than 3 pages: ask for a shorter span"):
+            calls.send(call.read({"calloutHistories": [{"n": 2}], "nextPage": "more"}))
 
     @pytest.mark.parametrize("reply", [{}, {"calloutHistories": None}, {"calloutHistories": [], "nextPage": "more"}])
     def test_an_empty_history_has_no_records(self, reply: dict[str, Any]) -> None:

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from airflow_mediation_provider.protocol.status import CODE_BY_STATUS, RunType
-from airflow_mediation_provider.protocol.zuora import audit
+from airflow_mediation_provider.protocol.zuora import audit, replies
 from airflow_mediation_provider.protocol.zuora import requests as api
 from airflow_mediation_provider.protocol.zuora.errors import PermanentError
 from airflow_mediation_provider.protocol.zuora.replies import MeterRun, Page, UnreadableReplyError, parse_time
@@ -176,6 +176,16 @@ class TestAudit:
 
         with pytest.raises(PermanentError, match="same next page twice"):
             pages.send(Page([], "a"))
+
+    def test_more_pages_than_a_read_may_have_are_refused(self, monkeypatch):
+        monkeypatch.setattr(replies, "MOST_PAGES", 3)
+        pages = audit.audit_trail_entries(5, export_type="ERROR", run_type="NORMAL", **SPAN)
+        next(pages)
+        pages.send(Page([], "a"))
+        pages.send(Page([], "b"))
+
+        with pytest.raises(PermanentError, match="has more than 3 pages: ask for a shorter span"):
+            pages.send(Page([], "c"))
 
     def test_an_export_has_the_documented_request(self):
         call = audit.create_export_job(
