@@ -104,7 +104,8 @@ bench:  ## measure the cost of waiting and the faults it survives, the load of c
 	@$(BIN)/python -m benchmarks.pages_at_scale --check --markdown docs/benchmarks.md
 	@$(MAKE) --no-print-directory bench-bounds
 
-bench-bounds: setup  ## measure the processor time of many waits in triggerer and API server (BEFORE=commit: compare with it; ten minutes)
+bench-bounds:  ## measure the processor time of many waits in triggerer and API server (BEFORE=commit: compare with it; a quarter of an hour)
+	@DEPENDENCY_GROUPS="dev bench" .ci/setup
 	@$(BIN)/python -m benchmarks.bounds --check $(if $(BEFORE),--before $(BEFORE)) --markdown docs/benchmarks.md
 
 docs:  ## build the documentation with Sphinx (build/site); a warning or a dead internal link is an error (half a minute)

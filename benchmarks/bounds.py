@@ -32,6 +32,7 @@ from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, Final, Self
 
 from benchmarks import api_server
+from benchmarks.harness import Bench, Job
 from benchmarks.report import Table, common_arguments, publish, quantile
 from benchmarks.server_in_process import QUIET, SECRET, control
 from testkit.postgres import Postgres
@@ -41,7 +42,7 @@ if TYPE_CHECKING:
     from multiprocessing.connection import Connection
 
 ROOT: Final = Path(__file__).parents[1]
-PARTS: Final = ("triggerer", "reads", "reports", "fairness", "fleet")
+PARTS: Final = ("triggerer", "rivals", "reads", "reports", "fairness", "fleet")
 COLUMNS: Final = ("what", "measured", "claimed at most", "earlier commit", "control ms, median / max")
 ROWS: Final = 50_000
 INTERVAL: Final = 2.0
@@ -53,6 +54,8 @@ FIRST_WAITS: Final = 4_000
 """Of these waits, started by the 50 a second as a triggerer does it; the others by 400."""
 STEADY_SECONDS: Final = 70.0
 """With a full read of the feed, which is made once a minute."""
+RIVALS: Final = ("dbt-cloud", "databricks", "http")
+RIVAL_WAITS, RIVAL_SECONDS = 1_000, 20.0
 _spawn = multiprocessing.get_context("spawn")
 
 
@@ -484,6 +487,21 @@ def triggerer(_before: Path | None) -> Iterator[Bound]:
     yield Bound(f"API server, SQLite: a minute of {WAITS:,} waits on {METERS} meters", 1000 * minute, "ms", control=own)
 
 
+def rivals(_before: Path | None) -> Iterator[Bound]:
+    """Measure triggerers with a tenth as many waits of other providers, which poll an object for each of them."""
+    from benchmarks.contenders import CONTENDERS
+
+    for name in RIVALS:
+        job = Job(name, RIVAL_WAITS, RIVAL_WAITS, INTERVAL, settle=3 * INTERVAL, steady=RIVAL_SECONDS, finish=0)
+        with Bench(name) as bench:
+            measured = bench.run(job)
+        share = 100 * measured.outcome.cpu_seconds / measured.outcome.seconds
+        what = f"triggerer, {RIVAL_WAITS:,} waits of {CONTENDERS[name].label}, polls every {INTERVAL:g} s"
+        polls = measured.per_second("requests")
+        noise = [control() for _ in range(5)]
+        yield Bound(f"{what} ({polls:.0f} a second): share of a core", share, "%", control=noise)
+
+
 def _start(stack: contextlib.ExitStack, target: Any, *arguments: Any) -> Connection:
     """Start a process that ends when its pipe is closed, at the latest when this program ends."""
     ours, theirs = _spawn.Pipe()
@@ -525,6 +543,7 @@ def main() -> int:
     arguments = parser.parse_args()
     parts: dict[str, Callable[[Path | None], Iterator[Bound]]] = {
         "triggerer": triggerer,
+        "rivals": rivals,
         "reads": reads,
         "reports": reports,
         "fairness": fairness,
