@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from dataclasses import replace
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -29,7 +29,7 @@ from airflow_mediation_provider.journal.session_list import (
     list_sessions,
 )
 from airflow_mediation_provider.journal.session_search import Filters
-from airflow_mediation_provider.journal.tables import ListedRow, SessionRow, VerdictRow
+from airflow_mediation_provider.journal.tables import ListedRow, SessionRow, VerdictRow, WaitRow
 from airflow_mediation_provider.journal.transaction import read
 from airflow_mediation_provider.journal.writer import Recorded, record
 from airflow_mediation_provider.protocol.maintenance import Pruned
@@ -160,6 +160,40 @@ class TestStoring:
         assert sum("cannot be stored" in each for each in refused) == 5
         with settings.NonScopedSession() as session:
             assert list(session.scalars(select(VerdictRow.ti_id))) == [good.ti_id]
+
+    @pytest.mark.parametrize("place", [0, 1, 2])
+    @pytest.mark.parametrize(
+        "wrong",
+        [
+            {"ti_id": "no id"},
+            {"task_id": "another"},
+            {"session_id": "R" * 65},
+            {"session_id": "R\x00"},
+            {"meter_id": "\ud800"},
+            {"at": datetime(9999, 12, 31, tzinfo=UTC)},
+        ],
+        ids=str,
+    )
+    def test_a_wrong_verdict_leaves_its_neighbours_wherever_it_is(self, wrong: dict[str, Any], place: int) -> None:
+        tell(STARTED())
+        good = [verdict(), verdict("COMPLETED")]
+        refused = conclude(*good[:place], replace(verdict(), **wrong), *good[place:]).refused
+        assert len(refused) == 1
+        with settings.NonScopedSession() as session:
+            assert {*session.scalars(select(VerdictRow.ti_id))} == {each.ti_id for each in good}
+
+    @pytest.mark.parametrize("place", [0, 1, 2])
+    @pytest.mark.parametrize(
+        "wrong", [{"id": "n" * 65}, {"message": "m" * 100_001}, {"run_id": "\x00"}, {"session_id": "\ud800"}], ids=str
+    )
+    def test_a_wrong_note_leaves_its_neighbours_wherever_it_is(self, wrong: dict[str, Any], place: int) -> None:
+        tell(STARTED())
+        good = [note(id="n-1"), note(id="n-2", task_id="other")]
+        bad = note(**{"id": "bad", **wrong})
+        refused = conclude(tasks=(*good[:place], bad, *good[place:])).refused
+        assert len(refused) == 1
+        with settings.NonScopedSession() as session:
+            assert {*session.scalars(select(WaitRow.id))} == {"n-1", "n-2"}
 
     def test_a_verdict_is_stored_with_the_wait_of_its_task(self) -> None:
         tell(STARTED())
