@@ -32,6 +32,7 @@ class Answer:
     headers: dict[str, str] = field(default_factory=dict)
     how: str = "plain"
     after: float = 0.0
+    until: threading.Event | None = None
 
 
 @dataclass
@@ -115,6 +116,8 @@ class FakeZuora:
     def send(self, handler: http.server.BaseHTTPRequestHandler, answer: Answer) -> None:
         if answer.after:
             time.sleep(answer.after)
+        if answer.until:
+            answer.until.wait(30)
         if answer.how == "reset":
             # Without lingering, a close sends a reset instead of a proper end.
             handler.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import itertools
 import os
 import threading
 from concurrent.futures import ThreadPoolExecutor
@@ -12,7 +13,7 @@ import pytest
 
 from airflow_mediation_provider.hooks import tokens
 from airflow_mediation_provider.hooks.mediation import MediationAsyncHook, MediationHook
-from airflow_mediation_provider.hooks.tokens import LONGEST_FLIGHT, TenantTokens, tokens_of
+from airflow_mediation_provider.hooks.tokens import LONGEST_FLIGHT, TenantTokens, TokenFlight, tokens_of
 from airflow_mediation_provider.protocol.zuora.errors import MisconfigurationError, TransientError
 
 from .conftest import Answer
@@ -146,6 +147,23 @@ class TestSingleFlight:
         """All callers ask before there is a token."""
         zuora.token_seconds = 0.05
 
+    @pytest.fixture
+    def until_waiting(self, monkeypatch):
+        """`until_waiting(threads)` is an event that is set once so many threads wait for a fetch."""
+
+        def make(threads):
+            waiting, numbers, wait = threading.Event(), itertools.count(1), TokenFlight.wait
+
+            def counted(flight):
+                if next(numbers) == threads:
+                    waiting.set()
+                wait(flight)
+
+            monkeypatch.setattr(TokenFlight, "wait", counted)
+            return waiting
+
+        return make
+
     def test_fifty_threads_share_one_fetch(self, zuora, connect):
         barrier = threading.Barrier(50)
 
@@ -196,8 +214,8 @@ class TestSingleFlight:
 
         assert zuora.paths().count("/oauth/token") == 2
 
-    def test_an_error_of_the_fetch_is_raised_in_all_waiters(self, zuora, connect):
-        zuora.token_answers = [Answer(status=503, after=0.3)]
+    def test_an_error_of_the_fetch_is_raised_in_all_waiters(self, zuora, connect, until_waiting):
+        zuora.token_answers = [Answer(status=503, until=until_waiting(19))]
 
         def ask(_):
             try:
@@ -258,8 +276,8 @@ class TestSingleFlight:
         with MediationHook("mediation_test") as another:
             assert another.run_status(5) == "RUNNING"
 
-    def test_refused_credentials_are_raised_in_all_waiters(self, zuora, connect):
-        zuora.token_answers = [Answer({"error": "invalid_client"}, 401, after=0.3)]
+    def test_refused_credentials_are_raised_in_all_waiters(self, zuora, connect, until_waiting):
+        zuora.token_answers = [Answer({"error": "invalid_client"}, 401, until=until_waiting(9))]
 
         def ask(_):
             with pytest.raises(MisconfigurationError, match="client id and secret"):
