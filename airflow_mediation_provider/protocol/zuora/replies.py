@@ -77,7 +77,7 @@ class Page:
 
 
 MOST_PAGES: Final = 10_000
-"""Of one read: Zuora alone says whether there is a further page, and some readers keep all of them."""
+"""Of one read: only Zuora's replies limit the number of pages, and some readers keep all of them."""
 
 
 def check_page_number(what: str, number: int) -> None:
