@@ -23,6 +23,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+from sqlalchemy.exc import IllegalStateChangeError
+from tenacity import Retrying, retry_if_exception_type, stop_after_delay, wait_fixed
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -155,7 +157,13 @@ def airflow_on(services: None) -> Iterator[Callable[[str], str]]:
             return address
 
         yield use
-        settings.dispose_orm()
+        # A server that has ended may still write in a thread of its own, and SQLAlchemy refuses to close a session in
+        # the middle of its commit.
+        for attempt in Retrying(
+            retry=retry_if_exception_type(IllegalStateChangeError), wait=wait_fixed(0.05), stop=stop_after_delay(30)
+        ):
+            with attempt:
+                settings.dispose_orm()
     settings.configure_vars()
     settings.configure_orm()
 
