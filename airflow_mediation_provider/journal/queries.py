@@ -293,17 +293,22 @@ def _last_before(session: Session, conn_id: str, since: datetime, source: Source
     return last_callout_at(session, conn_id, max(since, _BEFORE_ALL) - _CALLOUTS_BEFORE, since, source)
 
 
+_CHANGE: Final = Base.metadata.tables[TransitionRow.__tablename__].c
+_CHANGES: Final = select(*CHANGE_COLUMNS).where(
+    *(_CHANGE[name] == bindparam(name) for name in ("conn_id", "meter_id", "session_id")),
+    # SQLite would use the index of kinds, and with it all rows of the connection.
+    without_index(_CHANGE.kind) == EntryKind.STATUS_CHANGE,
+)
+
+
 def transitions(session: Session, conn_id: str, sessions: Iterable[tuple[str, str]]) -> list[SessionTransition]:
     """Return all status changes that were reported for some sessions.
 
     :param sessions: meter and session ids
     """
     found = []
-    # SQLite would use the index of kinds, and with it all rows of the connection.
-    is_change = without_index(TransitionRow.kind) == EntryKind.STATUS_CHANGE
     for meter_id, session_id in sessions:
-        of_session = {"conn_id": conn_id, "meter_id": meter_id, "session_id": session_id}
-        rows = session.execute(select(*CHANGE_COLUMNS).filter_by(**of_session).where(is_change))
+        rows = session.execute(_CHANGES, {"conn_id": conn_id, "meter_id": meter_id, "session_id": session_id})
         found += [transition_of(row) for row in rows]
     return found
 

@@ -14,7 +14,7 @@ from datetime import UTC, datetime
 from functools import cache
 from typing import TYPE_CHECKING, Any, Final
 
-from airflow_mediation_provider.journal.tables import TransitionRow, VerdictRow
+from airflow_mediation_provider.journal.tables import Base, TransitionRow, VerdictRow
 from airflow_mediation_provider.protocol.callouts.fields import UnparsedCalloutError
 from airflow_mediation_provider.protocol.callouts.parse import bounded_id, storable
 from airflow_mediation_provider.protocol.sessions.journal_entry import EntryKind, JournalEntry
@@ -29,12 +29,12 @@ if TYPE_CHECKING:
 
     from sqlalchemy import Row
 
-    from airflow_mediation_provider.journal.tables import Base, SessionRow
+    from airflow_mediation_provider.journal.tables import SessionRow
     from airflow_mediation_provider.protocol.sessions.verdict import BestKnown
 
 # Columns with the names of the fields. Not objects, and without the bodies: a session may have thousands of rows.
 _CHANGE_NAMES: Final = tuple(field.name for field in fields(SessionTransition))
-CHANGE_COLUMNS: Final = tuple(getattr(TransitionRow, name) for name in _CHANGE_NAMES)
+CHANGE_COLUMNS: Final = tuple(Base.metadata.tables[TransitionRow.__tablename__].c[name] for name in _CHANGE_NAMES)
 # The prefixes of the ids of a meter's polls: of those that drive assets, and of all others.
 POLL_DRIVES: Final = "drive"
 POLL_ONLY: Final = "poll"
@@ -43,7 +43,7 @@ _BEYOND_NUMBERS: Final = 2**31
 # MySQL's TIMESTAMP.
 _TIMES: Final = (datetime(1970, 1, 2, tzinfo=UTC), datetime(2038, 1, 18, tzinfo=UTC))
 _VERDICT_NAMES: Final = tuple(field.name for field in fields(TaskVerdict))
-CONCLUDED: Final = tuple(getattr(VerdictRow, name) for name in _VERDICT_NAMES)
+CONCLUDED: Final = tuple(Base.metadata.tables[VerdictRow.__tablename__].c[name] for name in _VERDICT_NAMES)
 _UNKNOWN: Final = "UNKNOWN"
 _UNFIT: Final = "too long, too large, or with characters that no database stores"
 _LONGEST_KEPT: Final = 20_000

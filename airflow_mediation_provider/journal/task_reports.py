@@ -72,6 +72,10 @@ _NOT_COLUMNS: Final = frozenset({"begins"})
 # Without the ORM, which would take as long as all else; the statements of each report are built once.
 _WAIT: Final = Base.metadata.tables[WaitRow.__tablename__]
 _REPORTER: Final = Base.metadata.tables[ReporterRow.__tablename__]
+_VERDICT: Final = Base.metadata.tables[VerdictRow.__tablename__]
+_CONCLUDED: Final = select(*CONCLUDED).where(
+    *(_VERDICT.c[name] == bindparam(name) for name in ("conn_id", "meter_id", "session_id"))
+)
 _KNOWN: Final = (
     select(*(_WAIT.c[name] for name in ("id", "conn_id", "owner", "ended_at", "outcome", "session_id", "reporter")))
     .where(_WAIT.c.id.in_(bindparam("ids", expanding=True)))
@@ -124,8 +128,8 @@ def store_verdicts(session: Session, conn_id: str, verdicts: Iterable[TaskVerdic
 
 def verdicts_of(session: Session, conn_id: str, meter_id: str, session_id: str) -> list[TaskVerdict]:
     """Return what tasks concluded of a session."""
-    of_session = {"conn_id": conn_id, "meter_id": meter_id, "session_id": session_id}
-    return [verdict_of(row) for row in session.execute(select(*CONCLUDED).filter_by(**of_session))]
+    rows = session.execute(_CONCLUDED, {"conn_id": conn_id, "meter_id": meter_id, "session_id": session_id})
+    return [verdict_of(row) for row in rows]
 
 
 def _why_unfit(values: dict[str, Any]) -> str:

@@ -17,7 +17,7 @@ from traceback import walk_tb
 from typing import IO, TYPE_CHECKING, Any, Final
 
 from airflow import settings
-from sqlalchemy import insert, text
+from sqlalchemy import insert
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.exc import DataError, DBAPIError, IntegrityError, OperationalError, ProgrammingError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
@@ -121,7 +121,8 @@ def write(work: Callable[[Session], T], *, deadline_seconds: float) -> T:
             if session.get_bind().dialect.name == "postgresql":
                 # The database gives up waiting for a lock when the caller does.
                 milliseconds = max(int((deadline - time.monotonic()) * 1000), 1)
-                session.execute(text(f"SET LOCAL lock_timeout = {milliseconds}"))
+                # Not as a ``text``, which SQLAlchemy would compile and cache for each number.
+                session.connection().exec_driver_sql(f"SET LOCAL lock_timeout = {milliseconds}")
             done = work(session)
             session.commit()
             return done

@@ -20,7 +20,7 @@ from datetime import UTC, datetime
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
-from sqlalchemy import delete, or_, select, true, update
+from sqlalchemy import bindparam, delete, or_, select, true, update
 
 from airflow_mediation_provider import metrics
 from airflow_mediation_provider.journal.asset_events import Event, emit
@@ -82,6 +82,11 @@ __all__ = ["JournalMissing", "JournalUnavailable", "Recorded", "rate", "record",
 
 # Columns, not objects: an unreported row can become a reported one, which is another class.
 _SESSIONS: Final = Base.metadata.tables[ListedRow.__tablename__]
+_LOCKED: Final = (
+    select(_SESSIONS)
+    .where(*(_SESSIONS.c[name] == bindparam(name) for name in ("conn_id", "meter_id", "session_id")))
+    .with_for_update()
+)
 
 _BATCH: Final = 100
 _DEADLINE_SECONDS: Final = 60.0
@@ -381,7 +386,8 @@ class _Writer:
             if told and self._supersede(meter_id, session_id):
                 changes = transitions(self._session, self._conn_id, [(meter_id, session_id)])
             state = fold(changes)
-            verdicts = verdicts_of(self._session, self._conn_id, meter_id, session_id)
+            # A verdict is stored with its session's row.
+            verdicts = verdicts_of(self._session, self._conn_id, meter_id, session_id) if row else []
             # Count how often the session reached this status. A status that it never left is announced once, even if
             # its reports arrive in another order or repeatedly; one that it left and reached again is announced again.
             arrival = departures(changes)[state.status] + 1
@@ -510,8 +516,7 @@ class _Writer:
         return {"conn_id": self._conn_id, "meter_id": meter_id, "session_id": session_id}
 
     def _locked(self, meter_id: str, session_id: str) -> Row[Any] | None:
-        of_session = (_SESSIONS.c[name] == value for name, value in self._key(meter_id, session_id).items())
-        return self._session.execute(select(_SESSIONS).where(*of_session).with_for_update()).one_or_none()
+        return self._session.execute(_LOCKED, self._key(meter_id, session_id)).one_or_none()
 
     # ---- polls
 
