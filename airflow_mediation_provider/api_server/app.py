@@ -21,6 +21,7 @@ from airflow_mediation_provider.api_server.internal import ApiUsageBuffer
 from airflow_mediation_provider.api_server.journal import ReceiptBuffer, Recorder
 from airflow_mediation_provider.api_server.pages import add_pages
 from airflow_mediation_provider.api_server.pages.rendering import RECENT_PAGES, RECENT_SECONDS, error_page
+from airflow_mediation_provider.journal.meters import Tempos
 from airflow_mediation_provider.journal.session_list import known_connections
 from airflow_mediation_provider.journal.transaction import read
 from airflow_mediation_provider.protocol.urls import CALLOUTS
@@ -33,10 +34,6 @@ if TYPE_CHECKING:
 
 # Connections that are looked up at the start; further ones at their first request.
 _MOST_WARM: Final = 100
-
-# For so long the health line and the list use what they read as usual, of so many connections and meters.
-_UNUSUAL_SECONDS: Final = 60.0
-_MOST_UNUSUAL: Final = 1000
 
 # Once, and not for each application: FastAPI analyses every route again when it is included.
 _routes: Final = APIRouter()
@@ -80,8 +77,7 @@ def create_app(
     app.state.recent_pages = TtlMap(RECENT_SECONDS, RECENT_PAGES)
     app.state.receipts = receipts or ReceiptBuffer()
     app.state.calls = ApiUsageBuffer()
-    app.state.unusual = TtlMap(_UNUSUAL_SECONDS, _MOST_UNUSUAL)
-    app.state.tempos = TtlMap(_UNUSUAL_SECONDS, _MOST_UNUSUAL)
+    app.state.tempos = Tempos()
     app.add_middleware(_SingleSlashes)
     app.add_exception_handler(HTTPException, _http_error)
     app.add_exception_handler(Exception, _server_error)

@@ -19,7 +19,7 @@ from sqlalchemy import bindparam, exists, func, or_, select
 from sqlalchemy.orm import aliased, lazyload
 
 from airflow_mediation_provider.journal.history import history_row
-from airflow_mediation_provider.journal.meters import RunsOfMeter, meters_of, tempos
+from airflow_mediation_provider.journal.meters import RunsOfMeter, meters_of
 from airflow_mediation_provider.journal.queries import last_callout_at, without_index
 from airflow_mediation_provider.journal.tables import ReporterRow, SessionRow, TransitionRow, WaitRow
 from airflow_mediation_provider.journal.task_reports import REPORTER_OF_WAIT, SEEN_AT, TASK_OF_WAIT, goes_on
@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from sqlalchemy import ColumnElement, ScalarSelect, Select
     from sqlalchemy.orm import Session
 
+    from airflow_mediation_provider.journal.meters import Tempos
     from airflow_mediation_provider.protocol.sessions.usual import Tempo
 
 log = logging.getLogger(__name__)
@@ -105,15 +106,16 @@ class Unusual:
     long: tuple[str, ...]
 
 
-def unusual(session: Session, conn_id: str, now: datetime) -> Unusual:
+def unusual(session: Session, conn_id: str, tempos: Tempos, now: datetime) -> Unusual:
     """Return what is not usual of the first ``METERS`` meters of a connection.
 
     A session without an update for hours is left out: what ended may be only its reports, and that is counted already.
 
+    :param tempos: what is usual of the meters
     :param now: the time now
     """
     runs = [RunsOfMeter(conn_id, meter_id, RunType.NORMAL) for meter_id in meters_of(session, conn_id, METERS)]
-    found = tempos(session, runs)
+    found = tempos.of(session, runs)
     silent = select(SessionRow.meter_id, SessionRow.session_id).where(
         SessionRow.conn_id == conn_id, SessionRow.terminal.is_(False), SessionRow.last_observed_at < now - SILENT
     )

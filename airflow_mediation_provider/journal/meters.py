@@ -5,8 +5,11 @@ A report without a name erases none, and an older one replaces none. A name that
 
 from __future__ import annotations
 
+import threading
 from collections import defaultdict
+from datetime import UTC, datetime, timedelta
 from functools import cache
+from itertools import islice
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from sqlalchemy import Integer, bindparam, select, tuple_, union_all, update
@@ -17,8 +20,7 @@ from airflow_mediation_provider.journal.transaction import add
 from airflow_mediation_provider.protocol.sessions.usual import NEWEST, PastSession, Tempo
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Mapping
-    from datetime import datetime
+    from collections.abc import Callable, Collection, Mapping
 
     from sqlalchemy import Executable, Select
     from sqlalchemy.orm import Session
@@ -27,6 +29,12 @@ if TYPE_CHECKING:
 _NEWEST: Final = 20
 # So many meters share a statement, which is built once for each number: building takes longer than running.
 _OF_STATEMENT: Final = (1, 5, 20)
+# A process keeps what is usual of so many meters.
+_MOST_KEPT: Final = 1000
+# A writer sets the time of a change before its commit, by its own clock.
+_COMMITTED_WITHIN: Final = timedelta(seconds=15)
+# Deleted sessions are no change, so what was read this long ago is read again, a few meters at a time.
+_READ_AGAIN_AFTER: Final = timedelta(minutes=10)
 # SQLite runs each part of a statement for no meter in no time.
 _NO_METER: Final = ("", "", "")
 
@@ -103,6 +111,53 @@ def tempos(session: Session, runs: Collection[RunsOfMeter], *, newest: int = NEW
         # The rows of the parts of a statement may come in any order.
         each.sort(key=lambda one: (one.begun_at, one.session_id), reverse=True)
     return {of: Tempo.of(past[of]) for of in wanted}
+
+
+class Tempos:
+    """What is usual of meters, kept in this process until a session of the meter changes; safe between threads.
+
+    :param most: of so many meters
+    :param clock: the time now
+    """
+
+    def __init__(self, most: int = _MOST_KEPT, clock: Callable[[], datetime] = lambda: datetime.now(UTC)) -> None:
+        self._most, self._clock = most, clock
+        # With the time at which each was read; the oldest first.
+        self._kept: dict[RunsOfMeter, tuple[datetime, Tempo]] = {}
+        self._checked_at = clock()
+        self._lock = threading.Lock()
+
+    def of(self, session: Session, runs: Collection[RunsOfMeter]) -> dict[RunsOfMeter, Tempo]:
+        """Return what is usual of the sessions of some meters."""
+        # One request at a time: the next one finds what this one reads.
+        with self._lock:
+            now = self._clock()
+            self._drop_changed(session, now)
+            few = islice(self._kept.items(), _OF_STATEMENT[1])
+            old = [of for of, (read_at, _) in few if read_at < now - _READ_AGAIN_AFTER]
+            missing = [of for of in runs if of not in self._kept]
+            for of, tempo in tempos(session, [*old, *missing]).items():
+                self._kept.pop(of, None)
+                self._kept[of] = now, tempo
+            found = {of: self._kept[of][1] for of in runs}
+            for of in [*islice(self._kept, max(len(self._kept) - self._most, 0))]:
+                del self._kept[of]
+            return found
+
+    def _drop_changed(self, session: Session, now: datetime) -> None:
+        since, self._checked_at = self._checked_at, now
+        if not self._kept:
+            return
+        if since < now - _READ_AGAIN_AFTER:
+            self._kept.clear()
+            return
+        changes = session.execute(_CHANGED_METERS, {"since": since - _COMMITTED_WITHIN})
+        if changed := {tuple(row) for row in changes}:
+            self._kept = {of: kept for of, kept in self._kept.items() if (of.conn_id, of.meter_id) not in changed}
+
+
+# Each row of them: for distinct ones SQLite would read all sessions in the order of their meters.
+_CHANGED_METERS: Final = select(ListedRow.conn_id, ListedRow.meter_id).where(ListedRow.updated_at >= bindparam("since"))
 
 
 def meters_of(session: Session, conn_id: str, most: int) -> list[str]:

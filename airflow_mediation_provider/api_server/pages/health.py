@@ -53,7 +53,6 @@ if TYPE_CHECKING:
 
     from airflow_mediation_provider.api_server.auth import Reader
     from airflow_mediation_provider.api_server.connections import MediationConnection
-    from airflow_mediation_provider.api_server.http import TtlMap
     from airflow_mediation_provider.journal.health import ConnectionHealth, HistoryHealth, Unusual
     from airflow_mediation_provider.journal.receipts import Refusals
     from airflow_mediation_provider.journal.triggered_runs import Missed, NeverStarted
@@ -141,7 +140,7 @@ def health(request: Request, reader: ReaderDep) -> Response:
             budget(session, conn_ids, now),
             (silent.tasks[each] for each in conn_ids),
             (newest_callouts(session, each) for each in conn_ids),
-            (_unusual(request, session, each, now) for each in conn_ids),
+            (unusual(session, each, request.app.state.tempos, now) for each in conn_ids),
             strict=True,
         )
         no_runs = missed_since(session, now - RECENT, now, limit=_COMPARED)
@@ -294,19 +293,6 @@ def _no_runs(missed: Sequence[Missed], visible: set[str], *, more: bool) -> Iter
         text = f"{'at least ' if more else ''}{_number(count, 'session')} in the last 24 h started no run"
         which = {"conn": missed[0].key.conn_id, "since": "24h"}
         yield HealthItem(BAD if unpaused else WARN, text, MISSING_RUNS_PAGE, which)
-
-
-def _unusual(request: Request, session: Session, conn_id: str, now: datetime) -> Unusual:
-    """Return what is not usual of a connection's meters, as it was within the last minute.
-
-    It changes slowly, and it is the query that reads the most rows.
-    """
-    kept: TtlMap[Unusual] = request.app.state.unusual
-    if (known := kept.get(conn_id)) is not None:
-        return known
-    found = unusual(session, conn_id, now)
-    kept.add(conn_id, found)
-    return found
 
 
 def _of_meters(conn_id: str, found: Unusual) -> Iterator[HealthItem]:

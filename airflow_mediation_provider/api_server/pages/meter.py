@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 
     from airflow_mediation_provider.api_server.auth import Reader
     from airflow_mediation_provider.api_server.pages.sessions import Around, Row
+    from airflow_mediation_provider.journal.meters import Tempos
     from airflow_mediation_provider.journal.triggered_runs import Scheduled, StartedRun, Wait
     from airflow_mediation_provider.protocol.sessions.usual import PastSession, Tempo, UsualDuration
 
@@ -248,7 +249,7 @@ def meter(request: Request, reader: ReaderDep, conn: Text, meter: Text) -> Respo
 
     def work(session: Session) -> tuple[MeterSummary, _Found]:
         (summary,) = _summaries(session, [(conn, meter)], now)
-        return summary, _found(session, conn, meter)
+        return summary, _found(session, conn, meter, request.app.state.tempos)
 
     summary, found = read(work)
     return page(request, "meter.html", view=_view(reader, summary, found, now), counted=COUNTED)
@@ -268,7 +269,7 @@ def dag(request: Request, reader: ReaderDep, dag_id: Text) -> Response:
         meters += [(conn_id, each) for conn_id in sorted(any_of) for each in meters_of(session, conn_id, _METERS + 1)]
         meters = list(dict.fromkeys(meters))
         summaries = _summaries(session, meters[:_METERS], now)
-        only = _found(session, *meters[0]) if len(meters) == 1 else None
+        only = _found(session, *meters[0], request.app.state.tempos) if len(meters) == 1 else None
         return summaries, any_of, len(meters) > _METERS, only
 
     summaries, any_of, more, found = read(work)
@@ -308,10 +309,10 @@ def _summaries(session: Session, meters: Sequence[tuple[str, str]], now: datetim
     return [summary(each) for each in meters]
 
 
-def _found(session: Session, conn_id: str, meter_id: str) -> _Found:
+def _found(session: Session, conn_id: str, meter_id: str, kept: Tempos) -> _Found:
     listing = list_sessions(session, Filters(conn_id=conn_id, meter_id=meter_id), limit=NEWEST)
     of = (conn_id, meter_id)
-    surroundings = around(session, listing.sessions)
+    surroundings = around(session, listing.sessions, kept)
     scheduled = surroundings.scheduled
     if not listing.sessions:
         scheduled = triggered_runs.scheduled(session, triggered_runs.Assets(session, {of}))

@@ -96,7 +96,7 @@ def session_summary(
     key = SessionKey(form["conn"], form["meter"], form["session"])
     if not reader.reads_connection(key.conn_id):
         raise HTTPException(403, "Error records are customers' data: you may not read this connection.")
-    summary = _summary(request, _view(reader, key).row.session)
+    summary = _summary(request, _view(request, reader, key).row.session)
     # The calls that this process made count as API usage as well.
     from_thread.run_sync(request.app.state.calls.keep, key.conn_id)
     return _shown(request, reader, key, summary=summary)
@@ -110,7 +110,7 @@ def session_replay(
 ) -> Response:
     """Start the run that a Dag missed."""
     key, dag_id = SessionKey(form["conn"], form["meter"], form["session"]), form["dag_id"]
-    run = MissingRun(dag_id, key, _view(reader, key).row.session.status)
+    run = MissingRun(dag_id, key, _view(request, reader, key).row.session.status)
     (result,) = start(reader, [run])
     if result.refused:
         return _shown(request, reader, key, notice=f"Nothing was started for {dag_id}: {result.refused}.", failed=True)
@@ -128,7 +128,7 @@ def _shown(
     notice: str = "",
     failed: bool = False,
 ) -> Response:
-    view = _view(reader, key)
+    view = _view(request, reader, key)
     return page(
         request,
         "session.html",
@@ -143,7 +143,7 @@ def _shown(
     )
 
 
-def _view(reader: Reader, key: SessionKey) -> SessionView:
+def _view(request: Request, reader: Reader, key: SessionKey) -> SessionView:
     """Return what a session's page shows.
 
     :raises HTTPException: the journal does not have the session
@@ -156,7 +156,7 @@ def _view(reader: Reader, key: SessionKey) -> SessionView:
         if listed is None:
             return None
         verdicts = verdicts_of(session, *key) if listed.best_differs else []
-        found = around(session, (listed,))
+        found = around(session, (listed,), request.app.state.tempos)
         triggered = triggered_by_tasks(session, key, found.tasks.get(key, ()))
         return found, triggered, verdicts, *timeline(session, listed)
 

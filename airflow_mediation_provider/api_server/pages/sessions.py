@@ -14,11 +14,10 @@ from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse, RedirectResponse
 
 from airflow_mediation_provider.api_server.auth import ReaderDep  # noqa: TC001  # FastAPI reads it
-from airflow_mediation_provider.api_server.http import TtlMap
 from airflow_mediation_provider.api_server.pages.rendering import PageRoute, Text, Texts, Urls, page, tone
 from airflow_mediation_provider.journal import triggered_runs
 from airflow_mediation_provider.journal.health import SILENT
-from airflow_mediation_provider.journal.meters import RunsOfMeter, tempos
+from airflow_mediation_provider.journal.meters import RunsOfMeter
 from airflow_mediation_provider.journal.session_find import Dags, dags_of_sessions, find
 from airflow_mediation_provider.journal.session_list import (
     ListedSession,
@@ -48,6 +47,7 @@ if TYPE_CHECKING:
     from sqlalchemy.orm import Session
 
     from airflow_mediation_provider.api_server.auth import Reader
+    from airflow_mediation_provider.journal.meters import Tempos
     from airflow_mediation_provider.journal.session_find import Found
     from airflow_mediation_provider.journal.session_list import Listing, SessionKey
     from airflow_mediation_provider.journal.triggered_runs import Consumer, Scheduled, Started, StartedRun, Wait
@@ -513,25 +513,20 @@ def _spans(search: Search, filters: Filters) -> tuple[datetime, datetime, int]:
     return begin, end, _BARS
 
 
-def around(session: Session, listed: tuple[ListedSession, ...], kept: TtlMap[Tempo] | None = None) -> Around:
+def around(session: Session, listed: tuple[ListedSession, ...], tempos: Tempos) -> Around:
     """Return sessions with their tasks, the Dag runs that they triggered, and what is usual of their meters.
 
-    :param kept: what is usual as earlier requests read it: a list has many meters, and is requested again and again
+    :param tempos: what is usual of all meters
     """
-    kept = TtlMap(0, 0) if kept is None else kept
     # A test is due at no time.
     compared = (each for each in listed if each.run_type == RunType.NORMAL or not each.best_ended)
-    usual = {of: kept.get(of) for of in (RunsOfMeter(*each.meter, each.run_type) for each in compared)}
-    read_now = tempos(session, [of for of, tempo in usual.items() if tempo is None])
-    for of, tempo in read_now.items():
-        kept.add(of, tempo)
     assets = triggered_runs.Assets(session, {each.meter for each in listed})
     return Around(
         sessions=listed,
         tasks=triggered_runs.waits_of(session, listed),
         started=triggered_runs.started(session, listed, assets),
         scheduled=triggered_runs.scheduled(session, assets),
-        tempos={of: tempo or read_now[of] for of, tempo in usual.items()},
+        tempos=tempos.of(session, {RunsOfMeter(*each.meter, each.run_type) for each in compared}),
     )
 
 

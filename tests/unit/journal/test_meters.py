@@ -11,7 +11,8 @@ import pytest
 from airflow import settings
 from sqlalchemy import event
 
-from airflow_mediation_provider.journal.meters import RunsOfMeter, meter_names, meters_of, tempos
+from airflow_mediation_provider.journal import meters
+from airflow_mediation_provider.journal.meters import RunsOfMeter, Tempos, meter_names, meters_of, tempos
 from airflow_mediation_provider.journal.prune import prune
 from airflow_mediation_provider.journal.session_list import SessionKey, find_session
 from airflow_mediation_provider.journal.tables import MeterRow
@@ -26,6 +27,8 @@ from tests.unit.journal.test_writer import CONN, NOW, all_of, change
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+    from sqlalchemy.orm import Session
 
     from airflow_mediation_provider.protocol.sessions.usual import Tempo
 
@@ -183,6 +186,69 @@ def test_a_session_that_goes_on_has_no_end() -> None:
     ]
 
 
+class TestKept:
+    """What a process keeps of what is usual."""
+
+    ONE, OTHER = (RunsOfMeter("zuora", meter_id, "NORMAL") for meter_id in ("1001", "1002"))
+
+    @pytest.fixture
+    def asked(self, monkeypatch: pytest.MonkeyPatch) -> list[RunsOfMeter]:
+        """The meters that were read."""
+        asked: list[RunsOfMeter] = []
+
+        def counted(session: Session, runs: list[RunsOfMeter]) -> dict[RunsOfMeter, Tempo]:
+            asked.extend(runs)
+            return tempos(session, runs)
+
+        monkeypatch.setattr(meters, "tempos", counted)
+        return asked
+
+    def test_a_meter_is_read_again_once_a_session_of_it_changed(self, asked: list[RunsOfMeter]) -> None:
+        clock = [NEW]
+        kept = Tempos(clock=lambda: clock[0])
+
+        def sessions(of: RunsOfMeter) -> int:
+            return len(read(lambda session: kept.of(session, [self.ONE, self.OTHER]))[of].past)
+
+        past(1, 2)
+        assert (sessions(self.ONE), sessions(self.OTHER)) == (2, 0)
+        assert asked == [self.ONE, self.OTHER]
+        clock[0] += timedelta(minutes=1)
+        keep(session_of("R-new", updated_at=clock[0]))
+        assert sessions(self.ONE) == 3
+        assert asked[2:] == [self.ONE]
+        # A change that was committed late.
+        clock[0] += timedelta(minutes=1)
+        keep(session_of("R-late", updated_at=clock[0] - timedelta(minutes=1, seconds=10)))
+        assert sessions(self.ONE) == 4
+        clock[0] += timedelta(minutes=1)
+        assert sessions(self.ONE) == 4
+        assert asked[3:] == [self.ONE]
+
+    def test_a_meter_is_read_again_in_time_because_sessions_are_deleted(self, asked: list[RunsOfMeter]) -> None:
+        clock = [NEW]
+        kept = Tempos(clock=lambda: clock[0])
+        runs = [RunsOfMeter("zuora", str(number), "NORMAL") for number in range(12)]
+        for _ in range(4):
+            read(lambda session: kept.of(session, runs))
+            clock[0] += timedelta(minutes=4)
+        # A few of them at a time.
+        assert asked == [*runs, *runs[:5]]
+        # Nothing was read for so long that changes would be many.
+        clock[0] += timedelta(minutes=11)
+        read(lambda session: kept.of(session, runs[:1]))
+        assert asked[17:] == runs[:1]
+
+    def test_so_many_meters_are_kept_and_the_oldest_are_dropped(self, asked: list[RunsOfMeter]) -> None:
+        kept = Tempos(most=2)
+        runs = [RunsOfMeter("zuora", str(number), "NORMAL") for number in range(3)]
+        assert list(read(lambda session: kept.of(session, runs))) == runs
+        read(lambda session: kept.of(session, runs[1:]))
+        assert asked == runs
+        read(lambda session: kept.of(session, runs[:1]))
+        assert asked == [*runs, runs[0]]
+
+
 def test_the_meters_of_a_connection_are_found_in_order() -> None:
     assert read(lambda session: meters_of(session, "zuora", 5)) == []
     for meter_id in ("b", "a", "c"):
@@ -200,10 +266,14 @@ def test_the_queries_use_indexes_and_sort_nothing(airflow_on: Callable[[str], st
         read(lambda session: meters_of(session, "zuora", 5))
         read(lambda session: meter_names(session, {("zuora", "1001")}))
         read(lambda session: waiting_for(session, "zuora", "1001"))
-    assert len(plans) == 4
+        kept = Tempos()
+        for _ in range(2):
+            read(lambda session: kept.of(session, [RunsOfMeter("zuora", "1003", "NORMAL")]))
+    assert any("ix_mediation_session_updated_at" in step for step in plans.pop()[1])
+    assert len(plans) == 5
     assert [each for each in plans if not uses_an_index(each[1])] == []
-    of_sessions, meters, _, waits = (plan for _, plan in plans)
-    assert not any("TEMP B-TREE" in step for step in (*of_sessions, *meters))
+    of_sessions, ids, _, waits, _ = (plan for _, plan in plans)
+    assert not any("TEMP B-TREE" in step for step in (*of_sessions, *ids))
     assert sum("ix_mediation_session_first" in step for step in of_sessions) == 5
     assert any("ix_mediation_wait_ended_at" in step for step in waits)
 

@@ -15,11 +15,12 @@ from airflow.sdk import Asset
 from sqlalchemy import update
 from sqlalchemy.orm import Session
 
-from airflow_mediation_provider.api_server import app
 from airflow_mediation_provider.api_server.connections import ConnectionsOfTeams, MediationConnection
 from airflow_mediation_provider.api_server.pages import health
 from airflow_mediation_provider.assets import on_meter_session
+from airflow_mediation_provider.journal import meters
 from airflow_mediation_provider.journal.health import Unreported
+from airflow_mediation_provider.journal.meters import RunsOfMeter, Tempos
 from airflow_mediation_provider.journal.receipts import Seen, record_receipts
 from airflow_mediation_provider.journal.tables import AnswersRow, CallsRow, HistoryRow, SessionRow
 from airflow_mediation_provider.protocol.callouts.receipt import Receipt
@@ -472,8 +473,8 @@ async def test_a_dag_that_sessions_never_start_is_named_to_users_who_may_see_it(
 
 @pytest.fixture
 def unkept(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What is not usual is computed for each request."""
-    monkeypatch.setattr(app, "_UNUSUAL_SECONDS", 0.0)
+    """What is usual is read for each request."""
+    monkeypatch.setattr(Tempos, "_drop_changed", lambda tempos, *_: tempos._kept.clear())
 
 
 def each_hour(*, meter_id: str, count: int = 10, last: float) -> None:
@@ -524,13 +525,11 @@ async def test_a_session_that_takes_long_is_named_by_its_meter_unless_it_is_sile
     assert said not in [text for _, text in await words(alice)]
 
 
-async def test_what_is_not_usual_is_computed_once_a_minute(alice: Browser, monkeypatch: pytest.MonkeyPatch) -> None:
-    keep(told("R-1", ago(hours=1)))
-    asked: list[str] = []
-    real = health.unusual
-    monkeypatch.setattr(
-        health, "unusual", lambda session, conn_id, at: asked.append(conn_id) or real(session, conn_id, at)
-    )
-    await alice.sees("/health")
-    await alice.sees("/health")
-    assert asked == ["zuora"]
+async def test_what_is_usual_of_a_meter_is_read_once(alice: Browser, monkeypatch: pytest.MonkeyPatch) -> None:
+    keep(session_of("R-1", ago(hours=1)))
+    asked: list[RunsOfMeter] = []
+    real = meters.tempos
+    monkeypatch.setattr(meters, "tempos", lambda session, runs: asked.extend(runs) or real(session, runs))
+    for path in ("/health", "/sessions", "/health"):
+        await alice.sees(path)
+    assert asked == [RunsOfMeter("zuora", "1001", "NORMAL")]
