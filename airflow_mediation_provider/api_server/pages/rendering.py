@@ -135,42 +135,64 @@ _FORM_SECONDS: Final = 10.0
 
 
 class PhaseSegment(NamedTuple):
-    """One phase: its position in the bar, and its text; without a status it is outlined."""
+    """One phase of a bar.
 
-    status: str | None
+    :param classes: of its rectangle
+    :param x: its position
+    :param width: its length
+    :param title: its text
+    :param status: ``None``: it is outlined
+    :param begin: when it began, for the script
+    """
+
+    classes: str
     x: float
     width: float
     title: str
-    begin: datetime
+    status: str | None
+    begin: str
 
 
-def parts(phases: Sequence[Phase]) -> list[PhaseSegment]:
-    """Return the phases of a session as parts of a bar; the browser draws how long an open last one lasts.
+class PhaseBar(NamedTuple):
+    """The phases of a session as a bar.
+
+    :param segments: in their order
+    :param words: the phases and how long each of them lasted, for readers who cannot see the bar
+    :param ended: of these words, those of all phases but a last one that goes on, which the browser counts; ``None`` if
+        none goes on
+    """
+
+    segments: list[PhaseSegment]
+    words: str
+    ended: str | None
+
+
+def phase_bar(phases: Sequence[Phase]) -> PhaseBar:
+    """Return the phases of a session as a bar; the browser draws how long an open last one lasts.
 
     :param phases: in their order
     """
     begin, until = phases[0].begin, _until(phases)
     whole = max((until - begin).total_seconds(), 1.0)
-    drawn = []
+    segments, words = [], []
     for phase, seconds in zip(phases, whole_seconds(phases), strict=True):
         x = WIDTH * (phase.begin - begin).total_seconds() / whole
         width = max(WIDTH * phase.lasts(until).total_seconds() / whole, _LEAST)
-        drawn.append(
+        name, lasts = _phase_name(phase), _lasts(phase, seconds)
+        outlined = " is-outlined" if phase.status in OUTLINED else ""
+        segments.append(
             PhaseSegment(
-                phase.status,
+                f"f-{tone(phase.status) if phase.status else 'hidden'}{outlined}",
                 round(min(x, WIDTH - _LEAST), 1),
                 round(width, 1),
-                f"{_phase_name(phase)}: {_lasts(phase, seconds)}",
-                phase.begin,
+                f"{name}: {lasts}",
+                phase.status,
+                phase.begin.isoformat(),
             )
         )
-    return drawn
-
-
-def phases_in_words(phases: Sequence[Phase]) -> str:
-    """Return the phases and how long each of them lasted, for readers who cannot see the bar."""
-    each = zip(phases, whole_seconds(phases), strict=True)
-    return ", ".join(f"{_phase_name(phase)} {_lasts(phase, seconds)}" for phase, seconds in each)
+        words.append(f"{name} {lasts}")
+    ended = None if phases[-1].end is not None else "".join(f"{each}, " for each in words[:-1])
+    return PhaseBar(segments, ", ".join(words), ended)
 
 
 def _phase_name(phase: Phase) -> str:
@@ -305,8 +327,7 @@ def _templates() -> Environment:
         ended_on=_ended_on,
         did=_did,
         pretty=_pretty,
-        phase_parts=parts,
-        phases_in_words=phases_in_words,
+        phase_bar=phase_bar,
         whole_seconds=whole_seconds,
         exactly=exactly,
     )
