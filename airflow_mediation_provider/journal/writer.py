@@ -362,7 +362,7 @@ class _Writer:
         states = []
         for key in sorted(reported | concluded):
             if key in reported:
-                states.append(self._refold(*key))
+                states.append(self._refold(*key, concluded=key in concluded))
             else:
                 self.rate(*key)
         return tuple(states)
@@ -377,8 +377,11 @@ class _Writer:
 
     # ---- sessions
 
-    def _refold(self, meter_id: str, session_id: str) -> SessionState:
-        """Fold all reports of a session into its row, and collect the asset event that results."""
+    def _refold(self, meter_id: str, session_id: str, *, concluded: bool) -> SessionState:
+        """Fold all reports of a session into its row, and collect the asset event that results.
+
+        :param concluded: whether this transaction stored a verdict of the session
+        """
         for _ in range(2):
             row = self._locked(meter_id, session_id)
             changes = transitions(self._session, self._conn_id, [(meter_id, session_id)])
@@ -386,8 +389,9 @@ class _Writer:
             if told and self._supersede(meter_id, session_id):
                 changes = transitions(self._session, self._conn_id, [(meter_id, session_id)])
             state = fold(changes)
-            # A verdict is stored with its session's row.
-            verdicts = verdicts_of(self._session, self._conn_id, meter_id, session_id) if row else []
+            # Any other transaction stores a verdict together with its session's row.
+            may_have = concluded or row is not None
+            verdicts = verdicts_of(self._session, self._conn_id, meter_id, session_id) if may_have else []
             # Count how often the session reached this status. A status that it never left is announced once, even if
             # its reports arrive in another order or repeatedly; one that it left and reached again is announced again.
             arrival = departures(changes)[state.status] + 1
