@@ -157,13 +157,12 @@ class PhaseBar(NamedTuple):
     """The phases of a session as a bar.
 
     :param segments: in their order
-    :param words: the phases and how long each of them lasted, for readers who cannot see the bar
-    :param ended: of these words, those of all phases but a last one that goes on, which the browser counts; ``None`` if
-        none goes on
+    :param text: the phases and how long each of them lasted, for readers who cannot see the bar
+    :param ended: the text of all phases but a last one that goes on, which the browser counts; ``None`` if none goes on
     """
 
     segments: list[PhaseSegment]
-    words: str
+    text: str
     ended: str | None
 
 
@@ -174,7 +173,7 @@ def phase_bar(phases: Sequence[Phase]) -> PhaseBar:
     """
     begin, until = phases[0].begin, _until(phases)
     whole = max((until - begin).total_seconds(), 1.0)
-    segments, words = [], []
+    segments, texts = [], []
     for phase, seconds in zip(phases, whole_seconds(phases), strict=True):
         x = WIDTH * (phase.begin - begin).total_seconds() / whole
         width = max(WIDTH * phase.lasts(until).total_seconds() / whole, _LEAST)
@@ -190,9 +189,9 @@ def phase_bar(phases: Sequence[Phase]) -> PhaseBar:
                 phase.begin.isoformat(),
             )
         )
-        words.append(f"{name} {lasts}")
-    ended = None if phases[-1].end is not None else "".join(f"{each}, " for each in words[:-1])
-    return PhaseBar(segments, ", ".join(words), ended)
+        texts.append(f"{name} {lasts}")
+    ended = None if phases[-1].end is not None else "".join(f"{each}, " for each in texts[:-1])
+    return PhaseBar(segments, ", ".join(texts), ended)
 
 
 def _phase_name(phase: Phase) -> str:
