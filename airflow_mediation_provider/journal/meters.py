@@ -145,15 +145,14 @@ class Tempos:
             return found
 
     def _drop_changed(self, session: Session, now: datetime) -> None:
-        since, self._checked_at = self._checked_at, now
-        if not self._kept:
-            return
-        if since < now - _READ_AGAIN_AFTER:
+        if self._checked_at < now - _READ_AGAIN_AFTER:
             self._kept.clear()
-            return
-        changes = session.execute(_CHANGED_METERS, {"since": since - _COMMITTED_WITHIN})
-        if changed := {tuple(row) for row in changes}:
+        elif self._kept:
+            changes = session.execute(_CHANGED_METERS, {"since": self._checked_at - _COMMITTED_WITHIN})
+            changed = {tuple(row) for row in changes}
             self._kept = {of: kept for of, kept in self._kept.items() if (of.conn_id, of.meter_id) not in changed}
+        # Not if the database refused: what changed is asked for again.
+        self._checked_at = now
 
 
 # Each row of them: for distinct ones SQLite would read all sessions in the order of their meters.

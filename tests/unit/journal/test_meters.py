@@ -225,6 +225,23 @@ class TestKept:
         assert sessions(self.ONE) == 4
         assert asked[3:] == [self.ONE]
 
+    def test_a_change_counts_after_a_failed_read(self, asked: list[RunsOfMeter]) -> None:
+        clock = [NEW]
+        kept = Tempos(clock=lambda: clock[0])
+        read(lambda session: kept.of(session, [self.ONE]))
+        keep(session_of("R-new", updated_at=clock[0]))
+        clock[0] += timedelta(minutes=1)
+
+        def failing(session: Session) -> None:
+            session.connection().close()
+            kept.of(session, [self.ONE])
+
+        with pytest.raises(Exception, match="closed"):
+            read(failing)
+        clock[0] += timedelta(minutes=1)
+        assert len(read(lambda session: kept.of(session, [self.ONE]))[self.ONE].past) == 1
+        assert asked == [self.ONE] * 2
+
     def test_a_meter_is_read_again_in_time_because_sessions_are_deleted(self, asked: list[RunsOfMeter]) -> None:
         clock = [NEW]
         kept = Tempos(clock=lambda: clock[0])
