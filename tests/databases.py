@@ -160,7 +160,10 @@ def airflow_on(services: None) -> Iterator[Callable[[str], str]]:
         # A server that has ended may still write in a thread of its own, and SQLAlchemy refuses to close a session in
         # the middle of its commit.
         for attempt in Retrying(
-            retry=retry_if_exception_type(IllegalStateChangeError), wait=wait_fixed(0.05), stop=stop_after_delay(30)
+            retry=retry_if_exception_type(IllegalStateChangeError),
+            wait=wait_fixed(0.05),
+            stop=stop_after_delay(30),
+            reraise=True,
         ):
             with attempt:
                 settings.dispose_orm()

@@ -35,6 +35,7 @@ _MOST_KEPT: Final = 1000
 _COMMITTED_WITHIN: Final = timedelta(seconds=15)
 # Deleted sessions are no change, so what was read this long ago is read again, a few meters at a time.
 _READ_AGAIN_AFTER: Final = timedelta(minutes=10)
+_READ_AGAIN_AT_ONCE: Final = 5
 # SQLite runs each part of a statement for no meter in no time.
 _NO_METER: Final = ("", "", "")
 
@@ -133,8 +134,8 @@ class Tempos:
         with self._lock:
             now = self._clock()
             self._drop_changed(session, now)
-            few = islice(self._kept.items(), _OF_STATEMENT[1])
-            old = [of for of, (read_at, _) in few if read_at < now - _READ_AGAIN_AFTER]
+            oldest = islice(self._kept.items(), _READ_AGAIN_AT_ONCE)
+            old = [of for of, (read_at, _) in oldest if read_at < now - _READ_AGAIN_AFTER]
             missing = [of for of in runs if of not in self._kept]
             for of, tempo in tempos(session, [*old, *missing]).items():
                 self._kept.pop(of, None)

@@ -29,6 +29,7 @@ from sqlalchemy import (
 from airflow_mediation_provider.journal.rows import (
     CHANGE_COLUMNS,
     STATE_COLUMNS,
+    of_session,
     state_of,
     state_values,
     transition_of,
@@ -293,11 +294,11 @@ def _last_before(session: Session, conn_id: str, since: datetime, source: Source
     return last_callout_at(session, conn_id, max(since, _BEFORE_ALL) - _CALLOUTS_BEFORE, since, source)
 
 
-_CHANGE: Final = Base.metadata.tables[TransitionRow.__tablename__].c
+_CHANGE: Final = Base.metadata.tables[TransitionRow.__tablename__]
 _CHANGES: Final = select(*CHANGE_COLUMNS).where(
-    *(_CHANGE[name] == bindparam(name) for name in ("conn_id", "meter_id", "session_id")),
+    *of_session(_CHANGE),
     # SQLite would use the index of kinds, and with it all rows of the connection.
-    without_index(_CHANGE.kind) == EntryKind.STATUS_CHANGE,
+    without_index(_CHANGE.c.kind) == EntryKind.STATUS_CHANGE,
 )
 
 

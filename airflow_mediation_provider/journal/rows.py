@@ -14,6 +14,8 @@ from datetime import UTC, datetime
 from functools import cache
 from typing import TYPE_CHECKING, Any, Final
 
+from sqlalchemy import bindparam
+
 from airflow_mediation_provider.journal.tables import Base, TransitionRow, VerdictRow
 from airflow_mediation_provider.protocol.callouts.fields import UnparsedCalloutError
 from airflow_mediation_provider.protocol.callouts.parse import bounded_id, storable
@@ -27,7 +29,7 @@ from airflow_mediation_provider.protocol.wire import to_plain
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Mapping
 
-    from sqlalchemy import Row
+    from sqlalchemy import ColumnElement, Row, Table
 
     from airflow_mediation_provider.journal.tables import SessionRow
     from airflow_mediation_provider.protocol.sessions.verdict import BestKnown
@@ -51,6 +53,14 @@ _LONGEST_KEPT: Final = 20_000
 _STATE_NAMES: Final = tuple(field.name for field in fields(SessionState) if field.name != "transition")
 STATE_COLUMNS: Final = (*_STATE_NAMES, "revision")
 _FROM_TRANSITION: Final = ("status", "previous_status", "started_at", "ended_at")
+
+
+def of_session(table: Table) -> tuple[ColumnElement[bool], ...]:
+    """Return the conditions of a statement that is built once and run for each session.
+
+    Its parameters are ``conn_id``, ``meter_id`` and ``session_id``, as the columns of the table.
+    """
+    return tuple(table.c[name] == bindparam(name) for name in ("conn_id", "meter_id", "session_id"))
 
 
 def transition_values(entry: JournalEntry, *, conn_id: str, at: datetime) -> dict[str, Any]:

@@ -20,7 +20,14 @@ from airflow.models.taskinstance import TaskInstance
 from airflow.utils.state import TaskInstanceState
 from sqlalchemy import and_, bindparam, delete, func, insert, or_, select, true, update
 
-from airflow_mediation_provider.journal.rows import CONCLUDED, stored_json, verdict_of, verdict_values, why_unfit
+from airflow_mediation_provider.journal.rows import (
+    CONCLUDED,
+    of_session,
+    stored_json,
+    verdict_of,
+    verdict_values,
+    why_unfit,
+)
 from airflow_mediation_provider.journal.tables import Base, CallsRow, ReporterRow, VerdictRow, WaitRow
 from airflow_mediation_provider.journal.transaction import UnstorableError, add, write
 from airflow_mediation_provider.protocol.sessions.verdict import TRIGGERER, WORKER
@@ -72,10 +79,7 @@ _NOT_COLUMNS: Final = frozenset({"begins"})
 # Without the ORM, which would take as long as all else; the statements of each report are built once.
 _WAIT: Final = Base.metadata.tables[WaitRow.__tablename__]
 _REPORTER: Final = Base.metadata.tables[ReporterRow.__tablename__]
-_VERDICT: Final = Base.metadata.tables[VerdictRow.__tablename__]
-_CONCLUDED: Final = select(*CONCLUDED).where(
-    *(_VERDICT.c[name] == bindparam(name) for name in ("conn_id", "meter_id", "session_id"))
-)
+_CONCLUDED: Final = select(*CONCLUDED).where(*of_session(Base.metadata.tables[VerdictRow.__tablename__]))
 _KNOWN: Final = (
     select(*(_WAIT.c[name] for name in ("id", "conn_id", "owner", "ended_at", "outcome", "session_id", "reporter")))
     .where(_WAIT.c.id.in_(bindparam("ids", expanding=True)))

@@ -20,7 +20,7 @@ from datetime import UTC, datetime
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
-from sqlalchemy import bindparam, delete, or_, select, true, update
+from sqlalchemy import delete, or_, select, true, update
 
 from airflow_mediation_provider import metrics
 from airflow_mediation_provider.journal.asset_events import Event, emit
@@ -30,6 +30,7 @@ from airflow_mediation_provider.journal.rows import (
     POLL_DRIVES,
     POLL_ONLY,
     best_values,
+    of_session,
     refused_values,
     session_values,
     transition_values,
@@ -82,11 +83,7 @@ __all__ = ["JournalMissing", "JournalUnavailable", "Recorded", "rate", "record",
 
 # Columns, not objects: an unreported row can become a reported one, which is another class.
 _SESSIONS: Final = Base.metadata.tables[ListedRow.__tablename__]
-_LOCKED: Final = (
-    select(_SESSIONS)
-    .where(*(_SESSIONS.c[name] == bindparam(name) for name in ("conn_id", "meter_id", "session_id")))
-    .with_for_update()
-)
+_LOCKED: Final = select(_SESSIONS).where(*of_session(_SESSIONS)).with_for_update()
 
 _BATCH: Final = 100
 _DEADLINE_SECONDS: Final = 60.0

@@ -141,7 +141,7 @@ class PhaseSegment(NamedTuple):
     :param x: its position
     :param width: its length
     :param title: its text
-    :param status: ``None``: it is outlined
+    :param status: for the script; ``None``: older reports were not read, and the rectangle is only outlined
     :param begin: when it began, for the script
     """
 

@@ -20,7 +20,7 @@ from airflow_mediation_provider.api_server.pages import health
 from airflow_mediation_provider.assets import on_meter_session
 from airflow_mediation_provider.journal import meters
 from airflow_mediation_provider.journal.health import Unreported
-from airflow_mediation_provider.journal.meters import RunsOfMeter, Tempos
+from airflow_mediation_provider.journal.meters import RunsOfMeter
 from airflow_mediation_provider.journal.receipts import Seen, record_receipts
 from airflow_mediation_provider.journal.tables import AnswersRow, CallsRow, HistoryRow, SessionRow
 from airflow_mediation_provider.protocol.callouts.receipt import Receipt
@@ -471,12 +471,6 @@ async def test_a_dag_that_sessions_never_start_is_named_to_users_who_may_see_it(
 # ---- what is not usual of meters
 
 
-@pytest.fixture
-def unkept(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What is usual is read for each request."""
-    monkeypatch.setattr(Tempos, "_drop_changed", lambda tempos, *_: tempos._kept.clear())
-
-
 def each_hour(*, meter_id: str, count: int = 10, last: float) -> None:
     """Sessions that took ten minutes, one each hour; the last one began so many hours ago."""
     for number in range(count):
@@ -485,10 +479,10 @@ def each_hour(*, meter_id: str, count: int = 10, last: float) -> None:
             f"R-{number}", begun, meter_id=meter_id, started_at=begun, ended_at=begun + timedelta(minutes=10)
         )
         row.last_observed_at = begun + timedelta(minutes=10)
+        row.updated_at = now()
         keep(row)
 
 
-@pytest.mark.usefixtures("unkept")
 async def test_late_meters_are_counted_and_lead_to_what_is_late(alice: Browser) -> None:
     each_hour(meter_id="1001", last=3)
     each_hour(meter_id="1002", last=0.5)
@@ -501,7 +495,6 @@ async def test_late_meters_are_counted_and_lead_to_what_is_late(alice: Browser) 
     assert page.links()["2 meters are late: 1001, 1003"] == "/mediation/sessions?conn=zuora"
 
 
-@pytest.mark.usefixtures("unkept")
 async def test_a_late_meter_is_late_no_more_once_a_session_starts(alice: Browser) -> None:
     each_hour(meter_id="1001", last=3)
     assert ("warn", "1 meter is late: 1001") in await words(alice)
@@ -509,11 +502,10 @@ async def test_a_late_meter_is_late_no_more_once_a_session_starts(alice: Browser
     assert await words(alice) == []
 
 
-@pytest.mark.usefixtures("unkept")
 async def test_a_session_that_takes_long_is_named_by_its_meter_unless_it_is_silent(alice: Browser) -> None:
     each_hour(meter_id="1001", last=1)
     live = session_of("R-live", ago(minutes=40), status="RUNNING", terminal=False)
-    live.last_observed_at = now()
+    live.last_observed_at = live.updated_at = now()
     keep(live)
     said = "1 meter has a session that takes longer than usual: 1001"
     assert await words(alice) == [("warn", said)]
