@@ -33,9 +33,11 @@ _OF_STATEMENT: Final = (1, 5, 20)
 _MOST_KEPT: Final = 1000
 # A writer sets the time of a change before its commit, by its own clock.
 _COMMITTED_WITHIN: Final = timedelta(seconds=15)
-# Deleted sessions are no change, so what was read this long ago is read again, a few meters at a time.
-_READ_AGAIN_AFTER: Final = timedelta(minutes=10)
-_READ_AGAIN_AT_ONCE: Final = 5
+# A deleted session and the verdict of a task leave the time of the last change, so what was read this long ago is read
+# again, as many meters at a time as share a statement.
+_READ_AGAIN_AFTER: Final = timedelta(minutes=1)
+# After this time without a request the changes would be many.
+_UNASKED_FOR: Final = timedelta(minutes=10)
 # SQLite runs each part of a statement for no meter in no time.
 _NO_METER: Final = ("", "", "")
 
@@ -115,7 +117,8 @@ def tempos(session: Session, runs: Collection[RunsOfMeter], *, newest: int = NEW
 
 
 class Tempos:
-    """What is usual of meters, kept in this process until a session of the meter changes; safe between threads.
+    """What is usual of meters, kept in this process until a session of the meter changes, or for about a minute; safe
+    between threads.
 
     :param most: of so many meters
     :param clock: the time now
@@ -134,10 +137,11 @@ class Tempos:
         with self._lock:
             now = self._clock()
             self._drop_changed(session, now)
-            oldest = islice(self._kept.items(), _READ_AGAIN_AT_ONCE)
-            old = [of for of, (read_at, _) in oldest if read_at < now - _READ_AGAIN_AFTER]
+            wanted = set(runs)
+            old = (of for of, (at, _) in self._kept.items() if of in wanted and at < now - _READ_AGAIN_AFTER)
+            again = [*islice(old, _OF_STATEMENT[-1])]
             missing = [of for of in runs if of not in self._kept]
-            for of, tempo in tempos(session, [*old, *missing]).items():
+            for of, tempo in tempos(session, [*again, *missing]).items():
                 self._kept.pop(of, None)
                 self._kept[of] = now, tempo
             found = {of: self._kept[of][1] for of in runs}
@@ -146,7 +150,7 @@ class Tempos:
             return found
 
     def _drop_changed(self, session: Session, now: datetime) -> None:
-        if self._checked_at < now - _READ_AGAIN_AFTER:
+        if self._checked_at < now - _UNASKED_FOR:
             self._kept.clear()
         elif self._kept:
             changes = session.execute(_CHANGED_METERS, {"since": self._checked_at - _COMMITTED_WITHIN})

@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING
 
 import pytest
 from airflow import settings
-from sqlalchemy import event
+from sqlalchemy import event, update
 
 from airflow_mediation_provider.journal import meters
 from airflow_mediation_provider.journal.meters import RunsOfMeter, Tempos, meter_names, meters_of, tempos
 from airflow_mediation_provider.journal.prune import prune
 from airflow_mediation_provider.journal.session_list import SessionKey, find_session
-from airflow_mediation_provider.journal.tables import MeterRow
+from airflow_mediation_provider.journal.tables import ListedRow, MeterRow
 from airflow_mediation_provider.journal.transaction import read
 from airflow_mediation_provider.journal.triggered_runs import waiting_for
 from airflow_mediation_provider.journal.writer import record, rewrite
@@ -213,15 +213,15 @@ class TestKept:
         past(1, 2)
         assert (sessions(self.ONE), sessions(self.OTHER)) == (2, 0)
         assert asked == [self.ONE, self.OTHER]
-        clock[0] += timedelta(minutes=1)
+        clock[0] += timedelta(seconds=20)
         keep(session_of("R-new", updated_at=clock[0]))
         assert sessions(self.ONE) == 3
         assert asked[2:] == [self.ONE]
         # A change that was committed late.
-        clock[0] += timedelta(minutes=1)
-        keep(session_of("R-late", updated_at=clock[0] - timedelta(minutes=1, seconds=10)))
+        clock[0] += timedelta(seconds=20)
+        keep(session_of("R-late", updated_at=clock[0] - timedelta(seconds=30)))
         assert sessions(self.ONE) == 4
-        clock[0] += timedelta(minutes=1)
+        clock[0] += timedelta(seconds=20)
         assert sessions(self.ONE) == 4
         assert asked[3:] == [self.ONE]
 
@@ -242,19 +242,39 @@ class TestKept:
         assert len(read(lambda session: kept.of(session, [self.ONE]))[self.ONE].past) == 1
         assert asked == [self.ONE] * 2
 
-    def test_a_meter_is_read_again_in_time_because_sessions_are_deleted(self, asked: list[RunsOfMeter]) -> None:
+    def test_a_meter_is_read_again_in_time_because_of_what_leaves_the_time_of_the_change(
+        self, asked: list[RunsOfMeter]
+    ) -> None:
         clock = [NEW]
         kept = Tempos(clock=lambda: clock[0])
-        runs = [RunsOfMeter("zuora", str(number), "NORMAL") for number in range(12)]
+        runs = [RunsOfMeter("zuora", str(number), "NORMAL") for number in range(25)]
         for _ in range(4):
             read(lambda session: kept.of(session, runs))
-            clock[0] += timedelta(minutes=4)
-        # A few of them at a time.
-        assert asked == [*runs, *runs[:5]]
-        # Nothing was read for so long that changes would be many.
+            clock[0] += timedelta(seconds=40)
+        # Those of one statement at a time.
+        assert asked == [*runs, *runs[:20], *runs[20:]]
+        clock[0] += timedelta(seconds=61)
+        read(lambda session: kept.of(session, runs[-1:]))
+        assert asked[50:] == runs[-1:]
+        # Nothing was asked for so long that changes would be many.
         clock[0] += timedelta(minutes=11)
-        read(lambda session: kept.of(session, runs[:1]))
-        assert asked[17:] == runs[:1]
+        read(lambda session: kept.of(session, runs))
+        assert asked[51:] == runs
+
+    def test_the_end_that_a_task_concluded_counts_soon(self) -> None:
+        clock = [NEW]
+        kept = Tempos(clock=lambda: clock[0])
+
+        def live() -> int:
+            return len(read(lambda session: kept.of(session, [self.ONE]))[self.ONE].live)
+
+        keep(session_of("R-1", status="RUNNING", terminal=False))
+        assert live() == 1
+        with settings.NonScopedSession() as session:
+            session.execute(update(ListedRow).values(best_ended=True, best_ended_at=NEW, best_status="FAILED"))
+            session.commit()
+        clock[0] += timedelta(seconds=61)
+        assert live() == 0
 
     def test_so_many_meters_are_kept_and_the_oldest_are_dropped(self, asked: list[RunsOfMeter]) -> None:
         kept = Tempos(most=2)
