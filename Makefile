@@ -120,7 +120,7 @@ format: setup  ## write the code in ruff's format
 
 # Names and versions alone, valid for every supported Python. Airflow 3.2 has no upper bounds and does not start with
 # libraries newer than June 2026.
-RESOLVE = uv pip compile --quiet --universal --python-version 3.11 --group dev --group bench --group docs --upgrade \
+RESOLVE = uv pip compile --quiet --universal --python-version 3.11 --group dev --group bench --group celery --group docs --upgrade \
 	--no-header --no-annotate --no-emit-index-url --no-emit-find-links pyproject.toml
 OLDER = --exclude-newer 2026-06-15
 constraints:  ## resolve the pinned versions again (needs uv)

@@ -17,8 +17,6 @@ from testkit.postgres import PostgresError, binaries
 from testkit.stage import PROJECT
 
 CONSTRAINTS = PROJECT / "constraints" / "airflow-3.3.txt"
-# Celery 5.7 cannot be imported by the provider for it.
-REQUIREMENTS = ("apache-airflow", "apache-airflow-providers-celery", "celery[redis]<5.7", "asyncpg", "psycopg2-binary")
 PROGRAMS = {"redis-server": "redis-server", "nginx": "nginx-light"}
 FAKETIME = ("/usr/lib/*/faketime", "libfaketimeMT.so.1")
 
@@ -72,10 +70,8 @@ class Environments:
     def airflow(self) -> Path:
         """Return the interpreter of Airflow with Celery and what the package needs, without the package itself."""
         python = self._base / "bin" / "python"
-        requirements = [
-            *REQUIREMENTS,
-            *tomllib.loads((PROJECT / "pyproject.toml").read_text())["project"]["dependencies"],
-        ]
+        declared = tomllib.loads((PROJECT / "pyproject.toml").read_text())
+        requirements = [*declared["project"]["dependencies"], *declared["dependency-groups"]["celery"]]
         made_of = hashlib.sha256(CONSTRAINTS.read_bytes() + repr((requirements, sys.version)).encode()).hexdigest()
         stamp = self._base / "made-of"
         if not stamp.exists() or stamp.read_text() != made_of:
