@@ -249,9 +249,12 @@ class Load:
         self._sim.steer(session["session_id"], [("RUNNING", None)])
         states = frozenset({"deferred"})
         self._cluster.wait_task(group.dag_id, group.run_id, task_id, states=states, timeout=PATIENCE)
-        waits = "SELECT count(*) FROM mediation_wait WHERE dag_id = :dag AND run_id = :run AND task_id = :task"
+        waits = (
+            "SELECT count(*) FROM mediation_wait WHERE dag_id = :dag AND run_id = :run AND task_id = :task"
+            " AND mode = 'triggerer'"
+        )
         where = {"dag": group.dag_id, "run": group.run_id, "task": task_id}
-        # The journal has it by then, as a stop needs.
+        # A task that is killed before a triggerer waits for it stops nothing (docs/stops.md).
         wait_until(
             lambda: self._cluster.database.read(waits, **where)[0][0], timeout=PATIENCE, what="a report of the wait"
         )
