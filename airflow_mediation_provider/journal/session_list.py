@@ -17,6 +17,7 @@ from airflow_mediation_provider.journal.meters import meter_names
 from airflow_mediation_provider.journal.queries import distinct_values, without_index
 from airflow_mediation_provider.journal.session_search import (
     COUNTED,
+    SORTED,
     Filters,
     GoneError,
     Keyset,
@@ -184,7 +185,7 @@ def list_sessions(
     after: Keyset | None = None,
     bare: bool = False,
 ) -> Listing:
-    """Return the first sessions, or those next to a position; by end or duration of the newest ``COUNTED`` ones.
+    """Return the first sessions, or those next to a position; by end or duration of the newest ``SORTED`` ones.
 
     :param limit: how many at most
     :param before: those right after this position in the list: older ones
@@ -198,7 +199,7 @@ def list_sessions(
         reach, where = search(session, filters, place, back=back)
         rows = _first(session, where, limit + 1, back=back)
     else:
-        since, which = few(session, filters, COUNTED, filters.times())
+        since, which = few(session, filters, SORTED, filters.times())
         times = filters.times() if since is None else [*filters.times(), ListedRow.begun_at >= since]
         within = or_(*(and_(each, *times) for each in which))
         rows = _first_sorted(session, within, limit + 1, place, filters.sort_value(), back=back)

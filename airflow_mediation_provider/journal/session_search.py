@@ -34,7 +34,9 @@ if TYPE_CHECKING:
 SCANNED: Final = 2_000
 """With several conditions, so many sessions of the rarest one are scanned at once."""
 COUNTED: Final = 20_000
-"""A chart counts so many sessions at most, the newest ones, and so many are sorted by end or duration."""
+"""A chart counts so many sessions at most, the newest ones."""
+SORTED: Final = 10_000
+"""So many sessions are sorted by end or duration, the newest ones."""
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 # Within the calendar, and within the numbers that databases have.
 _PLACE: Final = re.compile(r"[0-9]{1,17}-[0-9]{1,18}")

@@ -29,6 +29,7 @@ from airflow_mediation_provider.journal.session_list import (
 from airflow_mediation_provider.journal.session_search import (
     COUNTED,
     SCANNED,
+    SORTED,
     Filters,
     GoneError,
     Group,
@@ -350,7 +351,7 @@ def sessions(request: Request, reader: ReaderDep, search: SearchDep, before: Tex
         groups=GROUPS,
         properties=PROPERTIES,
         orders=ORDERS,
-        counted=COUNTED,
+        sorted_most=SORTED,
         statuses=[str(each) for each in SessionStatus if each is not SessionStatus.NEVER_RUN],
         run_types=[str(each) for each in RunType],
         spans=SPANS,

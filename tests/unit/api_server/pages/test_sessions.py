@@ -339,7 +339,7 @@ class TestFilters:
         back, where = asked(page.one("a", id="newer").attributes["href"])
         assert names(await alice.sees(back.removeprefix("/mediation"), **where)) == ["R-5", "R-2"]
         for each in (module, journal_listing):
-            monkeypatch.setattr(each, "COUNTED", 2)
+            monkeypatch.setattr(each, "SORTED", 2)
         page = await alice.sees("/sessions", sort="end")
         assert names(page) == ["R-5", "R-4"]
         assert page.one("p", class_="notice").text.startswith("Only the newest 2 sessions that match a filter are")
