@@ -12,7 +12,7 @@ import logging
 import math
 import threading
 import time
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
@@ -29,7 +29,7 @@ from airflow_mediation_provider.protocol.callouts.settings import CalloutSetting
 from airflow_mediation_provider.protocol.ids import id_in_use, is_connection_id
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping
+    from collections.abc import Callable, Generator, Iterable, Mapping
 
     from airflow.models.connection import Connection
     from sqlalchemy.orm import Session
@@ -198,17 +198,37 @@ class Connections:
         :raises UnknownConnectionError: no backend has it, or it has another id
         :raises LookupFailedError: it could not be found out whether one has, or which one is meant
         """
+        flow = self._flow(conn_id, team)
+        try:
+            while True:
+                # Neither the time limit nor a caller that disconnects may cancel what others wait for.
+                await asyncio.wait([asyncio.wrap_future(next(flow))], timeout=PATIENCE_SECONDS)
+        except StopIteration as end:
+            connection: MediationConnection = end.value
+            return connection
+
+    def get_in_thread(self, conn_id: str) -> MediationConnection:
+        """Return the same in a thread that may block."""
+        flow = self._flow(conn_id, None)
+        try:
+            while True:
+                wait([next(flow)], timeout=PATIENCE_SECONDS)
+        except StopIteration as end:
+            connection: MediationConnection = end.value
+            return connection
+
+    def _flow(self, conn_id: str, team: str | None) -> Generator[Future[Any], None, MediationConnection]:
+        """Yield what to wait for, and return the connection."""
         if not is_connection_id(conn_id):
             raise UnknownConnectionError
         if self._in_use.unread:
             # After a start: the connections in use must not queue behind invented ids.
-            reading = asyncio.wrap_future(self._refreshes.submit(self._in_use.try_read))
-            await asyncio.wait([reading], timeout=PATIENCE_SECONDS)
+            yield self._refreshes.submit(self._in_use.try_read)
         answer = self._cached_or_started(conn_id)
         if isinstance(answer, Future):
-            # Neither the time limit nor a caller that disconnects may cancel what others wait for.
-            done, _ = await asyncio.wait([asyncio.wrap_future(answer)], timeout=PATIENCE_SECONDS)
-            answer = done.pop().result() if done else LookupFailedError("the secrets backends take too long to answer")
+            yield answer
+            too_long = LookupFailedError("the secrets backends take too long to answer")
+            answer = answer.result() if answer.done() else too_long
         if isinstance(answer, LookupFailedError):
             stale = self._stale(conn_id)
             if stale is None:

@@ -10,7 +10,6 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Annotated, Any, Final
 from urllib.parse import parse_qsl
 
-from anyio import from_thread
 from fastapi import APIRouter, Depends, Request, Response
 from starlette.exceptions import HTTPException
 from starlette.responses import RedirectResponse
@@ -174,7 +173,7 @@ def callout_reparse(
     _back(form)
     reader.log_action("reparse_callouts", conn_id=conn, number=number)
     try:
-        connection = from_thread.run(request.app.state.connections.get, conn)
+        connection = request.app.state.connections.get_in_thread(conn)
         outcomes = list(reparse(connection.callouts, team=connection.team, row_id=row_id))
     except UnknownConnectionError:
         return _after(request, reader, form, f"There is no connection {conn} of type mediation.", failed=True)

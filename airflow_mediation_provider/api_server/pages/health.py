@@ -11,7 +11,6 @@ from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Final
 from urllib.parse import quote
 
-from anyio import from_thread
 from fastapi import APIRouter, Request, Response
 from markupsafe import Markup
 
@@ -176,7 +175,7 @@ def _connection(
 ) -> tuple[MediationConnection | None, list[HealthItem]]:
     """Return the connection, if there is one, and its problems."""
     try:
-        connection: MediationConnection = from_thread.run(request.app.state.connections.get, conn_id)
+        connection: MediationConnection = request.app.state.connections.get_in_thread(conn_id)
     except OtherIdError as error:
         text = f"not an id of a connection: {error}; `airflow mediation prune` deletes what was received under this id"
         return None, [HealthItem(WARN, text, _CONNECTIONS, of_airflow=True)]

@@ -19,7 +19,6 @@ from typing import TYPE_CHECKING, Annotated, Any, Final, NamedTuple, Protocol, g
 from urllib.parse import parse_qsl, quote
 
 from airflow.api_fastapi.core_api.security import GetUserDep  # noqa: TC002  # FastAPI reads it
-from anyio import from_thread
 from fastapi import Depends, Query, Request, Response
 from fastapi.dependencies.utils import get_flat_dependant
 from fastapi.exceptions import RequestValidationError
@@ -238,7 +237,7 @@ class OfMeter(Protocol):
 
 def _given_names(request: Request, conn_id: str) -> Mapping[str, str]:
     try:
-        connection: MediationConnection = from_thread.run(request.app.state.connections.get, conn_id)
+        connection: MediationConnection = request.app.state.connections.get_in_thread(conn_id)
     except (UnknownConnectionError, LookupFailedError):
         return {}
     return connection.settings.meter_names if connection.settings else {}

@@ -221,7 +221,7 @@ def _zuora_url(request: Request, key: SessionKey) -> str | None:
 
 def _connection(request: Request, conn_id: str) -> MediationConnection | None:
     try:
-        connection: MediationConnection = from_thread.run(request.app.state.connections.get, conn_id)
+        connection: MediationConnection = request.app.state.connections.get_in_thread(conn_id)
     except (UnknownConnectionError, LookupFailedError):
         return None
     return connection

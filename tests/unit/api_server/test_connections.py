@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from itertools import product
 
 import pytest
@@ -210,6 +211,19 @@ async def test_a_look_up_that_hangs_goes_on_after_the_request_gave_up(connection
 
     assert await waiting
     assert backends.asked == ["zuora"]
+
+
+def test_a_thread_waits_for_the_look_up_that_a_request_started(connections, backends, monkeypatch):
+    backends.hold.clear()
+    with ThreadPoolExecutor(2) as threads:
+        waiting = [threads.submit(connections.get_in_thread, "zuora") for _ in range(2)]
+        backends.hold.set()
+        assert {each.result(10).conn_id for each in waiting} == {"zuora"}
+    assert backends.asked == ["zuora"]
+    backends.hold.clear()
+    monkeypatch.setattr(module, "PATIENCE_SECONDS", 0.01)
+    with pytest.raises(LookupFailedError, match="take too long"):
+        connections.get_in_thread("other")
 
 
 async def test_any_number_of_invented_ids_costs_bounded_memory_and_delays_no_first_look_up(
