@@ -125,7 +125,7 @@ def on_meter_session(
         on_meter_session(ANY_METER, "CANCELED", run_type="DEBUG") | on_meter_session("1001", "FAILED")
         on_meter_session("1001", ["FAILED", "TESTING_FAILED"], run_type=["NORMAL", "DEBUG"])
 
-    Sessions are never merged into one run, even if many end at once, and none is skipped. The run's partition key is
+    Each session has a run of its own, even if many end at once, and none is skipped. The run's partition key is
     the session's id; :func:`triggering_session` returns the session to the run's tasks. A session that is re-opened and
     ends again starts another run with the same key, unless the scheduler has not made the first one yet: that run has
     both then (:func:`triggering_sessions`).

@@ -1,6 +1,7 @@
-"""Exceptions that end a task, in addition to ``protocol.zuora.errors``, and a retry policy for all of them.
+"""The errors of this package, and a retry policy for all of them.
 
-Those where a retry cannot help are ``AirflowFailException`` too, so Airflow does not retry them.
+Hooks raise ``PermanentError``, ``TransientError`` and their subclasses; operators and the sensor raise the others too.
+Those of the others where a retry cannot help are also ``AirflowFailException``, so Airflow does not retry them.
 """
 
 from __future__ import annotations

@@ -157,9 +157,9 @@ class _ConnectionHook(BaseHook):
 
     :param mediation_conn_id: the Airflow connection, of type ``mediation``
     :param track_id: sent as ``Zuora-Track-Id`` (made legal), to find the calls at Zuora; in a task, the task instance
-    :param attempts: how often a call is tried in all after temporary errors; 1: no retries
+    :param attempts: how many times a call is tried in all, while its errors are temporary; 1: no retries
     :param settings: the connection, if it was read and checked already
-    :param patience: seconds that the caller has for all pauses of one call
+    :param patience: at most this many seconds of pauses between the tries of one call
     """
 
     conn_name_attr = "mediation_conn_id"
@@ -237,13 +237,13 @@ def _no_answer(error: MediationError) -> bool:
 
 
 class MediationHook(_ConnectionHook):
-    """Calls Zuora Mediation and waits for the answer. Can be used as a context manager; ``close()`` otherwise.
+    """Calls Zuora Mediation and waits for the answer: ``with hook``, or ``hook.close()`` at the end.
 
     :param mediation_conn_id: the Airflow connection, of type ``mediation``
     :param track_id: sent as ``Zuora-Track-Id`` (made legal), to find the calls at Zuora; in a task, the task instance
-    :param attempts: how often a call is tried in all after temporary errors
+    :param attempts: how many times a call is tried in all, while its errors are temporary; 1: no retries
     :param settings: the connection, if it was read and checked already
-    :param patience: seconds that the caller has for all pauses of one call
+    :param patience: at most this many seconds of pauses between the tries of one call
     """
 
     run_meter = method(requests.run_meter)
@@ -395,9 +395,9 @@ class MediationAsyncHook(_ConnectionHook):
 
     :param mediation_conn_id: the Airflow connection, of type ``mediation``
     :param track_id: sent as ``Zuora-Track-Id`` (made legal), to find the calls at Zuora; in a task, the task instance
-    :param attempts: how often a call is tried in all after temporary errors
+    :param attempts: how many times a call is tried in all, while its errors are temporary; 1: no retries
     :param settings: the connection, if it was read and checked already
-    :param patience: seconds that the caller has for all pauses of one call
+    :param patience: at most this many seconds of pauses between the tries of one call
     """
 
     run_meter = async_method(requests.run_meter)

@@ -179,7 +179,7 @@ class _AuditOperator(SessionArguments, BaseOperator):
 class MeterSummaryOperator(_AuditOperator):
     """Count the output and errors of a session; optionally fetch its first error records.
 
-    A COMPLETED session may have errors too: branch on ``error_count``. ::
+    A COMPLETED session may have errors too: check ``error_count``. ::
 
         MeterSummaryOperator(task_id="count", session=run.output, group_by=["errorCode"], error_records=5)
 
@@ -188,8 +188,9 @@ class MeterSummaryOperator(_AuditOperator):
     :param meter_id: without ``session``: the meter. Templated
     :param session_id: with ``meter_id``: the session by its id alone; every session of the span unless given. Templated
     :param run_type: ``NORMAL`` or ``DEBUG``; the session's, else ``NORMAL``. Templated
-    :param query_from: start of the span, with a zone; the session's start unless given. Templated
-    :param query_to: end of the span, with a zone; the session's end unless given. Templated
+    :param query_from: start of the span, with a zone; unless given, the start of the session, or without a session that
+        of the data interval. Templated
+    :param query_to: end of the span, with a zone; unless given, the end of the session, or now. Templated
     :param group_by: dimensions of ``groups``: ``sessionId``, ``processorId``, ``errorCode``
     :param error_records: how many error records to return, at most 1000
     :param include_payload: return the records' payload as well. It is your customers' usage, and XComs are stored in
@@ -311,8 +312,9 @@ class AuditTrailExportOperator(_AuditOperator):
     :param meter_id: without ``session``: the meter. Templated
     :param session_id: with ``meter_id``: the session by its id alone; every session of the span unless given. Templated
     :param run_type: ``NORMAL`` or ``DEBUG``; the session's, else ``NORMAL``. Templated
-    :param query_from: start of the span, with a zone; the session's start unless given. Templated
-    :param query_to: end of the span, with a zone; the session's end unless given. Templated
+    :param query_from: start of the span, with a zone; unless given, the start of the session, or without a session that
+        of the data interval. Templated
+    :param query_to: end of the span, with a zone; unless given, the end of the session, or now. Templated
     :param export_type: ``ERROR``, or ``SAMPLE`` for records that passed
     :param run_statuses: only sessions that ended in one of these
     :param file_format: ``csv``, ``parquet`` or ``avro``

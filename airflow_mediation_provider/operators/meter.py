@@ -66,9 +66,9 @@ _REPLY_LOST: Final = "The reply that named the session was lost, so nothing prov
 class RunMeterOperator(SessionWaitMixin, BaseOperator):
     """Run a meter of Zuora Mediation and wait for its session; the session is the XCom.
 
-    A session is started once per *generation*. After a worker died, a reply was lost, a triggerer restarted or Zuora
-    was unreachable, the next try finds the session again. A retry after the session FAILED, and a user's *Clear*,
-    start a new one. See ``worker.run_state``. ::
+    One session is started per *generation*. After a worker died, a reply was lost, a triggerer restarted or Zuora was
+    unreachable, the next try finds the session again. A retry after the session FAILED, and a user's *Clear*, begin a
+    new generation, and start a new session. ::
 
         RunMeterOperator(task_id="run", meter_id="1001", deferrable=True, fail_on=())
 
@@ -85,26 +85,26 @@ class RunMeterOperator(SessionWaitMixin, BaseOperator):
     :param event_store_source_options: the older ``eventStoreSourceOptions``. Templated
     :param wait_for_completion: ``False``: return the session as Zuora's reply describes it, just begun
     :param statuses: the statuses that are a success. Unless given: COMPLETED (DEBUG: TESTING_PASSED); if ``fail_on`` is
-        given, each status in which this run type can end and that is not in it. So a gate that gives ``fail_on`` should
-        have CANCELED in it
+        given, each status in which this run type can end and that is not in it. So give CANCELED in ``fail_on`` too,
+        unless a canceled session is a success
     :param fail_on: the statuses that fail the task; unless given, each terminal one that is not in ``statuses``.
         ``fail_on=()`` makes every end of the session a success of the task, so that a branch operator can
         decide
     :param deferrable: wait in the triggerer; ``[operators] default_deferrable`` unless given
     :param poke_interval: seconds between two polls of the status
     :param timeout: seconds from the start of the session after which the task fails, without a retry
-    :param max_unreachable: seconds without a good answer from Zuora after which the task fails; a retry goes on
+    :param max_unreachable: seconds without a good answer from Zuora after which the task fails; a retry
+        continues the wait
     :param require_certain: fail if only a poll shows how the session ended, and another run may have masked it
     :param exclusive: your promise that nothing else starts this meter during the wait: a poll can then be certain
     :param settle: seconds for which a status that Zuora reports may be out of date: no poll ends the wait sooner
     :param wait_for_capacity: when five meters of the tenant run already, try again later instead of failing
-    :param capacity_timeout: seconds to try that; the retry after it goes on trying
+    :param capacity_timeout: seconds to try that before the task fails; a retry continues to try
     :param stop_meter_on_kill: stop the meter when the task is marked as failed or skipped, or removed, while it waits,
         and when it is cleared. Zuora can only stop every NORMAL run of the meter version, so this is refused, with the
-        reason in the log, unless the stop policy allows it: see "When a meter is stopped" in
-        docs/stops.md
+        reason in the log, unless the stop policy allows it: see ``docs/stops.md``
     :param stop_meter_on_timeout: stop the meter likewise when ``timeout`` has passed
-    :param mediation_conn_id: connection of type ``mediation``
+    :param mediation_conn_id: connection of type ``mediation``. Templated
     :raises ValueError: when the Dag is parsed: an argument is empty or impossible
 
     https://developer.zuora.com/v1-api-reference/api/meters/runspecificversionofmeter

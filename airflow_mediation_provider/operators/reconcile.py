@@ -60,7 +60,7 @@ class ReconcileCalloutsOperator(StandsForValue, BaseOperator):
         unless given. Templated
     :param open_for: check sessions that have not ended and had no update for this long; ``None``: none
     :param dry_run: only report what is missing
-    :param mediation_conn_id: connection of type ``mediation``
+    :param mediation_conn_id: connection of type ``mediation``. Templated
     :return: ``{"dry_run", "records", "told", "unreadable", "categories", "repaired": [session, ...], "stuck": [...]}``:
         how many records were read, how many status changes they contain, how many lack one, the event categories with
         their counts, the changes that were added, and the sessions without an end, each with its ``meter_status``
@@ -129,10 +129,9 @@ class ReadCalloutHistoryOperator(StandsForValue, BaseOperator):
     """Read Zuora's callout history from where the last read ended; for sensors, where Zuora cannot reach Airflow.
 
     Schedule it every ``interval``. All such tasks of a connection, and ``on_meter_session(callout_history=...)``, share
-    one history cursor: what one of them has just read is not read again.
-    What it stores starts Dags, and ends waits, as a callout does. It takes one REST call, and one more for each 40
-    further callouts of the last 75 minutes: set the connection's ``callout_event_category`` if your tenant sends many
-    others.
+    one history cursor: what one of them has just read is not read again. What it stores starts Dags, and ends waits, as
+    a callout does. It takes one REST call, and one more for each 40 further callouts of the last 75 minutes: set the
+    connection's ``callout_event_category`` if your tenant sends many others.
 
     .. code-block:: python
 
@@ -142,7 +141,7 @@ class ReadCalloutHistoryOperator(StandsForValue, BaseOperator):
     :param interval: the time between two of its runs: sensors receive a change that much later, and the health line is
         red when no run has read the history for longer
     :param mediation_conn_id: connection of type ``mediation``. Templated
-    :return: ``{"read": whether it was its turn, "added": [session, ...]}``
+    :return: ``{"read", "added": [session, ...]}``; ``read`` is ``False`` if another reader has just read the history
     :raises ValueError: when the Dag is parsed: an argument is empty or impossible
 
     https://developer.zuora.com/v1-api-reference/api/operation/GET_CalloutHistory/

@@ -51,7 +51,7 @@ class StopMeterOperator(SessionWaitMixin, BaseOperator):
     :param poke_interval: seconds between two polls of the status
     :param timeout: seconds after which the task fails
     :param max_unreachable: seconds without a good answer from Zuora after which the task fails, to be retried
-    :param mediation_conn_id: connection of type ``mediation``
+    :param mediation_conn_id: connection of type ``mediation``. Templated
     :return: ``{"meter_id", "version", "status", "was_running", "forced"}``
     :raises ValueError: when the Dag is parsed: an argument is empty or impossible
 

@@ -113,16 +113,18 @@ class MeterSessionSensor(SessionArguments, SessionWaitMixin, BaseSensorOperator)
         ``since``; no limit unless given. Schedules given as cron texts, presets and timedeltas have empty data
         intervals, so the end of the interval is no latest start. Templated
     :param mediation_conn_id: connection of type ``mediation``; the session's, else ``mediation_default``. Templated
-    :param poke_interval: seconds between two polls of the status. Triggers share their polls, and poll up to twice as
-        slowly while nothing changes for long; where callouts are received, a worker reads them this often
+    :param poke_interval: seconds between two polls of the status, 60 by default. Triggers share their polls, and poll
+        up to twice as slowly while nothing changes for long; where callouts are received, a worker reads them this
+        often
     :param timeout: seconds from the first start of a try, across reschedules and deferrals; Airflow's default is seven
         days
     :param mode: ``poke`` or ``reschedule`` (Airflow 3.3); not used when deferrable. Two reschedules are at least ten
         seconds apart: a busy scheduler takes a task that returns sooner for a failed one
     :param deferrable: wait in the triggerer; ``[operators] default_deferrable`` unless given
     :param start_from_trigger: start in the triggerer as well, without a worker; the task also ends there if it succeeds
-        and Airflow loses nothing. Refused if an argument needs an XCom, and for mapped tasks
-    :param max_unreachable: seconds without a good answer from Zuora after which the try fails
+        and has no callbacks, outlets or the like, which Airflow handles on workers alone. Refused if an argument needs
+        an XCom, and for mapped tasks
+    :param max_unreachable: seconds without a good answer from Zuora after which the task fails, to be retried
     :param require_certain: fail if only a poll shows how the session ended, and another run may have masked it
     :param exclusive: your promise that nothing else starts this meter during the wait: a poll can then be certain
     :param settle: seconds for which a status that Zuora reports may be out of date: no poll ends the wait sooner
@@ -130,7 +132,7 @@ class MeterSessionSensor(SessionArguments, SessionWaitMixin, BaseSensorOperator)
     :raises ValueError: when the Dag is parsed: an argument is unknown, empty or impossible
 
     ``never_fail``, ``silent_fail``, ``exponential_backoff`` and ``max_wait`` are refused: the first two would hide a
-    wrong setup, and the sensor has its own pace.
+    wrong set-up, and the last two do not fit the sensor's own intervals.
 
     https://developer.zuora.com/v1-api-reference/api/meters/getrunstatusofspecificmeterversion
     """

@@ -64,7 +64,7 @@ def callout_history(
     failed_only: bool = False,
     page_size: int = 40,
 ) -> Generator[Call[Page], Page, None]:
-    """Ask for the records of the callout history page by page, a day at a time, the oldest day first.
+    """Yield the records of the callout history, a day at a time, the oldest day first; each page when it is needed.
 
     :param since: start of the time window, with its zone
     :param until: end of the time window, with its zone

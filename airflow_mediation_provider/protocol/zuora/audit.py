@@ -1,5 +1,7 @@
 """The REST calls for the records of a session, as data: counts, audit-trail entries, exports. Sends nothing itself.
 
+``audit_trail_entries`` makes a call for each page: it yields the call, receives the page, and ends after the last one.
+
 Source: https://developer.zuora.com/v1-api-reference/api/audit-trail/
 """
 
@@ -143,7 +145,7 @@ def audit_trail_entries(
     operator_id: str | None = None,
     page_size: int = 30,
 ) -> Generator[Call[Page], Page, None]:
-    """Read audit-trail entries page by page: yields the call of a page, receives the page, ends after the last.
+    """Yield audit-trail entries; each page is requested when it is needed.
 
     The entries contain customers' usage: do not log them.
 

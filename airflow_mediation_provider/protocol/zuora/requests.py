@@ -185,7 +185,7 @@ def run_meter(
 ) -> Call[MeterRun]:
     """Start a NORMAL run of a meter.
 
-    :param meter_id: the meter; it is in the URL of its page in Zuora
+    :param meter_id: the meter; its id is in the URL of its page in Zuora
     :param version: version of the meter
     :param unique_key: Zuora starts at most one run of the meter with it; only with it the call is repeated after a lost
         reply
