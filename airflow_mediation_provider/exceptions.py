@@ -87,7 +87,10 @@ class MediationMisconfigured(MediationError, AirflowFailException):  # type: ign
 
     @classmethod
     def of(cls, error: Exception) -> Self:
-        """Make it from the error that was raised below, with the same sentence, and Zuora's code and message."""
+        """Make it from the error that was raised below, with the same sentence, and Zuora's code and message.
+
+        :meta private:
+        """
         return cls(str(error), **(details_of(error) if isinstance(error, MediationError) else {}))
 
 

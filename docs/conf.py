@@ -22,6 +22,8 @@ autodoc_preserve_defaults = True
 maximum_signature_line_length = 100
 
 html_theme = "furo"
+html_static_path = ["static"]
+html_css_files = ["tables.css"]
 html_title = f"Zuora Mediation in Airflow {release}"
 html_copy_source = html_show_sourcelink = html_show_copyright = False
 html_last_updated_fmt = None

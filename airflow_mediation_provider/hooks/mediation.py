@@ -145,10 +145,11 @@ def _with_self(method: F, build: Callable[..., Any], returns: str | None = None)
     functools.update_wrapper(method, build)
     call = inspect.signature(build)
     me = inspect.Parameter("self", inspect.Parameter.POSITIONAL_ONLY)
+    returned = returns or str(call.return_annotation).removeprefix("Call[").removesuffix("]")
     method.__signature__ = inspect.Signature(  # type: ignore[attr-defined]
-        [me, *call.parameters.values()],
-        return_annotation=returns or str(call.return_annotation).removeprefix("Call[").removesuffix("]"),
+        [me, *call.parameters.values()], return_annotation=returned
     )
+    method.__annotations__ = {**build.__annotations__, "return": returned}
     return method
 
 

@@ -372,8 +372,8 @@ class MeterSessionSensor(SessionArguments, SessionWaitMixin, BaseSensorOperator)
 _REFUSED: Final = {
     "never_fail": "it would hide a wrong setup and an unreachable Zuora; use soft_fail",
     "silent_fail": "temporary errors never end the wait, and permanent ones must be seen",
-    "exponential_backoff": "the sensor has its own pace",
-    "max_wait": "the sensor has its own pace",
+    "exponential_backoff": "poke_interval plans the polls",
+    "max_wait": "poke_interval plans the polls",
 }
 
 

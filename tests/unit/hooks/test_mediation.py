@@ -171,7 +171,7 @@ class TestCalls:
         signature = inspect.signature(MediationHook.run_meter)
 
         assert list(signature.parameters)[:4] == ["self", "meter_id", "version", "unique_key"]
-        assert signature.return_annotation == "MeterRun"
+        assert signature.return_annotation == MediationHook.run_meter.__annotations__["return"] == "MeterRun"
         assert MediationHook.run_meter.__doc__.startswith("Start a NORMAL run")
         assert inspect.iscoroutinefunction(MediationAsyncHook.run_meter)
 
