@@ -113,6 +113,7 @@ def sessions(page: Page, stage: Stage, failed: Played) -> None:
     inside = page.frame_locator("iframe")
     inside.get_by_role("button", name="Load from Zuora").click()
     inside.locator("#summary dl").wait_for()
+    inside.locator("h1").scroll_into_view_if_needed()  # the click scrolled down
     shoot(page, "session")
 
 
