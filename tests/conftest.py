@@ -10,6 +10,8 @@ from pathlib import Path
 
 os.environ.setdefault("AIRFLOW_HOME", str(Path(__file__).parents[1] / ".pytest_cache" / "airflow"))
 os.environ["AIRFLOW_HOME"] += os.environ.get("PYTEST_XDIST_WORKER", "")
+# Airflow 3.2 would not store another version of a Dag within half a minute.
+os.environ["AIRFLOW__CORE__MIN_SERIALIZED_DAG_UPDATE_INTERVAL"] = "0"
 
 from tests.databases import (  # noqa: F401
     airflow_database,

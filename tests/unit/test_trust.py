@@ -120,9 +120,10 @@ class Probe:
         self._folder = folder
         self._orders = itertools.count(1)
         shutil.copy(database, folder / "airflow.db")
+        answers, sink = os.pipe()
         with (folder / "log").open("w") as log:
             self._process = subprocess.Popen(
-                [sys.executable, str(PROBE)],
+                [sys.executable, str(PROBE), str(sink)],
                 env={
                     "PATH": os.defpath,
                     "HOME": str(folder),
@@ -133,19 +134,21 @@ class Probe:
                     "PYTHONPATH": str(REPOSITORY),
                 },
                 stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
+                stdout=log,
                 stderr=log,
+                pass_fds=[sink],
             )
+        os.close(sink)
+        self._answers = os.fdopen(answers)
 
     def ask(self, **order: Any) -> tuple[dict[str, Any], str]:
         """Have a copy of the process carry out an order; return its result, and what it logged."""
         assert self._process.stdin is not None
-        assert self._process.stdout is not None
         log = self._folder / f"log-{next(self._orders)}"
         self._process.stdin.write(json.dumps({**order, "log": str(log)}).encode() + b"\n")
         self._process.stdin.flush()
-        ready, _, _ = select.select([self._process.stdout], [], [], 600)
-        answer = json.loads(self._process.stdout.readline() or b"null") if ready else None
+        ready, _, _ = select.select([self._answers], [], [], 600)
+        answer = json.loads(self._answers.readline() or "null") if ready else None
         logged = (log if log.exists() else self._folder / "log").read_text()
         assert answer is not None, logged[-5000:]
         return answer, logged
@@ -153,6 +156,7 @@ class Probe:
     def close(self) -> None:
         self._process.kill()
         self._process.communicate()
+        self._answers.close()
 
 
 @pytest.fixture(scope="module")

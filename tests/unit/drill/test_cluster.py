@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import airflow.sdk
 from airflow.sdk import DAG
 
+from airflow_mediation_provider.sensors import meter_session
 from tests.drill.cluster.__main__ import NAMES, Played, Results
 from tests.drill.cluster.load import KEEPS, RUNS, SENSORS, STOPS, Lateness, write_dags
 from tests.drill.history import History
@@ -66,6 +67,7 @@ def test_the_dag_file_makes_the_dags_that_the_drill_waits_for(tmp_path: Path, mo
         return made[-1]
 
     monkeypatch.setattr(airflow.sdk, "DAG", recorded)
+    monkeypatch.setattr(meter_session, "AIRFLOW_V_3_3_PLUS", True)  # the drill installs it
     expected = write_dags(tmp_path)
     exec(compile((tmp_path / "drill.py").read_text(), "drill.py", "exec"), {})
     assert {dag.dag_id for dag in made} == expected

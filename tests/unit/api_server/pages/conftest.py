@@ -15,6 +15,7 @@ from jwt import ExpiredSignatureError, InvalidSignatureError
 from starlette.applications import Starlette
 from starlette.routing import Mount
 
+from airflow_mediation_provider import version_compat
 from airflow_mediation_provider.api_server import LazyApp, auth, internal
 from airflow_mediation_provider.api_server.app import create_app
 from airflow_mediation_provider.api_server.connections import (
@@ -119,6 +120,12 @@ class Browser:
         reply = await self.post(path, **form)
         assert reply.status_code == 200, reply.text
         return parsed(reply.text)
+
+
+@pytest.fixture(autouse=True)
+def frames(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Airflow frames each page, as only Airflow 3.3 does."""
+    monkeypatch.setattr(version_compat, "AIRFLOW_V_3_3_PLUS", True)
 
 
 @pytest.fixture

@@ -34,10 +34,7 @@ def place(root_path: str) -> Urls:
 @pytest.mark.parametrize(
     ("root_path", "airflow"), [("/mediation", ""), ("/a/b/mediation", "/a/b"), ("/mediation/", "")]
 )
-def test_addresses_are_under_the_path_that_the_mount_has(
-    monkeypatch: pytest.MonkeyPatch, root_path: str, airflow: str
-) -> None:
-    monkeypatch.setattr(version_compat, "AIRFLOW_V_3_3_PLUS", True)
+def test_addresses_are_under_the_path_that_the_mount_has(root_path: str, airflow: str) -> None:
     here = place(root_path)
     assert (here.airflow, here.mount) == (airflow, f"{airflow}/mediation")
     assert here.page("/sessions", conn="a", meter=None, status="") == f"{airflow}/mediation/sessions?conn=a"
