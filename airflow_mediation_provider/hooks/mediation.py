@@ -466,7 +466,8 @@ class MediationAsyncHook(_ConnectionHook):
         from airflow.providers.common.compat.connection import get_async_connection
 
         try:
-            connection = await get_async_connection(self.mediation_conn_id)
+            # Airflow 3.2 ends a triggerer in which such a request is canceled: the next one reads its answer.
+            connection = await asyncio.shield(get_async_connection(self.mediation_conn_id))
         except Exception as error:
             raise self._no_connection(error) from error
         return self._checked(connection)

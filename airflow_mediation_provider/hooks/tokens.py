@@ -40,13 +40,19 @@ def _mask(token: str) -> None:
     """Register a token with Airflow's masker, as Airflow itself does with a connection's password and secret extras."""
     from airflow.sdk.log import mask_secret
 
+    from airflow_mediation_provider import version_compat
+
     try:
         loop = asyncio.get_running_loop()
     except RuntimeError:
-        mask_secret(token)
-    else:
+        loop = None
+    if loop is not None and version_compat.AIRFLOW_V_3_3_PLUS:
         # It waits for the supervisor, for which an event loop must not stop.
         loop.run_in_executor(None, mask_secret, token)
+    else:
+        # A triggerer of Airflow 3.2 dies if another thread sends to its supervisor; its event loop sends nothing here,
+        # and the token is masked in this process alone, which masks each line before the supervisor has it.
+        mask_secret(token)
 
 
 class TokenFlight:

@@ -40,7 +40,7 @@ BELOW: dict[str, set[str]] = {
     "version_compat": {"protocol"},
     "metrics": {"protocol", "version_compat"},
     "exceptions": {"protocol", "version_compat"},
-    "hooks": {"protocol"},
+    "hooks": {"protocol", "version_compat"},
     "__init__": {"protocol"},
     "links": {"protocol", "version_compat", "hooks"},
     "feed": {"protocol", "metrics", "hooks"},

@@ -316,6 +316,25 @@ class TestTrouble:
         with pytest.raises(kind, match=f"'mediation_test' {says}"):
             ask("run_status", 5)
 
+    async def test_a_canceled_call_does_not_cancel_the_look_up_of_the_connection(self, monkeypatch):
+        """A triggerer of Airflow 3.2 would die of it."""
+        asked, answer, ended = asyncio.Event(), asyncio.Event(), asyncio.Event()
+
+        async def look_up(conn_id):
+            asked.set()
+            await answer.wait()
+            ended.set()
+
+        monkeypatch.setattr("airflow.providers.common.compat.connection.get_async_connection", look_up)
+        call = asyncio.create_task(MediationAsyncHook("mediation_test").run_status(5))
+        await asked.wait()
+        call.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await call
+        answer.set()
+        async with asyncio.timeout(10):
+            await ended.wait()
+
     def test_no_log_contains_a_secret(self, ask, zuora, caplog, capfd, slept):
         caplog.set_level(logging.DEBUG)
         zuora.on(STATUS, Answer(status=503), Answer({"data": {"runStatus": 7}}))

@@ -11,6 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
+from airflow_mediation_provider import version_compat
 from airflow_mediation_provider.hooks import tokens
 from airflow_mediation_provider.hooks.mediation import MediationAsyncHook, MediationHook
 from airflow_mediation_provider.hooks.tokens import LONGEST_FLIGHT, TenantTokens, TokenFlight, tokens_of
@@ -303,3 +304,19 @@ def test_airflows_logs_never_show_a_token(in_a_loop):
     asyncio.run(land()) if in_a_loop else flight.land(token, 3600.0)
 
     assert redact(f"Bearer {token}") == "Bearer ***"
+
+
+@pytest.mark.parametrize("airflow_3_3", [True, False])
+def test_another_thread_sends_a_token_to_the_supervisor_from_airflow_3_3_on_only(monkeypatch, airflow_3_3):
+    """A triggerer of Airflow 3.2 dies of a message from another thread."""
+    monkeypatch.setattr(version_compat, "AIRFLOW_V_3_3_PLUS", airflow_3_3)
+    threads: list[int] = []
+    monkeypatch.setattr("airflow.sdk.log.mask_secret", lambda _: threads.append(threading.get_ident()))
+
+    async def land():
+        TenantTokens().claim().carry_out.land("token", 3600.0)
+        await asyncio.get_running_loop().shutdown_default_executor()
+
+    asyncio.run(land())
+    (thread,) = threads
+    assert (thread == threading.get_ident()) is not airflow_3_3
