@@ -10,6 +10,7 @@ import httpx
 import pytest
 
 from airflow_mediation_provider.simulator import running_simulator
+from airflow_mediation_provider.version_compat import AIRFLOW_V_3_3_PLUS
 from testkit.processes import wait_until
 from tests.integration.scenario import PATIENCE, Play
 
@@ -116,7 +117,8 @@ TROUBLES = {
     **{f"{name}_{where}": partial(troubled, name) for name in FAULTS for where in ("poke", "deferrable")},
     "unavailable_when_called": unavailable_when_called,
 }
-WRONG = {f"{name}_{what}": partial(mistaken, name) for name in MISTAKES for what in ("sensor", "started_there", "run")}
+KINDS = ("sensor", "run", *(["started_there"] if AIRFLOW_V_3_3_PLUS else []))
+WRONG = {f"{name}_{kind}": partial(mistaken, name) for name in MISTAKES for kind in KINDS}
 
 
 @pytest.fixture(scope="module")

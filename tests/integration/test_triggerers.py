@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from airflow_mediation_provider.version_compat import AIRFLOW_V_3_3_PLUS
 from tests.integration.scenario import Play
 
 if TYPE_CHECKING:
@@ -161,17 +162,20 @@ def export_goes_on(act: Act) -> Iterator[None]:
 SCENARIOS = {
     "run_goes_on": goes_on,
     "sensor_goes_on": goes_on,
-    "started_there_goes_on": goes_on,
     "run_ends_meanwhile": ends_meanwhile,
-    "started_there_ends_meanwhile": ends_meanwhile,
     "worker_lost_too": worker_lost_too,
     "no_triggerer_for_long": no_triggerer_for_long,
     "too_late_without_triggerer": too_late_without_triggerer,
     "run_moves": moves,
     "sensor_moves": moves,
-    "started_there_moves": moves,
     "export_goes_on": export_goes_on,
 }
+if AIRFLOW_V_3_3_PLUS:
+    SCENARIOS |= {
+        "started_there_goes_on": goes_on,
+        "started_there_ends_meanwhile": ends_meanwhile,
+        "started_there_moves": moves,
+    }
 MOVING = [name for name, scenario in SCENARIOS.items() if scenario is moves]
 
 

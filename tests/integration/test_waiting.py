@@ -4,12 +4,16 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from airflow_mediation_provider.version_compat import AIRFLOW_V_3_3_PLUS
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
     from testkit.stage import Stage
 
-MODES = {"deferrable": "deferrable=True", "reschedule": "mode='reschedule'", "poke": "mode='poke'"}
+MODES = {"deferrable": "deferrable=True", "poke": "mode='poke'"}
+if AIRFLOW_V_3_3_PLUS:
+    MODES["reschedule"] = "mode='reschedule'"
 SENSORS = """
 from airflow.sdk import dag
 from airflow_mediation_provider.sensors.meter_session import MeterSessionSensor

@@ -9,6 +9,7 @@ from airflow.sdk import DAG
 
 from airflow_mediation_provider.operators.meter import RunMeterOperator
 from airflow_mediation_provider.sensors.meter_session import MeterSessionSensor
+from airflow_mediation_provider.version_compat import AIRFLOW_V_3_3_PLUS
 
 RETRIES: dict[str, Any] = {"retries": 3, "retry_delay": timedelta(seconds=1)}
 QUICK: dict[str, Any] = {"poke_interval": 1, "settle": 1, "timeout": 300}
@@ -56,5 +57,6 @@ with DAG("mistakes", schedule=None):
             **RETRIES,
         }
         MeterSessionSensor(task_id=f"{mistake}_sensor", **common)
-        MeterSessionSensor(task_id=f"{mistake}_started_there", start_from_trigger=True, **common)
+        if AIRFLOW_V_3_3_PLUS:
+            MeterSessionSensor(task_id=f"{mistake}_started_there", start_from_trigger=True, **common)
         RunMeterOperator(task_id=f"{mistake}_run", deferrable=True, **common)

@@ -11,13 +11,15 @@ from airflow.sdk import DAG, dag, task_group
 from airflow_mediation_provider.operators.branch import MeterSessionBranchOperator
 from airflow_mediation_provider.operators.meter import RunMeterOperator
 from airflow_mediation_provider.sensors.meter_session import MeterSessionSensor
+from airflow_mediation_provider.version_compat import AIRFLOW_V_3_3_PLUS
 
 MODES: dict[str, dict[str, Any]] = {
     "poke": {"mode": "poke", "poke_interval": 1},
-    "reschedule": {"mode": "reschedule", "poke_interval": 3},
     "deferrable": {"deferrable": True, "poke_interval": 1},
-    "started_there": {"start_from_trigger": True, "poke_interval": 1},
 }
+if AIRFLOW_V_3_3_PLUS:
+    MODES["reschedule"] = {"mode": "reschedule", "poke_interval": 3}
+    MODES["started_there"] = {"start_from_trigger": True, "poke_interval": 1}
 # Long enough to be deferred, and for the scheduler to process that: Airflow takes a task that resumes before for one
 # whose process was lost, and retries it.
 TIMEOUT = 30

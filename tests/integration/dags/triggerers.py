@@ -11,6 +11,7 @@ from airflow.sdk import DAG
 from airflow_mediation_provider.operators.audit import AuditTrailExportOperator
 from airflow_mediation_provider.operators.meter import RunMeterOperator
 from airflow_mediation_provider.sensors.meter_session import MeterSessionSensor
+from airflow_mediation_provider.version_compat import AIRFLOW_V_3_3_PLUS
 from airflow_mediation_provider.worker import waiting
 
 # The tests are not to wait for a minute here. It counts for the tasks of this file alone.
@@ -47,14 +48,11 @@ with DAG("triggerers", schedule=None, params={"meters": {}, "sessions": {}}):
     RunMeterOperator(**arguments("run_goes_on"), timeout=300)
     RunMeterOperator(**arguments("run_ends_meanwhile"), timeout=300)
     sensor("sensor_goes_on")
-    sensor("started_there_goes_on", start_from_trigger=True)
-    sensor("started_there_ends_meanwhile", start_from_trigger=True)
     SlowToResume(**arguments("worker_lost_too"), timeout=300)
     RunMeterOperator(**arguments("no_triggerer_for_long"), timeout=20)
     RunMeterOperator(**arguments("too_late_without_triggerer"), timeout=20)
     RunMeterOperator(**arguments("run_moves"), timeout=300, stop_meter_on_kill=True)
     sensor("sensor_moves")
-    sensor("started_there_moves", start_from_trigger=True)
     AuditTrailExportOperator(
         task_id="export_goes_on",
         meter_id="{{ params.meters.export_goes_on }}",
@@ -63,3 +61,6 @@ with DAG("triggerers", schedule=None, params={"meters": {}, "sessions": {}}):
         retries=3,
         retry_delay=timedelta(seconds=1),
     )
+    if AIRFLOW_V_3_3_PLUS:
+        for what in ("goes_on", "ends_meanwhile", "moves"):
+            sensor(f"started_there_{what}", start_from_trigger=True)
