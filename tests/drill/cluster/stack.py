@@ -253,7 +253,13 @@ class Cluster(AirflowClient):
         wanted = {"SchedulerJob": len(SCHEDULERS), "TriggererJob": len(TRIGGERERS), "DagProcessorJob": 1}
         found = [kind for kind, count in wanted.items() if jobs.get(kind, 0) < count]
         found += [name for name in SERVERS if not self.answers(name)]
-        return found + [name for name in WORKERS if " ready." not in self._of(name).tail(name, 10_000)]
+        return found + [name for name in WORKERS if not self._ready(name)]
+
+    def _ready(self, worker: str) -> bool:
+        """Return whether a worker has written since its start that it takes tasks."""
+        with suppress(FileNotFoundError), self._of(worker).log_file(worker).open(errors="replace") as log:
+            return any(" ready." in line for line in log)
+        return False
 
     def answers(self, server: str) -> bool:
         """Return whether an API server answers by itself."""
