@@ -155,13 +155,17 @@ class AirflowClient:
         run = self.wait_run(dag_id, run_id, timeout=timeout)
         if run["state"] == "success":
             return run
-        failed = [ti for ti in self.task_instances(dag_id, run_id) if ti["state"] == "failed"]
+        raise NotInTimeError(f"{dag_id} {run_id} {run['state']}: {self._failures(dag_id, run_id)}")
+
+    def _failures(self, dag_id: str, run_id: str) -> str:
+        """Return the state of each task of a run, and the logs of those that failed."""
         logs = "\n".join(
             f"--- {ti['task_id']}, try {ti['try_number']}\n"
             + self.logs(dag_id, run_id, ti["task_id"], try_number=ti["try_number"], map_index=ti["map_index"])[-4000:]
-            for ti in failed
+            for ti in self.task_instances(dag_id, run_id)
+            if ti["state"] == "failed"
         )
-        raise NotInTimeError(f"{dag_id} {run_id} {run['state']}: {self.task_states(dag_id, run_id)}\n{logs}")
+        return f"{self.task_states(dag_id, run_id)}\n{logs}"
 
     def task_instances(self, dag_id: str, run_id: str) -> list[dict[str, Any]]:
         """Return a run's task instances: ``task_id``, ``map_index``, ``state``, ``try_number``, ``pid`` and more."""
@@ -187,7 +191,8 @@ class AirflowClient:
     ) -> dict[str, Any]:
         """Wait until a task instance is in one of the states and return it.
 
-        :raises NotInTimeError: the time is over, or the run ended with the task in another state
+        :raises NotInTimeError: the time is over, or the run ended with the task in another state; with the failed
+            tasks' logs
         """
         wanted = (task_id, map_index)
 
@@ -198,7 +203,8 @@ class AirflowClient:
                 return found[0]
             if over:
                 state = found[0]["state"] if found else "not there"
-                raise NotInTimeError(f"{dag_id} {run_id} has ended, and {task_id} is {state}, not {sorted(states)}")
+                what = f"{dag_id} {run_id} has ended, and {task_id} is {state}, not {sorted(states)}"
+                raise NotInTimeError(f"{what}: {self._failures(dag_id, run_id)}")
             return None
 
         return wait_until(there, timeout=timeout, what=f"{dag_id} {run_id} {task_id} to be {sorted(states)}")
