@@ -324,7 +324,8 @@ class SyncTransport:
         follow = self._options.allow_redirects and not request.secret
         try:
             return fetch(self._session, request, seconds=self._options.timeout, allow_redirects=follow)
-        except requests.Timeout:
+        # Where a body stalls, the socket's own limit may end first.
+        except (requests.Timeout, TimeoutError):
             return _too_slow(self._options.timeout)
         # requests does not wrap all errors of urllib3 and of codecs; after any error there is no reply.
         except Exception as error:
